@@ -1,0 +1,43 @@
+// The logical parameters of a model: names (Hugging Face's), global shapes, how the tensor-parallel split cuts them and how
+// they start. Engine, planner and checkpoints all read this one list.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "mt/v1/spec.pb.h"
+
+namespace mt {
+
+struct LogicalParameter {
+  std::string name;                  // "model.layers.0.self_attn.q_proj.weight"
+  std::vector<int64_t> shape;        // [out, in] for matrices
+  int split_dimension = -1;          // cut over the tensor group: 0 = rows (column-parallel), 1 = columns (row-parallel), -1 = whole
+  int64_t layer = -1;                // decoder block, -1 = embedding, final norm, head
+  double init_std = 0;               // normal(0, init_std); 0 = filled with ones (norm weights)
+  bool weight_decay = true;          // false for 1-D tensors
+  uint64_t init_stream = 0;          // of the counter-based generator: a hash of the name
+
+  int64_t Elements() const {
+    int64_t count = 1;
+    for (const int64_t size : shape) count *= size;
+    return count;
+  }
+};
+
+// In the order of the forward pass: embedding, blocks, final norm, head (absent when tied). `model` is resolved (no zeros).
+std::vector<LogicalParameter> ParametersOf(const v1::ModelSpec& model);
+int64_t ParameterCount(const v1::ModelSpec& model);
+
+// Names of parameters outside the blocks.
+inline constexpr char kEmbeddingName[] = "model.embed_tokens.weight";
+inline constexpr char kFinalNormName[] = "model.norm.weight";
+inline constexpr char kHeadName[] = "lm_head.weight";
+
+// Model FLOPs of one training step over `tokens` tokens: 6 per matrix parameter and token (head counted, embedding look-up
+// not), plus causal attention 6 * layers * heads * head_dim * sequence per token (half of the square), as in Narayanan et
+// al. 2021 (arXiv 2104.04473) without recomputation.
+double ModelFlops(const v1::ModelSpec& model, int64_t sequence_length, int64_t tokens);
+
+}  // namespace mt
