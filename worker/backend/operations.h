@@ -1,0 +1,127 @@
+// The operations of one rank, resolved to backends once, at start; then each call is one indirect call.
+//
+//   MT_ASSIGN_OR_RETURN(std::unique_ptr<Operations> ops, Operations::Create({.backend = "cpu", .threads = 2}));
+//   MT_RETURN_IF_ERROR(ops->Need<MT_OP_ADD>({.dtype = MT_F32, .count = n}));      // when the plan is made
+//   MT_RETURN_IF_ERROR(ops->Run<MT_OP_ADD>({.dtype = MT_F32, .a = a, .b = b, .destination = d, .count = n}));
+//
+// Invariants
+//  - An operation runs on the override's backend if the job names one, else on the first of (the job's backend, then the
+//    other backends in host memory) that supports every shape given to Need. What none supports fails in Need.
+//  - Run fills in struct_size, and, where `workspace` is null, this table's own scratch: as large as the largest Need.
+//    So one Operations serves one stream of calls; ranks that are threads have one each.
+//  - Run allocates nothing unless it fails.
+#pragma once
+
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "common/status.h"
+#include "mt/v1/jobs.pb.h"
+#include "worker/backend/backend.h"
+
+namespace mt {
+
+// The argument struct of an operation.
+template <mt_operation Op>
+struct OperationArguments;
+#define MT_OPERATION_ARGUMENTS(op, args) \
+  template <>                            \
+  struct OperationArguments<op> {        \
+    using type = args;                   \
+  }
+MT_OPERATION_ARGUMENTS(MT_OP_FILL, mt_fill_args);
+MT_OPERATION_ARGUMENTS(MT_OP_FILL_NORMAL, mt_fill_normal_args);
+MT_OPERATION_ARGUMENTS(MT_OP_COPY, mt_copy_args);
+MT_OPERATION_ARGUMENTS(MT_OP_ADD, mt_add_args);
+MT_OPERATION_ARGUMENTS(MT_OP_SCALE, mt_scale_args);
+MT_OPERATION_ARGUMENTS(MT_OP_SQUARED_SUM, mt_squared_sum_args);
+MT_OPERATION_ARGUMENTS(MT_OP_MATMUL, mt_matmul_args);
+MT_OPERATION_ARGUMENTS(MT_OP_EMBEDDING_FORWARD, mt_embedding_args);
+MT_OPERATION_ARGUMENTS(MT_OP_EMBEDDING_BACKWARD, mt_embedding_args);
+MT_OPERATION_ARGUMENTS(MT_OP_RMSNORM_FORWARD, mt_rmsnorm_args);
+MT_OPERATION_ARGUMENTS(MT_OP_RMSNORM_BACKWARD, mt_rmsnorm_args);
+MT_OPERATION_ARGUMENTS(MT_OP_ROPE, mt_rope_args);
+MT_OPERATION_ARGUMENTS(MT_OP_ATTENTION_FORWARD, mt_attention_args);
+MT_OPERATION_ARGUMENTS(MT_OP_ATTENTION_BACKWARD, mt_attention_args);
+MT_OPERATION_ARGUMENTS(MT_OP_SWIGLU_FORWARD, mt_swiglu_args);
+MT_OPERATION_ARGUMENTS(MT_OP_SWIGLU_BACKWARD, mt_swiglu_args);
+MT_OPERATION_ARGUMENTS(MT_OP_CROSS_ENTROPY_STATISTICS, mt_cross_entropy_args);
+MT_OPERATION_ARGUMENTS(MT_OP_CROSS_ENTROPY_GRADIENT, mt_cross_entropy_args);
+MT_OPERATION_ARGUMENTS(MT_OP_ADAMW, mt_adamw_args);
+MT_OPERATION_ARGUMENTS(MT_OP_CROSS_ENTROPY_COMBINE, mt_cross_entropy_combine_args);
+#undef MT_OPERATION_ARGUMENTS
+
+template <mt_operation Op>
+using Arguments = typename OperationArguments<Op>::type;
+
+class Operations {
+ public:
+  struct Options {
+    std::string backend;                           // empty or "auto": the best that probes well
+    std::map<std::string, std::string> overrides;  // operation name -> backend name (RuntimeSpec.operations)
+    int device = 0;
+    int threads = 0;                               // CPU backends; 0 = all cores
+  };
+  // INVALID_ARGUMENT: an override names no operation; else what LoadBackend and ChooseBackend return.
+  static absl::StatusOr<std::unique_ptr<Operations>> Create(const Options& options);
+  ~Operations();
+  Operations(const Operations&) = delete;
+  Operations& operator=(const Operations&) = delete;
+
+  // Declares a use: types and shapes; pointers are ignored. UNIMPLEMENTED if no backend supports it.
+  template <mt_operation Op>
+  absl::Status Need(Arguments<Op> shape) {
+    shape.struct_size = sizeof(shape);
+    return NeedBytes(Op, &shape, sizeof(shape));
+  }
+
+  // FAILED_PRECONDITION if the operation was never needed; otherwise what the backend says.
+  template <mt_operation Op>
+  absl::Status Run(Arguments<Op> arguments) const {
+    arguments.struct_size = sizeof(arguments);
+    if constexpr (requires { arguments.workspace_bytes; }) {
+      if (arguments.workspace == nullptr) {
+        arguments.workspace = workspace_;
+        arguments.workspace_bytes = workspace_bytes_;
+      }
+    }
+    const Entry& entry = entries_[Op];
+    if (entry.backend == nullptr) return NotResolved(Op);
+    const int32_t code = entry.backend->abi().run(Op, &arguments, nullptr);
+    if (code != MT_OK) return Failed(Op, code);
+    return absl::OkStatus();
+  }
+
+  // What runs where, in operation order: for the log and the job's status.
+  std::vector<v1::ResolvedOperation> Resolved() const;
+  // The job's own backend.
+  const Backend& backend() const { return *candidates_.front(); }
+
+  // Device memory, aligned to 64 bytes at least; RESOURCE_EXHAUSTED. The caller frees it before this object dies.
+  absl::StatusOr<void*> Allocate(size_t bytes) const;
+  void Free(void* pointer) const;
+
+ private:
+  struct Entry {
+    const Backend* backend = nullptr;
+    std::vector<std::string> shapes;  // argument structs given to Need
+  };
+
+  Operations() = default;
+  absl::Status NeedBytes(mt_operation operation, const void* shape, size_t bytes);
+  absl::Status ReserveWorkspace(int64_t bytes);
+  absl::Status NotResolved(mt_operation operation) const;
+  absl::Status Failed(mt_operation operation, int32_t code) const;
+
+  std::vector<const Backend*> candidates_;                // the job's own first
+  std::map<int32_t, const Backend*> overrides_;
+  Entry entries_[MT_OP_END];
+  void* workspace_ = nullptr;
+  size_t workspace_bytes_ = 0;
+};
+
+}  // namespace mt
