@@ -2,7 +2,7 @@
 //
 // Where the coordinator is, first that is given: --endpoint, MT_ENDPOINT, the context named by --context or MT_CONTEXT, the
 // current context in <config folder>/current-context. A context is an endpoint file, <config folder>/contexts/<name>.json,
-// written by the coordinator when it starts (client/endpoint_file.h) or by `mtctl dev up`; an endpoint is the path of such
+// written by the coordinator when it starts (common/endpoint_file.h) or by `mtctl dev up`; an endpoint is the path of such
 // a file, or host:port (then certificates come from --tls-dir or MT_TLS_DIR, or --insecure).
 #pragma once
 

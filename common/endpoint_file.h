@@ -10,7 +10,7 @@
 #include "common/env.h"
 #include "common/status.h"
 
-namespace mt::client {
+namespace mt {
 
 struct EndpointFile {
   std::string address;
@@ -24,4 +24,4 @@ struct EndpointFile {
 absl::StatusOr<EndpointFile> ParseEndpointFile(absl::string_view json, absl::string_view path);
 std::string FormatEndpointFile(const EndpointFile& file);
 
-}  // namespace mt::client
+}  // namespace mt
