@@ -1,0 +1,62 @@
+// What a rank keeps in memory, known before anything runs: the flat parameter buffers and every
+// activation with its shape, lifetime and policy. The engine builds its one arena from this plan;
+// the planner adds it up.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/spec/mesh.h"
+#include "common/status.h"
+#include "mt/v1/spec.pb.h"
+
+namespace mt {
+
+// INVALID_ARGUMENT if the model's and batch's sizes do not divide over the mesh; names the field,
+// the value and what would do.
+absl::Status CheckSizes(const v1::JobSpec& spec, const Mesh& mesh);
+
+enum class KeepPolicy {
+  kKeep,       // written in the forward pass, read in the backward pass: one copy per block and
+               // micro-batch in flight
+  kRecompute,  // made again in the backward pass: one copy for all blocks
+  kScratch,    // used within one pass of one block: one copy for all blocks
+};
+
+struct PlannedTensor {
+  std::string name;            // "block.qkv"
+  std::vector<int64_t> shape;  // on this rank, of one copy
+  int64_t element_bytes = 0;
+  KeepPolicy policy = KeepPolicy::kScratch;
+  int first_use = 0,
+      last_use =
+          0;  // moments of a pass (see the source); copies whose moments do not meet share memory
+  int64_t copies = 1;  // consecutive in the arena, each padded to 64 bytes
+  int64_t offset = 0;  // of the first copy in the arena, in bytes
+
+  int64_t CopyBytes() const;  // of one copy, padded
+};
+
+struct ActivationPlan {
+  std::vector<PlannedTensor> tensors;
+  int64_t arena_bytes = 0;
+  int64_t blocks = 0;     // decoder blocks of this stage
+  int64_t in_flight = 0;  // micro-batches whose forward is done and backward is not, at most
+
+  // Null if this stage has no such tensor.
+  const PlannedTensor* Find(absl::string_view name) const;
+};
+
+// `spec` is resolved and CheckSizes(spec, mesh) is OK.
+ActivationPlan PlanActivations(const v1::JobSpec& spec, const Mesh& mesh, int rank);
+
+// Bytes of one rank by kind. `workspace` is what the engine itself needs besides (tables, token
+// buffers); a backend's own scratch is not in it.
+struct RankMemory {
+  int64_t weights = 0, gradients = 0, optimizer = 0, activations = 0, workspace = 0;
+  int64_t Total() const { return weights + gradients + optimizer + activations + workspace; }
+};
+RankMemory PlanMemory(const v1::JobSpec& spec, const Mesh& mesh, int rank);
+
+}  // namespace mt

@@ -1,0 +1,125 @@
+// One rank's part of training: the weights, gradients and optimizer state it holds, and the step
+// that advances them.
+//
+// What is computed does not depend on the layout: initial weights are counter-based, the batch of
+// step s is samples [s * global_batch, (s + 1) * global_batch) of the data's order, the loss is
+// scaled by 1 / (tokens of the global batch), and every sum over ranks is taken in rank order. So
+// any layout gives the same losses up to rounding, and the same layout gives the same bits.
+//
+//   MT_ASSIGN_OR_RETURN(auto trainer, Trainer::Create(options));
+//   fresh:   trainer->InitialiseWeights();
+//   resumed: fill every box of trainer->LoadTargets(), then trainer->FinishLoad(position);
+//   while (trainer->position().step < steps) trainer->Step();
+//
+// Everything a step needs is allocated in Create; Step allocates nothing.
+// All ranks of a job call InitialiseWeights, FinishLoad and Step in the same order. One thread per
+// Trainer. After Step, InitialiseWeights or FinishLoad has failed, the trainer can only be
+// destroyed.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/spec/mesh.h"
+#include "common/status.h"
+#include "mt/v1/spec.pb.h"
+#include "worker/backend/operations.h"
+#include "worker/checkpoint/state.h"
+#include "worker/comm/communicator.h"
+#include "worker/train/batch_source.h"
+
+namespace mt {
+
+// The groups this rank is a member of (Mesh::TensorGroup, ...), in the mesh's order. Owned by the
+// caller, who keeps them alive as long as the trainer. A group of one may be null. `embedding` is
+// used only when embeddings are tied and the pipeline has more than one stage, and then only by the
+// first and the last stage; it may be null elsewhere.
+struct TrainerGroups {
+  Communicator* tensor = nullptr;
+  Communicator* data = nullptr;
+  Communicator* pipeline = nullptr;
+  Communicator* embedding = nullptr;
+  Communicator* model = nullptr;
+};
+
+struct TrainerOptions {
+  v1::JobSpec spec;  // resolved
+  Mesh mesh;
+  int rank = 0;  // global
+  TrainerGroups groups;
+  Operations* operations = nullptr;  // this rank's own; outlives the trainer
+  BatchSource* samples =
+      nullptr;  // outlives the trainer; null on stages between the first and the last
+};
+
+// Where a step's time went; the phases do not overlap and add up to nearly the whole step.
+struct PhaseSeconds {
+  double data = 0;       // fetching samples
+  double forward = 0;    // with the loss, and waiting for the previous stage
+  double backward = 0;   // and waiting for the next stage
+  double grad_sync = 0;  // sums of gradients, the norm, gathering updated weights
+  double optimizer = 0;
+};
+
+// The same on every rank, except `seconds`.
+struct StepResult {
+  int64_t step = 0;  // steps done, this one included
+  double loss = 0;   // mean over the global batch's tokens (with the z-loss term if that is on),
+                     // before the update
+  double grad_norm = 0;  // before clipping
+  double lr = 0;
+  int64_t tokens = 0;  // of the global batch
+  PhaseSeconds seconds;
+};
+
+// What this rank holds, in bytes.
+struct TrainerMemory {
+  int64_t weights = 0, gradients = 0, optimizer = 0, activations = 0;
+};
+
+class Trainer {
+ public:
+  // INVALID_ARGUMENT: sizes that do not divide (names the field and what would do). UNIMPLEMENTED:
+  // an operation that no backend supports, a precision the engine does not have.
+  // RESOURCE_EXHAUSTED: memory.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(TrainerOptions options);
+  ~Trainer();
+  Trainer(const Trainer&) = delete;
+  Trainer& operator=(const Trainer&) = delete;
+
+  // Fresh weights from training.seed: the same under any layout. Position becomes step 0.
+  absl::Status InitialiseWeights();
+
+  // One optimizer step. ABORTED, UNAVAILABLE, DEADLINE_EXCEEDED: from a communicator. OUT_OF_RANGE:
+  // a token id outside the vocabulary. FAILED_PRECONDITION: loss or gradient norm is not finite
+  // (weights are left as before the step).
+  absl::StatusOr<StepResult> Step();
+
+  // What this rank saves: over all ranks of the job every logical element of weights and optimizer
+  // state exactly once. Valid between steps, as long as the trainer lives; Step changes the data.
+  std::vector<TensorBox> CheckpointState();
+
+  // What this rank must be filled with before FinishLoad: the caller writes every element of every
+  // box.
+  std::vector<TensorBox> LoadTargets();
+  absl::Status FinishLoad(const TrainingPosition& position);
+
+  const TrainingPosition& position() const { return position_; }
+
+  // The gradient of the last step, summed over the global batch, before clipping; over all ranks
+  // every logical element once.
+  std::vector<TensorBox> Gradients();
+
+  TrainerMemory memory() const;
+
+ private:
+  struct State;
+  explicit Trainer(std::unique_ptr<State> state);
+
+  std::unique_ptr<State> state_;
+  TrainingPosition position_;
+};
+
+}  // namespace mt
