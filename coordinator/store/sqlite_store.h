@@ -1,0 +1,17 @@
+// StateStore in one SQLite file (WAL, synchronous=FULL): `<state directory>/coordinator.db`, beside the lock file
+// `coordinator.lock` that keeps a second coordinator out and names the first.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "common/env.h"
+#include "coordinator/store/state_store.h"
+
+namespace mt {
+
+// Creates the folder and the tables if need be. FAILED_PRECONDITION naming pid and path when another process holds the
+// folder; FAILED_PRECONDITION when a newer version of mt wrote it; DATA_LOSS when the database is damaged.
+absl::StatusOr<std::unique_ptr<StateStore>> OpenSqliteStore(Env* env, const std::string& state_directory);
+
+}  // namespace mt
