@@ -1,0 +1,93 @@
+#include "worker/data/gpt_dataset.h"
+
+#include <filesystem>
+#include <numeric>
+
+#include "common/check.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "worker/data/indexed_dataset_writer.h"
+
+namespace mt {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class GptDatasetTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = ::testing::TempDir() + "/gpt_dataset." + std::to_string(getpid()) + "." +
+              ::testing::UnitTest::GetInstance()->current_test_info()->name();
+    options_ = {.prefix = folder_ + "/set", .sequence_length = 8, .num_samples = 4, .seed = 1234};
+    // The documents of the golden order; token 100 d + i is the i-th of document d.
+    auto writer =
+        IndexedDatasetWriter::Create(Env::Real(), options_.prefix, TokenType::kUint16).value();
+    int32_t document = 0;
+    for (const int32_t length : {5, 9, 3, 12, 7, 4}) {
+      std::vector<int32_t> tokens(length);
+      std::iota(tokens.begin(), tokens.end(), 100 * document++);
+      MT_CHECK_OK(writer->AddDocument(tokens));
+    }
+    MT_CHECK_OK(writer->Seal().status());
+    MT_CHECK_OK(writer->Commit());
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  std::string folder_;
+  GptDatasetOptions options_;
+};
+
+TEST_F(GptDatasetTest, SamplesRunAcrossDocumentsInMegatronsOrder) {
+  const auto dataset = GptDataset::Open(Env::Real(), options_).value();
+  ASSERT_EQ(dataset->num_samples(), 4);
+  std::vector<int32_t> tokens(9);
+  // document_index 2 1 5 0 4 3; shuffle 0 2 1 3; sample 1 is walk 2, which starts at (3, 0).
+  ASSERT_TRUE(dataset->Fetch(0, tokens).ok());
+  EXPECT_THAT(tokens, ElementsAre(200, 201, 202, 100, 101, 102, 103, 104, 105));
+  ASSERT_TRUE(dataset->Fetch(1, tokens).ok());
+  EXPECT_THAT(tokens, ElementsAre(0, 1, 2, 3, 4, 400, 401, 402, 403));
+  ASSERT_TRUE(dataset->Fetch(2, tokens).ok());
+  EXPECT_THAT(tokens, ElementsAre(105, 106, 107, 108, 500, 501, 502, 503, 0));
+  ASSERT_TRUE(dataset->Fetch(3, tokens).ok());
+  EXPECT_THAT(tokens, ElementsAre(403, 404, 405, 406, 300, 301, 302, 303, 304));
+  EXPECT_EQ(dataset->Fetch(4, tokens).code(), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(dataset->Fetch(-1, tokens).code(), absl::StatusCode::kOutOfRange);
+}
+
+TEST_F(GptDatasetTest, OnlyTheTrainingShareIsRead) {
+  options_.split = "1,1,0";
+  options_.num_samples = 20;
+  const auto dataset = GptDataset::Open(Env::Real(), options_).value();
+  std::vector<int32_t> tokens(9);
+  for (int64_t sample = 0; sample < 20; ++sample) {
+    ASSERT_TRUE(dataset->Fetch(sample, tokens).ok());
+    for (const int32_t token : tokens) EXPECT_LT(token, 300);
+  }
+}
+
+TEST_F(GptDatasetTest, IdsOutsideTheVocabularyAreRefused) {
+  options_.vocab_size = 501;
+  EXPECT_THAT(CheckTrainingData(Env::Real(), options_).message(),
+              HasSubstr("id 503, but model.vocab is 501"));
+  const auto dataset = GptDataset::Open(Env::Real(), options_).value();
+  std::vector<int32_t> tokens(9);
+  EXPECT_TRUE(dataset->Fetch(0, tokens).ok());
+  EXPECT_EQ(dataset->Fetch(2, tokens).code(), absl::StatusCode::kDataLoss);
+  options_.vocab_size = 504;
+  EXPECT_TRUE(CheckTrainingData(Env::Real(), options_).ok());
+}
+
+TEST_F(GptDatasetTest, TooLittleDataAndBadSeedsAreRefused) {
+  options_.num_samples = 0;
+  options_.sequence_length = 40;
+  EXPECT_THAT(GptDataset::Open(Env::Real(), options_).status().message(),
+              HasSubstr("40 tokens, too few"));
+  options_.sequence_length = 8;
+  options_.seed = int64_t{1} << 32;
+  EXPECT_THAT(GptDataset::Open(Env::Real(), options_).status().message(),
+              HasSubstr("data.seed: 4294967296"));
+}
+
+}  // namespace
+}  // namespace mt
