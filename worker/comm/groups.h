@@ -1,0 +1,42 @@
+// The communicators of one rank: one per group of the mesh, over the transport that fits where its
+// members are.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/spec/mesh.h"
+#include "common/status.h"
+#include "mt/v1/worker.pb.h"
+#include "worker/comm/communicator.h"
+
+namespace mt {
+
+struct GroupsOptions {
+  const Mesh* mesh = nullptr;
+  int rank = 0;
+  std::vector<v1::RankSlot> rank_table;  // the whole job's, by rank
+  // "auto": shared memory if all members of a group are on one node, else Gloo. "shm": as auto, but
+  // a group across nodes is INVALID_ARGUMENT. "gloo": always Gloo.
+  std::string transport = "auto";
+  std::string job_id;
+  int generation = 0;
+  absl::Duration timeout = absl::Minutes(5);
+};
+
+// Groups of one are self communicators: no pointer is null (except embedding on middle stages).
+// Names say who is in a group: "tensor (ranks 0,1)".
+struct RankGroups {
+  std::unique_ptr<Communicator> tensor, data, pipeline, embedding, model;
+  void Abort(absl::string_view reason);  // all of them; thread-safe
+  std::string Describe() const;          // "tensor: shm of 2, data: gloo of 3, ..."
+  std::vector<std::string>
+      transports;  // of tensor, data, pipeline, embedding, model: self | shm | gloo
+};
+
+// Collective over the job: every rank calls it. `rendezvous` is shared by all ranks of the job's
+// generation.
+absl::StatusOr<RankGroups> BuildGroups(const GroupsOptions& options, Rendezvous* rendezvous);
+
+}  // namespace mt
