@@ -7,11 +7,27 @@
 
 /* Null for a number that is no operation. */
 static inline const char* mt_operation_name(int32_t operation) {
-  static const char* const names[] = {
-      NULL, "fill", "fill_normal", "copy", "add", "scale", "squared_sum", "matmul", "embedding_forward",
-      "embedding_backward", "rmsnorm_forward", "rmsnorm_backward", "rope", "attention_forward", "attention_backward",
-      "swiglu_forward", "swiglu_backward", "cross_entropy_statistics", "cross_entropy_gradient", "adamw",
-      "cross_entropy_combine"};
+  static const char* const names[] = {NULL,
+                                      "fill",
+                                      "fill_normal",
+                                      "copy",
+                                      "add",
+                                      "scale",
+                                      "squared_sum",
+                                      "matmul",
+                                      "embedding_forward",
+                                      "embedding_backward",
+                                      "rmsnorm_forward",
+                                      "rmsnorm_backward",
+                                      "rope",
+                                      "attention_forward",
+                                      "attention_backward",
+                                      "swiglu_forward",
+                                      "swiglu_backward",
+                                      "cross_entropy_statistics",
+                                      "cross_entropy_gradient",
+                                      "adamw",
+                                      "cross_entropy_combine"};
   const int32_t count = (int32_t)(sizeof names / sizeof names[0]);
   return operation > 0 && operation < count ? names[operation] : NULL;
 }

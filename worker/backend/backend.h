@@ -1,7 +1,8 @@
-// Backends are shared libraries `libmt_backend_<name>.so`, found at start and never unloaded (a CUDA runtime cannot be), so
-// a Backend pointer is valid until the process ends.
+// Backends are shared libraries `libmt_backend_<name>.so`, found at start and never unloaded (a
+// CUDA runtime cannot be), so a Backend pointer is valid until the process ends.
 //
-// Searched in this order: folders of MT_BACKEND_PATH (colon-separated), the executable's folder, <executable>/../lib.
+// Searched in this order: folders of MT_BACKEND_PATH (colon-separated), the executable's folder,
+// <executable>/../lib.
 #pragma once
 
 #include <string>
@@ -25,8 +26,8 @@ class Backend {
   const std::string& path() const { return path_; }
   bool host_memory() const { return (info_.capabilities & MT_CAPABILITY_HOST_MEMORY) != 0; }
 
-  // OK, or `code` as a Status: "<what> on backend <name>: <its message>". INVALID_ARGUMENT, UNIMPLEMENTED,
-  // RESOURCE_EXHAUSTED or INTERNAL.
+  // OK, or `code` as a Status: "<what> on backend <name>: <its message>". INVALID_ARGUMENT,
+  // UNIMPLEMENTED, RESOURCE_EXHAUSTED or INTERNAL.
   absl::Status ToStatus(int32_t code, absl::string_view what) const;
 
  private:
@@ -35,16 +36,18 @@ class Backend {
   std::string path_;
 };
 
-// Loads (once per process) and probes one backend. NOT_FOUND: no such library, names the folders that were searched.
-// FAILED_PRECONDITION: it would not load, its ABI major version differs, or its probe declined (with its reason).
-// Thread-safe.
+// Loads (once per process) and probes one backend. NOT_FOUND: no such library, names the folders
+// that were searched. FAILED_PRECONDITION: it would not load, its ABI major version differs, or its
+// probe declined (with its reason). Thread-safe.
 absl::StatusOr<const Backend*> LoadBackend(absl::string_view name);
 
-// The backend of a job: `requested`, or, when that is empty or "auto", the first of cuda, musa, txda, cpu that loads and
-// probes well. "reference" is only used when asked for. NOT_FOUND lists why each one declined.
+// The backend of a job: `requested`, or, when that is empty or "auto", the first of cuda, musa,
+// txda, cpu that loads and probes well. "reference" is only used when asked for. NOT_FOUND lists
+// why each one declined.
 absl::StatusOr<const Backend*> ChooseBackend(absl::string_view requested);
 
-// For node reports: one line per known backend that is installed here: "cpu" or "cuda: <why it declined>".
+// For node reports: one line per known backend that is installed here: "cpu" or "cuda: <why it
+// declined>".
 std::vector<std::string> DescribeBackends();
 
 }  // namespace mt

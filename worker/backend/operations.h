@@ -1,13 +1,18 @@
-// The operations of one rank, resolved to backends once, at start; then each call is one indirect call.
+// The operations of one rank, resolved to backends once, at start; then each call is one indirect
+// call.
 //
-//   MT_ASSIGN_OR_RETURN(std::unique_ptr<Operations> ops, Operations::Create({.backend = "cpu", .threads = 2}));
-//   MT_RETURN_IF_ERROR(ops->Need<MT_OP_ADD>({.dtype = MT_F32, .count = n}));      // when the plan is made
-//   MT_RETURN_IF_ERROR(ops->Run<MT_OP_ADD>({.dtype = MT_F32, .a = a, .b = b, .destination = d, .count = n}));
+//   MT_ASSIGN_OR_RETURN(std::unique_ptr<Operations> ops, Operations::Create({.backend = "cpu",
+//   .threads = 2})); MT_RETURN_IF_ERROR(ops->Need<MT_OP_ADD>({.dtype = MT_F32, .count = n})); //
+//   when the plan is made MT_RETURN_IF_ERROR(ops->Run<MT_OP_ADD>({.dtype = MT_F32, .a = a, .b = b,
+//   .destination = d, .count = n}));
 //
 // Invariants
-//  - An operation runs on the override's backend if the job names one, else on the first of (the job's backend, then the
-//    other backends in host memory) that supports every shape given to Need. What none supports fails in Need.
-//  - Run fills in struct_size, and, where `workspace` is null, this table's own scratch: as large as the largest Need.
+//  - An operation runs on the override's backend if the job names one, else on the first of (the
+//  job's backend, then the
+//    other backends in host memory) that supports every shape given to Need. What none supports
+//    fails in Need.
+//  - Run fills in struct_size, and, where `workspace` is null, this table's own scratch: as large
+//  as the largest Need.
 //    So one Operations serves one stream of calls; ranks that are threads have one each.
 //  - Run allocates nothing unless it fails.
 #pragma once
@@ -61,18 +66,21 @@ using Arguments = typename OperationArguments<Op>::type;
 class Operations {
  public:
   struct Options {
-    std::string backend;                           // empty or "auto": the best that probes well
-    std::map<std::string, std::string> overrides;  // operation name -> backend name (RuntimeSpec.operations)
+    std::string backend;  // empty or "auto": the best that probes well
+    std::map<std::string, std::string>
+        overrides;  // operation name -> backend name (RuntimeSpec.operations)
     int device = 0;
-    int threads = 0;                               // CPU backends; 0 = all cores
+    int threads = 0;  // CPU backends; 0 = all cores
   };
-  // INVALID_ARGUMENT: an override names no operation; else what LoadBackend and ChooseBackend return.
+  // INVALID_ARGUMENT: an override names no operation; else what LoadBackend and ChooseBackend
+  // return.
   static absl::StatusOr<std::unique_ptr<Operations>> Create(const Options& options);
   ~Operations();
   Operations(const Operations&) = delete;
   Operations& operator=(const Operations&) = delete;
 
-  // Declares a use: types and shapes; pointers are ignored. UNIMPLEMENTED if no backend supports it.
+  // Declares a use: types and shapes; pointers are ignored. UNIMPLEMENTED if no backend supports
+  // it.
   template <mt_operation Op>
   absl::Status Need(Arguments<Op> shape) {
     shape.struct_size = sizeof(shape);
@@ -101,7 +109,8 @@ class Operations {
   // The job's own backend.
   const Backend& backend() const { return *candidates_.front(); }
 
-  // Device memory, aligned to 64 bytes at least; RESOURCE_EXHAUSTED. The caller frees it before this object dies.
+  // Device memory, aligned to 64 bytes at least; RESOURCE_EXHAUSTED. The caller frees it before
+  // this object dies.
   absl::StatusOr<void*> Allocate(size_t bytes) const;
   void Free(void* pointer) const;
 
@@ -117,7 +126,7 @@ class Operations {
   absl::Status NotResolved(mt_operation operation) const;
   absl::Status Failed(mt_operation operation, int32_t code) const;
 
-  std::vector<const Backend*> candidates_;                // the job's own first
+  std::vector<const Backend*> candidates_;  // the job's own first
   std::map<int32_t, const Backend*> overrides_;
   Entry entries_[MT_OP_END];
   void* workspace_ = nullptr;

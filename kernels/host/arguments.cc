@@ -1,0 +1,340 @@
+// The contract of kernels/abi/mt_backend.h as checks: bad arguments are refused before a kernel
+// reads them.
+#include <algorithm>
+
+#include "kernels/host/host.h"
+
+namespace mt::host {
+namespace {
+
+constexpr int64_t kLargest =
+    int64_t{1} << 48;  // of one dimension; products of two sizes below are checked apart
+
+// Collects the first broken rule of one call.
+class Checker {
+ public:
+  Checker(int32_t operation, bool with_pointers)
+      : operation_(operation), with_pointers_(with_pointers) {}
+
+  template <typename Args>
+  bool Size(const Args& args) {
+    if (args.struct_size >= sizeof(Args)) return true;
+    Invalid("struct_size", args.struct_size, "smaller than this version's struct");
+    return false;
+  }
+  void Range(const char* field, int64_t value, int64_t least, int64_t most = kLargest) {
+    if (code_ == MT_OK && (value < least || value > most)) Invalid(field, value, "out of range");
+  }
+  void Rule(bool holds, const char* field, int64_t value, const char* why) {
+    if (code_ == MT_OK && !holds) Invalid(field, value, why);
+  }
+  // Two sizes whose product is a number of elements.
+  void Product(const char* field, int64_t a, int64_t b) {
+    if (code_ == MT_OK && a > 0 && b > kLargest / a)
+      Invalid(field, a, "times the other size is too large");
+  }
+  void Pointer(const char* field, const void* pointer, int64_t count = 1) {
+    if (code_ == MT_OK && with_pointers_ && pointer == nullptr && count > 0) {
+      code_ = Fail(MT_ERROR_INVALID, operation_, "%s is null", field);
+    }
+  }
+  int32_t code() const { return code_; }
+
+ private:
+  void Invalid(const char* field, int64_t value, const char* why) {
+    code_ = Fail(MT_ERROR_INVALID, operation_, "%s = %lld %s", field, static_cast<long long>(value),
+                 why);
+  }
+  int32_t operation_;
+  bool with_pointers_;
+  int32_t code_ = MT_OK;
+};
+
+void Check(Checker& c, const mt_fill_args& a) {
+  c.Range("count", a.count, 0);
+  c.Pointer("data", a.data, a.count);
+}
+
+void Check(Checker& c, const mt_fill_normal_args& a) {
+  c.Range("rows", a.rows, 0);
+  c.Range("columns", a.columns, 0);
+  c.Product("rows", a.rows, a.columns);
+  c.Pointer("data", a.data, a.rows * a.columns);
+}
+
+void Check(Checker& c, const mt_copy_args& a) {
+  c.Range("count", a.count, 0);
+  c.Pointer("source", a.source, a.count);
+  c.Pointer("destination", a.destination, a.count);
+}
+
+void Check(Checker& c, const mt_add_args& a) {
+  c.Range("count", a.count, 0);
+  c.Pointer("a", a.a, a.count);
+  c.Pointer("b", a.b, a.count);
+  c.Pointer("destination", a.destination, a.count);
+}
+
+void Check(Checker& c, const mt_scale_args& a) {
+  c.Range("count", a.count, 0);
+  c.Pointer("data", a.data, a.count);
+}
+
+void Check(Checker& c, const mt_squared_sum_args& a) {
+  c.Range("count", a.count, 0);
+  c.Pointer("data", a.data, a.count);
+  c.Pointer("result", a.result);
+}
+
+void Check(Checker& c, const mt_matmul_args& a) {
+  c.Range("m", a.m, 0);
+  c.Range("n", a.n, 0);
+  c.Range("k", a.k, 0);
+  c.Rule(a.lda >= std::max<int64_t>(1, a.transpose_a ? a.m : a.k), "lda", a.lda,
+         "is smaller than a row of A");
+  c.Rule(a.ldb >= std::max<int64_t>(1, a.transpose_b ? a.k : a.n), "ldb", a.ldb,
+         "is smaller than a row of B");
+  c.Rule(a.ldd >= std::max<int64_t>(1, a.n), "ldd", a.ldd, "is smaller than a row of D");
+  c.Range("lda", a.lda, 1);
+  c.Range("ldb", a.ldb, 1);
+  c.Range("ldd", a.ldd, 1);
+  c.Product("m", std::max(a.m, a.k), std::max({a.lda, a.ldb, a.ldd}));
+  c.Rule(a.beta == 0 || a.beta == 1, "beta", static_cast<int64_t>(a.beta), "is neither 0 nor 1");
+  c.Pointer("a", a.a, a.m > 0 && a.k > 0);
+  c.Pointer("b", a.b, a.n > 0 && a.k > 0);
+  c.Pointer("d", a.d, a.m > 0 && a.n > 0);
+}
+
+void Check(Checker& c, const mt_embedding_args& a, bool backward) {
+  c.Range("rows", a.rows, 0);
+  c.Range("columns", a.columns, 1);
+  c.Range("vocab_start", a.vocab_start, 0, INT32_MAX);
+  c.Range("vocab_rows", a.vocab_rows, 0, INT32_MAX);
+  c.Product("columns", a.columns, std::max(a.rows, a.vocab_rows));
+  c.Pointer("ids", a.ids, a.rows);
+  c.Pointer("table", a.table, backward ? 0 : a.vocab_rows);
+  c.Pointer("output", a.output, backward ? 0 : a.rows);
+  c.Pointer("output_gradient", a.output_gradient, backward ? a.rows : 0);
+  c.Pointer("table_gradient", a.table_gradient, backward ? a.vocab_rows : 0);
+}
+
+void Check(Checker& c, const mt_rmsnorm_args& a, bool backward) {
+  c.Range("rows", a.rows, 0);
+  c.Range("columns", a.columns, 1);
+  c.Product("rows", a.rows, a.columns);
+  c.Rule(backward || a.eps >= 0, "eps", static_cast<int64_t>(a.eps), "is negative");
+  c.Pointer("weight", a.weight);
+  c.Pointer("rstd", a.rstd, a.rows);
+  c.Pointer("x", a.x, backward ? 0 : a.rows);
+  c.Pointer("output", a.output, backward ? 0 : a.rows);
+  c.Pointer("sum", a.sum, backward ? a.rows : 0);
+  c.Pointer("output_gradient", a.output_gradient, backward ? a.rows : 0);
+  c.Pointer("input_gradient", a.input_gradient, backward ? a.rows : 0);
+  c.Pointer("weight_gradient", a.weight_gradient, backward);
+}
+
+void Check(Checker& c, const mt_rope_args& a) {
+  c.Range("sequence", a.sequence, 0);
+  c.Range("batch", a.batch, 0);
+  c.Range("heads", a.heads, 0, 1 << 20);
+  c.Range("head_dim", a.head_dim, 2, 1 << 16);
+  c.Rule(a.head_dim % 2 == 0, "head_dim", a.head_dim, "is odd");
+  c.Range("first_position", a.first_position, 0);
+  c.Rule(a.row_stride >= a.heads * a.head_dim, "row_stride", a.row_stride,
+         "is smaller than heads * head_dim");
+  c.Pointer("data", a.data, a.sequence * a.batch * a.heads);
+  c.Pointer("cos_sin", a.cos_sin, a.sequence);
+}
+
+void Check(Checker& c, const mt_attention_args& a, bool backward) {
+  c.Range("sequence", a.sequence, 0, 1 << 30);
+  c.Range("batch", a.batch, 0, 1 << 30);
+  c.Range("heads", a.heads, 1, 1 << 20);
+  c.Range("kv_heads", a.kv_heads, 1, 1 << 20);
+  c.Range("head_dim", a.head_dim, 1, 1 << 16);
+  if (c.code() != MT_OK) return;
+  c.Rule(a.heads % a.kv_heads == 0, "kv_heads", a.kv_heads, "does not divide heads");
+  const int64_t q_width = a.heads * a.head_dim, kv_width = a.kv_heads * a.head_dim;
+  c.Rule(a.q_stride >= q_width, "q_stride", a.q_stride, "is smaller than heads * head_dim");
+  c.Rule(a.k_stride >= kv_width, "k_stride", a.k_stride, "is smaller than kv_heads * head_dim");
+  c.Rule(a.v_stride >= kv_width, "v_stride", a.v_stride, "is smaller than kv_heads * head_dim");
+  c.Rule(a.o_stride >= q_width, "o_stride", a.o_stride, "is smaller than heads * head_dim");
+  const int64_t rows = a.sequence * a.batch;
+  c.Pointer("q", a.q, rows);
+  c.Pointer("k", a.k, rows);
+  c.Pointer("v", a.v, rows);
+  c.Pointer("o", a.o, rows);
+  c.Pointer("lse", a.lse, rows);
+  if (!backward) return;
+  c.Rule(a.o_gradient_stride >= q_width, "o_gradient_stride", a.o_gradient_stride,
+         "is smaller than heads * head_dim");
+  c.Rule(a.dq_stride >= q_width, "dq_stride", a.dq_stride, "is smaller than heads * head_dim");
+  c.Rule(a.dk_stride >= kv_width, "dk_stride", a.dk_stride, "is smaller than kv_heads * head_dim");
+  c.Rule(a.dv_stride >= kv_width, "dv_stride", a.dv_stride, "is smaller than kv_heads * head_dim");
+  c.Pointer("o_gradient", a.o_gradient, rows);
+  c.Pointer("dq", a.dq, rows);
+  c.Pointer("dk", a.dk, rows);
+  c.Pointer("dv", a.dv, rows);
+}
+
+void Check(Checker& c, const mt_swiglu_args& a, bool backward) {
+  c.Range("rows", a.rows, 0);
+  c.Range("columns", a.columns, 0);
+  c.Product("rows", a.rows, 2 * a.columns);
+  const int64_t count = c.code() == MT_OK ? a.rows * a.columns : 0;
+  c.Pointer("gate_up", a.gate_up, count);
+  c.Pointer("output", a.output, backward ? 0 : count);
+  c.Pointer("output_gradient", a.output_gradient, backward ? count : 0);
+  c.Pointer("gate_up_gradient", a.gate_up_gradient, backward ? count : 0);
+}
+
+void Check(Checker& c, const mt_cross_entropy_args& a, bool backward) {
+  c.Range("rows", a.rows, 0);
+  c.Range("columns", a.columns, 0, INT32_MAX);
+  c.Range("valid_columns", a.valid_columns, 0, std::max<int64_t>(a.columns, 0));
+  c.Range("vocab_start", a.vocab_start, 0, INT32_MAX);
+  c.Range("row_stride", a.row_stride, a.columns);
+  c.Product("rows", a.rows, a.row_stride);
+  c.Pointer("logits", a.logits, a.rows > 0 && a.columns > 0);
+  c.Pointer("targets", a.targets, a.rows);
+  c.Pointer("maximum", a.maximum, backward ? 0 : a.rows);
+  c.Pointer("sum", a.sum, backward ? 0 : a.rows);
+  c.Pointer("target_logit", a.target_logit, backward ? 0 : a.rows);
+  c.Pointer("lse", a.lse, backward ? a.rows : 0);
+}
+
+void Check(Checker& c, const mt_cross_entropy_combine_args& a) {
+  c.Range("rows", a.rows, 0);
+  c.Range("world", a.world, 1, 1 << 20);
+  c.Product("rows", a.rows, a.world);
+  c.Pointer("maximum", a.maximum, a.rows);
+  c.Pointer("sum", a.sum, a.rows);
+  c.Pointer("target_logit", a.target_logit, a.rows);
+  c.Pointer("targets", a.targets, a.rows);
+  c.Pointer("lse", a.lse, a.rows);
+  c.Pointer("row_loss", a.row_loss, a.rows);
+}
+
+void Check(Checker& c, const mt_adamw_args& a) {
+  c.Range("count", a.count, 0);
+  c.Range("step", a.step, 1);
+  c.Pointer("parameter", a.parameter, a.count);
+  c.Pointer("master", a.master, a.count);
+  c.Pointer("gradient", a.gradient, a.count);
+  c.Pointer("exp_avg", a.exp_avg, a.count);
+  c.Pointer("exp_avg_sq", a.exp_avg_sq, a.count);
+}
+
+// Calls `visit(args, backward...)` with the operation's own struct; false if there is no such
+// operation.
+template <typename Visit>
+bool Dispatch(int32_t operation, const void* args, Visit&& visit) {
+#define AS(type) *static_cast<const type*>(args)
+  switch (operation) {
+    case MT_OP_FILL:
+      visit(AS(mt_fill_args));
+      return true;
+    case MT_OP_FILL_NORMAL:
+      visit(AS(mt_fill_normal_args));
+      return true;
+    case MT_OP_COPY:
+      visit(AS(mt_copy_args));
+      return true;
+    case MT_OP_ADD:
+      visit(AS(mt_add_args));
+      return true;
+    case MT_OP_SCALE:
+      visit(AS(mt_scale_args));
+      return true;
+    case MT_OP_SQUARED_SUM:
+      visit(AS(mt_squared_sum_args));
+      return true;
+    case MT_OP_MATMUL:
+      visit(AS(mt_matmul_args));
+      return true;
+    case MT_OP_EMBEDDING_FORWARD:
+      visit(AS(mt_embedding_args), false);
+      return true;
+    case MT_OP_EMBEDDING_BACKWARD:
+      visit(AS(mt_embedding_args), true);
+      return true;
+    case MT_OP_RMSNORM_FORWARD:
+      visit(AS(mt_rmsnorm_args), false);
+      return true;
+    case MT_OP_RMSNORM_BACKWARD:
+      visit(AS(mt_rmsnorm_args), true);
+      return true;
+    case MT_OP_ROPE:
+      visit(AS(mt_rope_args));
+      return true;
+    case MT_OP_ATTENTION_FORWARD:
+      visit(AS(mt_attention_args), false);
+      return true;
+    case MT_OP_ATTENTION_BACKWARD:
+      visit(AS(mt_attention_args), true);
+      return true;
+    case MT_OP_SWIGLU_FORWARD:
+      visit(AS(mt_swiglu_args), false);
+      return true;
+    case MT_OP_SWIGLU_BACKWARD:
+      visit(AS(mt_swiglu_args), true);
+      return true;
+    case MT_OP_CROSS_ENTROPY_STATISTICS:
+      visit(AS(mt_cross_entropy_args), false);
+      return true;
+    case MT_OP_CROSS_ENTROPY_GRADIENT:
+      visit(AS(mt_cross_entropy_args), true);
+      return true;
+    case MT_OP_ADAMW:
+      visit(AS(mt_adamw_args));
+      return true;
+    case MT_OP_CROSS_ENTROPY_COMBINE:
+      visit(AS(mt_cross_entropy_combine_args));
+      return true;
+    default:
+      return false;
+  }
+#undef AS
+}
+
+}  // namespace
+
+int32_t CheckArguments(int32_t operation, const void* args, bool with_pointers) {
+  if (args == nullptr) return Fail(MT_ERROR_INVALID, operation, "arguments are null");
+  Checker checker(operation, with_pointers);
+  const bool known = Dispatch(operation, args, [&](const auto& a, auto... backward) {
+    if (checker.Size(a)) Check(checker, a, backward...);
+  });
+  if (!known)
+    return Fail(MT_ERROR_UNSUPPORTED, 0, "operation %d is unknown to this backend", operation);
+  return checker.code();
+}
+
+int TypesOf(int32_t operation, const void* args, int32_t types[3]) {
+  int count = 0;
+  Dispatch(operation, args, [&](const auto& a, auto... backward) {
+    if constexpr (requires { a.source_dtype; }) {
+      types[count++] = a.source_dtype;
+      types[count++] = a.destination_dtype;
+    } else {
+      types[count++] = a.dtype;
+    }
+    if constexpr (requires { a.output_dtype; }) types[count++] = a.output_dtype;
+    if constexpr (requires { a.state_dtype; }) types[count++] = a.state_dtype;
+    if constexpr (requires { a.gradient_dtype; }) {
+      // Forward passes make no weight gradient: the field may be left out.
+      if ((... && backward) || a.gradient_dtype != 0) types[count++] = a.gradient_dtype;
+    }
+  });
+  return count;
+}
+
+Workspace WorkspaceOf(int32_t operation, const void* args) {
+  Workspace workspace;
+  Dispatch(operation, args, [&](const auto& a, auto...) {
+    if constexpr (requires { a.workspace; }) workspace = {a.workspace, a.workspace_bytes};
+  });
+  return workspace;
+}
+
+}  // namespace mt::host

@@ -1,0 +1,47 @@
+// The reference backend's operations: what the formulas of kernels/abi/mt_backend.h say, in plain
+// loops on one thread. Data are float32 or float64; every sum and every function is computed in
+// float64, terms added in increasing index, and rounded once when stored. Arguments have been
+// checked.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/abi/mt_backend.h"
+
+namespace mt::reference {
+
+void Fill(const mt_fill_args& args);
+void FillNormal(const mt_fill_normal_args& args);
+void Copy(const mt_copy_args& args);
+void Add(const mt_add_args& args);
+void Scale(const mt_scale_args& args);
+void SquaredSum(const mt_squared_sum_args& args);
+void AdamW(const mt_adamw_args& args);
+void Matmul(const mt_matmul_args& args);
+void EmbeddingForward(const mt_embedding_args& args);
+void EmbeddingBackward(const mt_embedding_args& args);
+void RmsNormForward(const mt_rmsnorm_args& args);
+void RmsNormBackward(const mt_rmsnorm_args& args);
+void Rope(const mt_rope_args& args);
+void SwigluForward(const mt_swiglu_args& args);
+void SwigluBackward(const mt_swiglu_args& args);
+void AttentionForward(const mt_attention_args& args);
+void AttentionBackward(const mt_attention_args& args);
+void CrossEntropyStatistics(const mt_cross_entropy_args& args);
+void CrossEntropyGradient(const mt_cross_entropy_args& args);
+void CrossEntropyCombine(const mt_cross_entropy_combine_args& args);
+
+// Bytes of scratch that the operation needs; 0 for most.
+int64_t WorkspaceBytes(int32_t operation, const void* args);
+
+// Calls `function` with a float or a double of the given type; the caller has refused other types.
+template <typename Function>
+void WithType(int32_t dtype, Function&& function) {
+  if (dtype == MT_F64) {
+    function(double{});
+  } else {
+    function(float{});
+  }
+}
+
+}  // namespace mt::reference

@@ -1,0 +1,109 @@
+#include "worker/backend/backend.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "worker/backend/operations.h"
+
+namespace mt {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST(BackendTest, MissingLibraryNamesTheFoldersAndTheVariable) {
+  const auto backend = LoadBackend("nowhere");
+  ASSERT_TRUE(absl::IsNotFound(backend.status()));
+  EXPECT_THAT(std::string(backend.status().message()), HasSubstr("libmt_backend_nowhere.so"));
+  EXPECT_THAT(std::string(backend.status().message()), HasSubstr("MT_BACKEND_PATH"));
+}
+
+TEST(BackendTest, NameCannotLeaveTheFolders) {
+  EXPECT_TRUE(absl::IsInvalidArgument(LoadBackend("../reference").status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(LoadBackend("").status()));
+}
+
+TEST(BackendTest, AnotherAbiGenerationIsRefused) {
+  const auto backend = LoadBackend("otherabi");
+  ASSERT_TRUE(absl::IsFailedPrecondition(backend.status())) << backend.status();
+  EXPECT_THAT(std::string(backend.status().message()),
+              HasSubstr("has ABI 2.0; this program needs 1.x"));
+}
+
+TEST(BackendTest, ReferenceIsOnlyChosenWhenAsked) {
+  const auto reference = ChooseBackend("reference");
+  ASSERT_TRUE(reference.ok()) << reference.status();
+  EXPECT_EQ((*reference)->name(), "reference");
+  EXPECT_TRUE((*reference)->host_memory());
+  EXPECT_EQ(*reference, *LoadBackend("reference"));
+  const auto best = ChooseBackend("auto");
+  if (best.ok()) {
+    EXPECT_NE((*best)->name(), "reference");
+  }
+}
+
+TEST(OperationsTest, RunsAndReportsWhatWasResolved) {
+  auto operations = Operations::Create({.backend = "reference"});
+  ASSERT_TRUE(operations.ok()) << operations.status();
+  Operations& ops = **operations;
+  ASSERT_TRUE(ops.Need<MT_OP_ADD>({.dtype = MT_F64, .count = 3}).ok());
+  const double a[] = {1, 2, 3}, b[] = {10, 20, 30};
+  double sum[3] = {};
+  ASSERT_TRUE(
+      ops.Run<MT_OP_ADD>({.dtype = MT_F64, .a = a, .b = b, .destination = sum, .count = 3}).ok());
+  EXPECT_THAT(sum, ::testing::ElementsAre(11, 22, 33));
+  const auto rows = ops.Resolved();
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_EQ(rows[0].operation(), "add");
+  EXPECT_EQ(rows[0].backend(), "reference");
+  EXPECT_EQ(rows[0].kernel(), "loops:float64");
+}
+
+TEST(OperationsTest, WorkspaceOfTheLargestShapeIsKept) {
+  auto ops = Operations::Create({.backend = "reference"});
+  ASSERT_TRUE(ops.ok());
+  mt_rmsnorm_args norm = {
+      .dtype = MT_F32, .gradient_dtype = MT_F32, .rows = 1, .columns = 4, .eps = 1e-5};
+  ASSERT_TRUE((*ops)->Need<MT_OP_RMSNORM_BACKWARD>(norm).ok());
+  const std::vector<float> ones(4, 1.0f);
+  std::vector<float> dx(4), dw(4);
+  norm.weight = norm.output_gradient = ones.data();
+  norm.rstd = const_cast<float*>(ones.data());
+  norm.sum = const_cast<float*>(ones.data());
+  norm.input_gradient = dx.data();
+  norm.weight_gradient = dw.data();
+  EXPECT_TRUE((*ops)->Run<MT_OP_RMSNORM_BACKWARD>(norm).ok());
+  EXPECT_FLOAT_EQ(dw[0], 1.0f);
+  norm.columns = 4096;  // larger than any shape that was declared
+  const absl::Status status = (*ops)->Run<MT_OP_RMSNORM_BACKWARD>(norm);
+  EXPECT_TRUE(absl::IsInvalidArgument(status));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("workspace of 32 bytes; 32768 are needed"));
+}
+
+TEST(OperationsTest, UndeclaredAndUnsupportedAndInvalidAreErrorsNotCrashes) {
+  auto ops = Operations::Create({.backend = "reference"});
+  ASSERT_TRUE(ops.ok());
+  float x = 0;
+  EXPECT_TRUE(absl::IsFailedPrecondition(
+      (*ops)->Run<MT_OP_FILL>({.dtype = MT_F32, .data = &x, .count = 1})));
+  const absl::Status unsupported = (*ops)->Need<MT_OP_FILL>({.dtype = MT_BF16, .count = 1});
+  EXPECT_TRUE(absl::IsUnimplemented(unsupported)) << unsupported;
+  EXPECT_THAT(std::string(unsupported.message()),
+              HasSubstr("reference backend has float32 and float64"));
+  ASSERT_TRUE((*ops)->Need<MT_OP_FILL>({.dtype = MT_F32, .count = 1}).ok());
+  const absl::Status null = (*ops)->Run<MT_OP_FILL>({.dtype = MT_F32, .data = nullptr, .count = 1});
+  EXPECT_TRUE(absl::IsInvalidArgument(null));
+  EXPECT_THAT(std::string(null.message()), HasSubstr("data is null"));
+}
+
+TEST(OperationsTest, OverridesAreCheckedByName) {
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      Operations::Create({.backend = "reference", .overrides = {{"attention", "reference"}}})
+          .status()));
+  EXPECT_TRUE(absl::IsNotFound(
+      Operations::Create({.backend = "reference", .overrides = {{"add", "nowhere"}}}).status()));
+}
+
+}  // namespace
+}  // namespace mt
