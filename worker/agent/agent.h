@@ -65,8 +65,10 @@ class Agent : public RankHandler {
   void OnRankOutput(const RankId& id, std::string data, bool is_stderr, int64_t offset) override;
   void OnRankExited(const RankId& id, RankExit exit) override;
 
-  // Where the files of one checkpoint are: <path, or this node's own store>/<job>/step-<8 digits>.
-  std::string CheckpointFolder(const std::string& path, const std::string& job_id, int64_t step) const;
+  // Root of checkpoints: the shared path, or this node's own store (which the Shards service serves) when it is empty.
+  std::string StoreRoot(const std::string& path) const {
+    return path.empty() ? JoinPath(options_.state_folder, "checkpoints") : path;
+  }
 
  private:
   struct Rank {
@@ -100,6 +102,7 @@ class Agent : public RankHandler {
   void OnRegistered(const v1::Registered& registered);
   void Disconnect();
   void ScheduleDial();
+  void SendPending();
   void SendHeartbeat();
   void Send(v1::WorkerMessage message);
   v1::Register MakeRegister();
@@ -113,6 +116,9 @@ class Agent : public RankHandler {
   absl::Status DeleteCheckpoint(const v1::DeleteCheckpoint& command);
   void FetchOnce(const FetchRequest& request, std::function<void(absl::Status)> done);
   void NeedFile(const RankId& id, const std::string& file);
+  void OnRendezvousPut(const RankId& id, v1::RendezvousPut put);
+  void OnRendezvousGet(const RankId& id, const std::string& key);
+  void OnRendezvousValue(const v1::RendezvousValue& value);
 
   // Ranks (agent.cc).
   absl::Status ReportLastIncarnation();
@@ -124,6 +130,7 @@ class Agent : public RankHandler {
   void Emit(v1::WorkerEvent event);
   v1::WorkerEvent NewEvent(const RankId& id) const;
   void ForwardLog(const RankId& id, Rank& rank, std::string data, bool is_stderr, int64_t offset);
+  void FlushDrops(const RankId& id, Rank& rank, int64_t offset);
   void EndIfDone();
   std::vector<v1::RunningRank> Running() const;
 
@@ -142,6 +149,7 @@ class Agent : public RankHandler {
   uint64_t attempt_ = 0;             // of Dial; callbacks of an older one are ignored
   int failed_dials_ = 0;
   bool registered_ = false;
+  int64_t sent_sequence_ = 0;        // on this stream
   int64_t epoch_ = 0;
   absl::Duration heartbeat_interval_ = absl::Seconds(5);
   EventLoop::TimerId dial_timer_ = 0, heartbeat_timer_ = 0, register_timer_ = 0, hang_timer_ = 0;

@@ -22,8 +22,8 @@ class HangDetector {
   // A Progress message. Only a change of phase or step is progress; the same again is a sign of life.
   void OnProgress(const v1::Progress& progress, absl::Duration now);
   // Present deadline, counted from the last progress.
-  absl::Duration Deadline() const;
-  bool IsHung(absl::Duration now) const { return now - progressed_ >= Deadline(); }
+  absl::Duration Deadline(absl::Duration now) const;
+  bool IsHung(absl::Duration now) const { return now - progressed_ >= Deadline(now); }
   absl::Duration Silent(absl::Duration now) const { return now - progressed_; }
 
   const std::string& phase() const { return phase_; }

@@ -5,8 +5,8 @@
 // (a crash in the middle of a write) is cut off at the last whole record; nothing behind it was promised to anyone.
 //
 // Invariants
-//  - Sequences grow by one per event, also over restarts, as long as the file lives. What was synced is never given
-//    another number. (A machine crash may lose unsynced tails and so reuse their numbers: the coordinator therefore keeps its
+//  - Sequences grow, also over restarts, as long as the file lives (a report that was replaced by a newer one leaves a
+//    gap). What was synced is never given another number. (A machine crash may lose unsynced tails and so reuse their numbers: the coordinator therefore keeps its
 //    high-water mark per incarnation, and a new incarnation starts at zero.)
 //  - Pending() is exactly what was appended and not acknowledged, in order.
 //  - Bounded: above `limit_bytes` log lines are dropped and counted, of step and rank reports only the newest of a rank are
@@ -32,10 +32,10 @@ class Spool {
   // Reads what is there. DATA_LOSS only if the file cannot be read at all.
   static absl::StatusOr<std::unique_ptr<Spool>> Open(Env* env, std::string path, int64_t limit_bytes = 16 << 20);
 
-  // Gives the event its sequence and keeps it. Exits, shards, manifests and other truths are synced before it returns.
-  // Null if the event was dropped; the pointer is valid until the next call.
-  const v1::WorkerEvent* Append(v1::WorkerEvent event);
-  // Forgets everything up to and including `sequence`.
+  // Gives the event its sequence and keeps it at the end of Pending() (or drops and counts it). Exits, shards, manifests and
+  // other truths are synced before it returns.
+  void Append(v1::WorkerEvent event);
+  // Forgets everything up to and including `sequence`. A sequence that was never given is ignored.
   void Acknowledge(int64_t sequence);
 
   const std::deque<v1::WorkerEvent>& Pending() const { return pending_; }
@@ -47,9 +47,9 @@ class Spool {
   Spool(Env* env, std::string path, int64_t limit_bytes) : env_(env), path_(std::move(path)), limit_bytes_(limit_bytes) {}
   absl::Status Load();
   absl::Status Rewrite();
-  absl::Status Write(const v1::WorkerEvent& record);
   void Keep(v1::WorkerEvent event);
-  bool MakeRoom(v1::WorkerEvent& event);
+  bool MakeRoom(const v1::WorkerEvent& event);
+  void MarkDrops(const v1::WorkerEvent& event);
 
   Env* const env_;
   const std::string path_;
