@@ -14,7 +14,8 @@ constexpr absl::Duration kDefaultMinStepDeadline = absl::Seconds(60);
 constexpr absl::Duration kDefaultStartDeadline = absl::Minutes(5);
 constexpr absl::Duration kDefaultStopGrace = absl::Seconds(10);
 
-absl::Duration ToDuration(bool present, const google::protobuf::Duration& value, absl::Duration otherwise) {
+absl::Duration ToDuration(bool present, const google::protobuf::Duration& value,
+                          absl::Duration otherwise) {
   if (!present) return otherwise;
   return absl::Seconds(value.seconds()) + absl::Nanoseconds(value.nanos());
 }
@@ -26,16 +27,25 @@ void SetDuration(absl::Duration value, google::protobuf::Duration* out) {
 
 }  // namespace
 
-Agent::Agent(AgentOptions options, EventLoop* loop, Env* env, Random* random, CoordinatorDialer* dialer, RankHost* host,
-             FileFetcher* fetcher, std::function<void(absl::Status)> on_ended)
-    : options_(std::move(options)), loop_(loop), env_(env), random_(random), dialer_(dialer), host_(host), fetcher_(fetcher),
-      on_ended_(std::move(on_ended)), incarnation_(random->Id(16)) {
+Agent::Agent(AgentOptions options, EventLoop* loop, Env* env, Random* random,
+             CoordinatorDialer* dialer, RankHost* host, FileFetcher* fetcher,
+             std::function<void(absl::Status)> on_ended)
+    : options_(std::move(options)),
+      loop_(loop),
+      env_(env),
+      random_(random),
+      dialer_(dialer),
+      host_(host),
+      fetcher_(fetcher),
+      on_ended_(std::move(on_ended)),
+      incarnation_(random->Id(16)) {
   host_->SetHandler(this);
 }
 
 Agent::~Agent() {
   *alive_ = false;
-  for (const auto timer : {dial_timer_, heartbeat_timer_, register_timer_, hang_timer_}) loop_->Cancel(timer);
+  for (const auto timer : {dial_timer_, heartbeat_timer_, register_timer_, hang_timer_})
+    loop_->Cancel(timer);
   for (auto& [id, rank] : ranks_) loop_->Cancel(rank.kill_timer);
 }
 
@@ -43,15 +53,16 @@ absl::Status Agent::Start() {
   MT_ASSIGN_OR_RETURN(spool_, Spool::Open(env_, JoinPath(options_.state_folder, "events.spool")));
   sent_sequence_ = 0;
   MT_RETURN_IF_ERROR(ReportLastIncarnation());
-  MT_LOG(Info) << "node " << options_.node << ", incarnation " << incarnation_ << ", " << spool_->Pending().size()
-               << " events to replay";
+  MT_LOG(Info) << "node " << options_.node << ", incarnation " << incarnation_ << ", "
+               << spool_->Pending().size() << " events to replay";
   hang_timer_ = loop_->After(kHangCheckInterval, [this] { CheckHangs(); });
   Dial();
   return absl::OkStatus();
 }
 
-// The record `<state>/running.pb` is a Registered message whose `keep` names the ranks that run, written before they start and
-// after they have ended; an entry with rank -1 remembers the newest generation of a job.
+// The record `<state>/running.pb` is a Registered message whose `keep` names the ranks that run,
+// written before they start and after they have ended; an entry with rank -1 remembers the newest
+// generation of a job.
 absl::Status Agent::SaveRecord() {
   v1::Registered record;
   for (const auto& [job_id, job] : jobs_) {
@@ -61,7 +72,8 @@ absl::Status Agent::SaveRecord() {
     entry->set_rank(-1);
   }
   for (const auto& running : Running()) *record.add_keep() = running;
-  return WriteFileAtomically(env_, JoinPath(options_.state_folder, "running.pb"), record.SerializeAsString());
+  return WriteFileAtomically(env_, JoinPath(options_.state_folder, "running.pb"),
+                             record.SerializeAsString());
 }
 
 absl::Status Agent::ReportLastIncarnation() {
@@ -70,12 +82,14 @@ absl::Status Agent::ReportLastIncarnation() {
   MT_RETURN_IF_ERROR(contents.status());
   v1::Registered record;
   if (!record.ParseFromString(*contents)) {
-    return absl::DataLossError(absl::StrCat(options_.state_folder, "/running.pb is not a record of ranks; if no rank of mt runs on ",
-                                            "this node, remove it and start again"));
+    return absl::DataLossError(absl::StrCat(
+        options_.state_folder, "/running.pb is not a record of ranks; if no rank of mt runs on ",
+        "this node, remove it and start again"));
   }
   std::set<RankId> reported;  // the crash may have come between the event and the record
   for (const auto& event : spool_->Pending()) {
-    if (event.has_rank_exited()) reported.insert({event.job_id(), event.generation(), event.rank()});
+    if (event.has_rank_exited())
+      reported.insert({event.job_id(), event.generation(), event.rank()});
   }
   for (const auto& entry : record.keep()) {
     Job& job = jobs_[entry.job_id()];
@@ -90,7 +104,8 @@ absl::Status Agent::ReportLastIncarnation() {
     exited->set_signal(9);
     exited->set_step(entry.step());
     exited->set_status_code("ABORTED");
-    exited->set_message(absl::StrCat("the worker daemon of node ", options_.node, " ended while this rank ran; the rank ended with it"));
+    exited->set_message(absl::StrCat("the worker daemon of node ", options_.node,
+                                     " ended while this rank ran; the rank ended with it"));
     Emit(std::move(event));
   }
   return SaveRecord();
@@ -125,15 +140,17 @@ void Agent::Emit(v1::WorkerEvent event) {
   SendPending();
 }
 
-// Starts this node's ranks of the job's newest generation. The record names them before the first one runs, so that a crash
-// in between reports each of them.
+// Starts this node's ranks of the job's newest generation. The record names them before the first
+// one runs, so that a crash in between reports each of them.
 void Agent::Launch(Job& job) {
   job.waiting_to_start = false;
   const v1::StartRanks& start = job.start;
   const absl::Duration now = loop_->clock()->Monotonic();
   const auto& fault = start.spec().fault();
-  const auto min_step = ToDuration(fault.has_min_step_deadline(), fault.min_step_deadline(), kDefaultMinStepDeadline);
-  const auto start_deadline = ToDuration(fault.has_start_deadline(), fault.start_deadline(), kDefaultStartDeadline);
+  const auto min_step =
+      ToDuration(fault.has_min_step_deadline(), fault.min_step_deadline(), kDefaultMinStepDeadline);
+  const auto start_deadline =
+      ToDuration(fault.has_start_deadline(), fault.start_deadline(), kDefaultStartDeadline);
   std::vector<RankId> ids;
   for (const auto& slot : start.rank_table()) {
     if (slot.node() != options_.node) continue;
@@ -147,8 +164,10 @@ void Agent::Launch(Job& job) {
     ids.push_back(id);
   }
   absl::Status status = SaveRecord();
-  const std::string log_folder = absl::StrCat(options_.state_folder, "/logs/", start.job_id(), "/", start.generation());
-  const std::string scratch = absl::StrCat(options_.state_folder, "/scratch/", start.job_id(), "/", start.generation());
+  const std::string log_folder =
+      absl::StrCat(options_.state_folder, "/logs/", start.job_id(), "/", start.generation());
+  const std::string scratch =
+      absl::StrCat(options_.state_folder, "/scratch/", start.job_id(), "/", start.generation());
   if (status.ok()) status = env_->CreateDirectories(log_folder);
   if (status.ok()) status = env_->CreateDirectories(scratch);
   for (const RankId& id : ids) {
@@ -170,16 +189,19 @@ void Agent::Launch(Job& job) {
     }
     int32_t threads = start.spec().runtime().threads_per_rank();
     if (threads <= 0) threads = options_.threads_per_rank;
-    if (threads <= 0) threads = std::max(1, options_.identity.cores() / std::max(1, options_.identity.slots()));
+    if (threads <= 0)
+      threads = std::max(1, options_.identity.cores() / std::max(1, options_.identity.slots()));
     message.set_threads(threads);
     message.set_scratch_directory(scratch);
-    absl::StatusOr<int32_t> pid = status.ok() ? host_->Spawn(std::move(launch)) : absl::StatusOr<int32_t>(status);
+    absl::StatusOr<int32_t> pid =
+        status.ok() ? host_->Spawn(std::move(launch)) : absl::StatusOr<int32_t>(status);
     if (!pid.ok()) {
       v1::WorkerEvent event = NewEvent(id);
       auto* exited = event.mutable_rank_exited();
       exited->set_exit_code(127);
       exited->set_status_code(absl::StatusCodeToString(pid.status().code()));
-      exited->set_message(absl::StrCat("could not be started on node ", options_.node, ": ", pid.status().message()));
+      exited->set_message(absl::StrCat("could not be started on node ", options_.node, ": ",
+                                       pid.status().message()));
       ranks_.erase(id);
       Emit(std::move(event));
       continue;
@@ -190,10 +212,13 @@ void Agent::Launch(Job& job) {
     event.mutable_rank_started()->set_slot(rank.slot);
     Emit(std::move(event));
   }
-  if (absl::Status saved = SaveRecord(); !saved.ok()) MT_LOG(Warning) << "record of running ranks: " << saved.ToString();
+  if (absl::Status saved = SaveRecord(); !saved.ok()) {
+    MT_LOG(Warning) << "record of running ranks: " << saved.ToString();
+  }
 }
 
-void Agent::StopRank(const RankId& id, Rank& rank, absl::Duration grace, const std::string& reason) {
+void Agent::StopRank(const RankId& id, Rank& rank, absl::Duration grace,
+                     const std::string& reason) {
   if (rank.stopped) {  // a second stop may only shorten the grace
     if (grace > absl::ZeroDuration()) return;
     KillRank(id, rank);
@@ -234,8 +259,8 @@ void Agent::CheckHangs() {
     hung->set_where(rank.hang->where());
     SetDuration(rank.hang->Silent(now), hung->mutable_silent());
     SetDuration(rank.hang->Deadline(now), hung->mutable_deadline());
-    MT_LOG(Warning) << id.ToString() << " hangs in phase " << rank.hang->phase() << ", step " << rank.hang->step() << " ("
-                    << rank.hang->where() << "): killing it";
+    MT_LOG(Warning) << id.ToString() << " hangs in phase " << rank.hang->phase() << ", step "
+                    << rank.hang->step() << " (" << rank.hang->where() << "): killing it";
     Emit(std::move(event));
     KillRank(id, rank);
   }
@@ -247,33 +272,55 @@ void Agent::OnRankMessage(const RankId& id, v1::FromRank message) {
   Rank& rank = it->second;
   v1::WorkerEvent event = NewEvent(id);
   switch (message.body_case()) {
-    case v1::FromRank::kReady: *event.mutable_rank_ready() = std::move(*message.mutable_ready()); break;
-    case v1::FromRank::kStepReport: *event.mutable_step_report() = std::move(*message.mutable_step_report()); break;
-    case v1::FromRank::kRankReport: *event.mutable_rank_report() = std::move(*message.mutable_rank_report()); break;
-    case v1::FromRank::kShardWritten: *event.mutable_shard_written() = std::move(*message.mutable_shard_written()); break;
-    case v1::FromRank::kCheckpointFailed: *event.mutable_checkpoint_failed() = std::move(*message.mutable_checkpoint_failed()); break;
-    case v1::FromRank::kProgress: rank.hang->OnProgress(message.progress(), loop_->clock()->Monotonic()); return;
-    case v1::FromRank::kNeedFile: NeedFile(id, message.need_file().file()); return;
-    case v1::FromRank::kRendezvousPut: OnRendezvousPut(id, std::move(*message.mutable_rendezvous_put())); return;
-    case v1::FromRank::kRendezvousGet: OnRendezvousGet(id, message.rendezvous_get().key()); return;
+    case v1::FromRank::kReady:
+      *event.mutable_rank_ready() = std::move(*message.mutable_ready());
+      break;
+    case v1::FromRank::kStepReport:
+      *event.mutable_step_report() = std::move(*message.mutable_step_report());
+      break;
+    case v1::FromRank::kRankReport:
+      *event.mutable_rank_report() = std::move(*message.mutable_rank_report());
+      break;
+    case v1::FromRank::kShardWritten:
+      *event.mutable_shard_written() = std::move(*message.mutable_shard_written());
+      break;
+    case v1::FromRank::kCheckpointFailed:
+      *event.mutable_checkpoint_failed() = std::move(*message.mutable_checkpoint_failed());
+      break;
+    case v1::FromRank::kProgress:
+      rank.hang->OnProgress(message.progress(), loop_->clock()->Monotonic());
+      return;
+    case v1::FromRank::kNeedFile:
+      NeedFile(id, message.need_file().file());
+      return;
+    case v1::FromRank::kRendezvousPut:
+      OnRendezvousPut(id, std::move(*message.mutable_rendezvous_put()));
+      return;
+    case v1::FromRank::kRendezvousGet:
+      OnRendezvousGet(id, message.rendezvous_get().key());
+      return;
     case v1::FromRank::kFinished:
       rank.has_finished = true;
       rank.finished = std::move(*message.mutable_finished());
       return;
-    case v1::FromRank::BODY_NOT_SET: return;
+    case v1::FromRank::BODY_NOT_SET:
+      return;
   }
   Emit(std::move(event));
 }
 
 void Agent::OnRankOutput(const RankId& id, std::string data, bool is_stderr, int64_t offset) {
-  if (const auto it = ranks_.find(id); it != ranks_.end()) ForwardLog(id, it->second, std::move(data), is_stderr, offset);
+  if (const auto it = ranks_.find(id); it != ranks_.end())
+    ForwardLog(id, it->second, std::move(data), is_stderr, offset);
 }
 
 // A token bucket per rank. What is over it stays in the log file, and a line says how much.
-void Agent::ForwardLog(const RankId& id, Rank& rank, std::string data, bool is_stderr, int64_t offset) {
+void Agent::ForwardLog(const RankId& id, Rank& rank, std::string data, bool is_stderr,
+                       int64_t offset) {
   const absl::Duration now = loop_->clock()->Monotonic();
-  rank.log_tokens = std::min<double>(options_.log_burst_bytes, rank.log_tokens + absl::ToDoubleSeconds(now - rank.log_refilled) *
-                                                                                     options_.log_bytes_per_second);
+  rank.log_tokens = std::min<double>(
+      options_.log_burst_bytes, rank.log_tokens + absl::ToDoubleSeconds(now - rank.log_refilled) *
+                                                      options_.log_bytes_per_second);
   rank.log_refilled = now;
   if (rank.log_tokens < static_cast<double>(data.size())) {
     rank.dropped_lines += std::max<int64_t>(1, std::count(data.begin(), data.end(), '\n'));
@@ -294,7 +341,8 @@ void Agent::FlushDrops(const RankId& id, Rank& rank, int64_t offset) {
   v1::WorkerEvent event = NewEvent(id);
   auto* lines = event.mutable_log_lines();
   lines->set_data(absl::StrCat("[mt: ", rank.dropped_lines, " lines (", rank.dropped_bytes,
-                               " bytes) came too fast to forward; the rank's log file on node ", options_.node, " has them]\n"));
+                               " bytes) came too fast to forward; the rank's log file on node ",
+                               options_.node, " has them]\n"));
   lines->set_is_stderr(true);
   lines->set_offset(offset);
   rank.dropped_lines = rank.dropped_bytes = 0;
@@ -314,7 +362,8 @@ void Agent::OnRankExited(const RankId& id, RankExit exit) {
   exited->set_exit_code(exit.exit_code);
   exited->set_signal(exit.signal);
   for (auto& line : exit.last_lines) exited->add_last_lines(std::move(line));
-  const bool ok = exit.exit_code == 0 && exit.signal == 0 && rank.has_finished && rank.finished.ok();
+  const bool ok =
+      exit.exit_code == 0 && exit.signal == 0 && rank.has_finished && rank.finished.ok();
   exited->set_paused(ok && rank.finished.paused());
   exited->set_finished(ok && !rank.finished.paused());
   exited->set_step(rank.has_finished ? rank.finished.step() : rank.hang->step());
@@ -325,24 +374,32 @@ void Agent::OnRankExited(const RankId& id, RankExit exit) {
     exited->set_blame_rank(rank.finished.blame_rank());
   } else if (rank.hung) {
     exited->set_status_code("DEADLINE_EXCEEDED");
-    exited->set_message(absl::StrCat("hung in phase ", rank.hang->phase(), ", step ", rank.hang->step(), " (", rank.hang->where(), ")"));
+    exited->set_message(absl::StrCat("hung in phase ", rank.hang->phase(), ", step ",
+                                     rank.hang->step(), " (", rank.hang->where(), ")"));
   } else if (rank.stopped) {
     exited->set_status_code("CANCELLED");
     exited->set_message(rank.stop_reason);
   } else if (exit.signal != 0) {
     exited->set_status_code("UNAVAILABLE");
-    exited->set_message(absl::StrCat("ended by signal ", exit.signal, " in phase ", rank.hang->phase(), ", step ", rank.hang->step()));
+    exited->set_message(absl::StrCat("ended by signal ", exit.signal, " in phase ",
+                                     rank.hang->phase(), ", step ", rank.hang->step()));
   } else {
     exited->set_status_code("INTERNAL");
-    exited->set_message(absl::StrCat("exited with code ", exit.exit_code, " without a word in phase ", rank.hang->phase()));
+    exited->set_message(absl::StrCat("exited with code ", exit.exit_code,
+                                     " without a word in phase ", rank.hang->phase()));
   }
   Emit(std::move(event));
-  if (absl::Status saved = SaveRecord(); !saved.ok()) MT_LOG(Warning) << "record of running ranks: " << saved.ToString();
+  if (absl::Status saved = SaveRecord(); !saved.ok()) {
+    MT_LOG(Warning) << "record of running ranks: " << saved.ToString();
+  }
 
   Job& job = jobs_[id.job_id];
-  const bool any_left = std::any_of(ranks_.begin(), ranks_.end(), [&](const auto& entry) { return entry.first.job_id == id.job_id; });
+  const bool any_left = std::any_of(ranks_.begin(), ranks_.end(), [&](const auto& entry) {
+    return entry.first.job_id == id.job_id;
+  });
   if (!any_left) {
-    (void)env_->RemoveTree(absl::StrCat(options_.state_folder, "/scratch/", id.job_id, "/", id.generation));
+    (void)env_->RemoveTree(
+        absl::StrCat(options_.state_folder, "/scratch/", id.job_id, "/", id.generation));
     if (job.waiting_to_start && !ending_) {
       Launch(job);
     } else {
@@ -363,7 +420,8 @@ void Agent::EndIfDone() {
   if (!ending_ || ended_ || !ranks_.empty()) return;
   ended_ = true;
   loop_->Cancel(dial_timer_);
-  // The last events are on their way; what the coordinator does not get now, the spool tells it at the next start.
+  // The last events are on their way; what the coordinator does not get now, the spool tells it at
+  // the next start.
   loop_->Post([this, alive = alive_] {
     if (*alive && on_ended_) on_ended_(end_status_);
   });

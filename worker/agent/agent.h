@@ -1,14 +1,21 @@
-// The worker daemon's logic: what a node does for the coordinator. Single-threaded on one EventLoop; everything outside
-// is passed in, so that the simulation runs this very code. docs/spec/worker-stream.md tells the protocol.
+// The worker daemon's logic: what a node does for the coordinator. Single-threaded on one
+// EventLoop; everything outside is passed in, so that the simulation runs this very code.
+// docs/spec/worker-stream.md tells the protocol.
 //
 // Invariants
-//  - A rank never stops because the coordinator cannot be reached. The stream is dialled again for ever, with back-off and jitter.
-//  - Truth is durable before it is told: every event is in the spool before it is sent and stays until acknowledged; after a
+//  - A rank never stops because the coordinator cannot be reached. The stream is dialled again for
+//  ever, with back-off and jitter.
+//  - Truth is durable before it is told: every event is in the spool before it is sent and stays
+//  until acknowledged; after a
 //    reconnect all that is not acknowledged is sent again, in order.
-//  - A rank (job, generation, number) is started at most once by one state folder. A newer generation ends an older one, and
-//    starts when the older one's processes are gone. An older generation's commands are answered ABORTED.
-//  - Every rank that was started has exactly one RankExited event, also over a crash of the daemon: a new incarnation reports
-//    the ranks that the record of the last one names as running (they ended with it), with status ABORTED.
+//  - A rank (job, generation, number) is started at most once by one state folder. A newer
+//  generation ends an older one, and
+//    starts when the older one's processes are gone. An older generation's commands are answered
+//    ABORTED.
+//  - Every rank that was started has exactly one RankExited event, also over a crash of the daemon:
+//  a new incarnation reports
+//    the ranks that the record of the last one names as running (they ended with it), with status
+//    ABORTED.
 //  - A coordinator with a smaller epoch than one seen before is not obeyed: its stream is closed.
 #pragma once
 
@@ -33,10 +40,11 @@
 namespace mt {
 
 struct AgentOptions {
-  std::string node;             // name in the hostfile
-  std::string state_folder;     // exists; private to this daemon
-  v1::Register identity;        // version, bundle_digest, slots, cores, memory, addresses, backends; the agent fills in the rest
-  int32_t threads_per_rank = 0; // used when the spec says none; 0: cores / slots, at least 1
+  std::string node;          // name in the hostfile
+  std::string state_folder;  // exists; private to this daemon
+  v1::Register identity;  // version, bundle_digest, slots, cores, memory, addresses, backends; the
+                          // agent fills in the rest
+  int32_t threads_per_rank = 0;  // used when the spec says none; 0: cores / slots, at least 1
   // A rank's forwarded output; more is in its log file only, and counted.
   int64_t log_bytes_per_second = 64 << 10;
   int64_t log_burst_bytes = 512 << 10;
@@ -44,13 +52,15 @@ struct AgentOptions {
 
 class Agent : public RankHandler {
  public:
-  // Everything passed in outlives the agent. `on_ended` runs on the loop when the daemon should exit: OK after Shutdown or
-  // ShutdownWorker, ABORTED when another incarnation of this node has registered. No rank is alive then.
-  Agent(AgentOptions options, EventLoop* loop, Env* env, Random* random, CoordinatorDialer* dialer, RankHost* host,
-        FileFetcher* fetcher, std::function<void(absl::Status)> on_ended);
+  // Everything passed in outlives the agent. `on_ended` runs on the loop when the daemon should
+  // exit: OK after Shutdown or ShutdownWorker, ABORTED when another incarnation of this node has
+  // registered. No rank is alive then.
+  Agent(AgentOptions options, EventLoop* loop, Env* env, Random* random, CoordinatorDialer* dialer,
+        RankHost* host, FileFetcher* fetcher, std::function<void(absl::Status)> on_ended);
   ~Agent() override;
 
-  // Opens the spool, reports what the last incarnation left, dials. Call on the loop. Errors: the state folder is unusable.
+  // Opens the spool, reports what the last incarnation left, dials. Call on the loop. Errors: the
+  // state folder is unusable.
   absl::Status Start();
   // Stops all ranks (SIGTERM, then SIGKILL after `grace`), then ends. Call on the loop.
   void Shutdown(absl::Duration grace, const std::string& reason);
@@ -65,7 +75,8 @@ class Agent : public RankHandler {
   void OnRankOutput(const RankId& id, std::string data, bool is_stderr, int64_t offset) override;
   void OnRankExited(const RankId& id, RankExit exit) override;
 
-  // Root of checkpoints: the shared path, or this node's own store (which the Shards service serves) when it is empty.
+  // Root of checkpoints: the shared path, or this node's own store (which the Shards service
+  // serves) when it is empty.
   std::string StoreRoot(const std::string& path) const {
     return path.empty() ? JoinPath(options_.state_folder, "checkpoints") : path;
   }
@@ -75,14 +86,14 @@ class Agent : public RankHandler {
     int32_t pid = 0;
     int32_t slot = 0;
     std::unique_ptr<HangDetector> hang;
-    v1::Finished finished;        // what it said before it ended
+    v1::Finished finished;  // what it said before it ended
     bool has_finished = false;
-    bool stopped = false;         // told to stop by us
+    bool stopped = false;  // told to stop by us
     bool hung = false;
     std::string stop_reason;
     absl::Duration stop_grace;
     EventLoop::TimerId kill_timer = 0;
-    double log_tokens = 0;        // bytes that may be forwarded now
+    double log_tokens = 0;  // bytes that may be forwarded now
     absl::Duration log_refilled;
     int64_t dropped_lines = 0, dropped_bytes = 0;
   };
@@ -90,8 +101,8 @@ class Agent : public RankHandler {
   struct Job {
     int32_t generation = 0;
     v1::StartRanks start;
-    bool waiting_to_start = false;              // older ranks are still ending
-    std::map<std::string, std::string> puts;    // rendezvous values of this node's ranks
+    bool waiting_to_start = false;                  // older ranks are still ending
+    std::map<std::string, std::string> puts;        // rendezvous values of this node's ranks
     std::map<std::string, std::set<int32_t>> gets;  // keys asked for, and by whom
   };
 
@@ -146,10 +157,10 @@ class Agent : public RankHandler {
   std::unique_ptr<Spool> spool_;
 
   std::unique_ptr<CoordinatorConnection> connection_;
-  uint64_t attempt_ = 0;             // of Dial; callbacks of an older one are ignored
+  uint64_t attempt_ = 0;  // of Dial; callbacks of an older one are ignored
   int failed_dials_ = 0;
   bool registered_ = false;
-  int64_t sent_sequence_ = 0;        // on this stream
+  int64_t sent_sequence_ = 0;  // on this stream
   int64_t epoch_ = 0;
   absl::Duration heartbeat_interval_ = absl::Seconds(5);
   EventLoop::TimerId dial_timer_ = 0, heartbeat_timer_ = 0, register_timer_ = 0, hang_timer_ = 0;
@@ -160,7 +171,8 @@ class Agent : public RankHandler {
   bool ending_ = false;
   bool ended_ = false;
   absl::Status end_status_;
-  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // for callbacks that outlive the agent
+  std::shared_ptr<bool> alive_ =
+      std::make_shared<bool>(true);  // for callbacks that outlive the agent
 };
 
 }  // namespace mt

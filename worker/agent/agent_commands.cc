@@ -11,7 +11,8 @@ namespace mt {
 namespace {
 
 absl::Status Stale(const std::string& job_id, int32_t generation, int32_t newest) {
-  return absl::AbortedError(absl::StrCat("generation ", generation, " of job ", job_id, " is stale: this node has seen ", newest));
+  return absl::AbortedError(absl::StrCat("generation ", generation, " of job ", job_id,
+                                         " is stale: this node has seen ", newest));
 }
 
 }  // namespace
@@ -22,18 +23,22 @@ absl::Status Agent::StartRanks(v1::StartRanks start) {
   const std::string job_id = start.job_id();
   Job& job = jobs_[job_id];
   if (start.generation() < job.generation) return Stale(job_id, start.generation(), job.generation);
-  if (start.generation() == job.generation) return absl::OkStatus();  // a repetition: each rank starts at most once
+  if (start.generation() == job.generation)
+    return absl::OkStatus();  // a repetition: each rank starts at most once
   std::set<int32_t> slots;
   for (const auto& rank : start.rank_table()) {
     if (rank.node() != options_.node) continue;
-    if (rank.slot() < 0 || rank.slot() >= options_.identity.slots() || !slots.insert(rank.slot()).second) {
-      return absl::InvalidArgumentError(absl::StrCat("rank ", rank.rank(), " was given slot ", rank.slot(), " of node ",
-                                                     options_.node, ", which has ", options_.identity.slots(), " slots, one rank each"));
+    if (rank.slot() < 0 || rank.slot() >= options_.identity.slots() ||
+        !slots.insert(rank.slot()).second) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "rank ", rank.rank(), " was given slot ", rank.slot(), " of node ", options_.node,
+          ", which has ", options_.identity.slots(), " slots, one rank each"));
     }
   }
   for (const auto& [id, rank] : ranks_) {
     if (id.job_id != job_id && slots.contains(rank.slot)) {
-      return absl::FailedPreconditionError(absl::StrCat("slot ", rank.slot, " of node ", options_.node, " is still held by ", id.ToString()));
+      return absl::FailedPreconditionError(absl::StrCat(
+          "slot ", rank.slot, " of node ", options_.node, " is still held by ", id.ToString()));
     }
   }
   job.generation = start.generation();
@@ -58,7 +63,8 @@ absl::Status Agent::StopRanks(const v1::StopRanks& stop) {
   const auto found = jobs_.find(stop.job_id());
   if (found == jobs_.end()) return absl::OkStatus();
   Job& job = found->second;
-  if (stop.generation() < job.generation) return Stale(stop.job_id(), stop.generation(), job.generation);
+  if (stop.generation() < job.generation)
+    return Stale(stop.job_id(), stop.generation(), job.generation);
   job.waiting_to_start = false;
   if (stop.at_step_boundary()) {
     v1::CheckpointNow command;
@@ -69,7 +75,8 @@ absl::Status Agent::StopRanks(const v1::StopRanks& stop) {
   }
   for (auto& [id, rank] : ranks_) {
     if (id.job_id != stop.job_id()) continue;
-    const absl::Duration grace = stop.has_grace() ? absl::Seconds(stop.grace().seconds()) + absl::Nanoseconds(stop.grace().nanos())
+    const absl::Duration grace = stop.has_grace() ? absl::Seconds(stop.grace().seconds()) +
+                                                        absl::Nanoseconds(stop.grace().nanos())
                                                   : rank.stop_grace;
     StopRank(id, rank, grace, stop.reason());
   }
@@ -94,7 +101,8 @@ absl::Status Agent::CommitManifest(const v1::CommitManifest& commit) {
   MT_RETURN_IF_ERROR(ValidateComponent("job id", commit.job_id()));
   const absl::Status status = mt::CommitManifest(env_, StoreRoot(commit.path()), commit.manifest());
   v1::WorkerEvent event = NewEvent({commit.job_id(), 0, -1});
-  if (const auto job = jobs_.find(commit.job_id()); job != jobs_.end()) event.set_generation(job->second.generation);
+  if (const auto job = jobs_.find(commit.job_id()); job != jobs_.end())
+    event.set_generation(job->second.generation);
   auto* committed = event.mutable_manifest_committed();
   committed->set_step(commit.step());
   committed->set_ok(status.ok());
@@ -112,17 +120,19 @@ void Agent::FetchOnce(const FetchRequest& request, std::function<void(absl::Stat
   auto& waiting = fetches_[request.destination];
   waiting.push_back(std::move(done));
   if (waiting.size() > 1) return;
-  fetcher_->Fetch(request, [this, alive = alive_, destination = request.destination](absl::Status status) {
-    if (!*alive) return;
-    const auto waiting = std::move(fetches_[destination]);
-    fetches_.erase(destination);
-    for (const auto& callback : waiting) callback(status);
-  });
+  fetcher_->Fetch(request,
+                  [this, alive = alive_, destination = request.destination](absl::Status status) {
+                    if (!*alive) return;
+                    const auto waiting = std::move(fetches_[destination]);
+                    fetches_.erase(destination);
+                    for (const auto& callback : waiting) callback(status);
+                  });
 }
 
 absl::Status Agent::FetchFiles(const v1::FetchFiles& fetch, const std::string& command_id) {
   MT_RETURN_IF_ERROR(ValidateComponent("job id", fetch.job_id()));
-  MT_ASSIGN_OR_RETURN(const std::string folder, CheckpointFolder(StoreRoot(""), fetch.job_id(), fetch.step()));
+  MT_ASSIGN_OR_RETURN(const std::string folder,
+                      CheckpointFolder(StoreRoot(""), fetch.job_id(), fetch.step()));
   MT_RETURN_IF_ERROR(env_->CreateDirectories(folder));
   for (const auto& file : fetch.files()) {
     MT_RETURN_IF_ERROR(ValidateComponent("checkpoint file", file.name()));
@@ -135,9 +145,11 @@ absl::Status Agent::FetchFiles(const v1::FetchFiles& fetch, const std::string& c
         request.step = source.step();
       }
     }
-    auto report = [this, job_id = fetch.job_id(), step = fetch.step(), name = file.name(), command_id](absl::Status status) {
+    auto report = [this, job_id = fetch.job_id(), step = fetch.step(), name = file.name(),
+                   command_id](absl::Status status) {
       v1::WorkerEvent event = NewEvent({job_id, 0, -1});
-      if (const auto job = jobs_.find(job_id); job != jobs_.end()) event.set_generation(job->second.generation);
+      if (const auto job = jobs_.find(job_id); job != jobs_.end())
+        event.set_generation(job->second.generation);
       auto* fetched = event.mutable_file_fetched();
       fetched->set_step(step);
       fetched->set_file(name);
@@ -155,7 +167,8 @@ absl::Status Agent::FetchFiles(const v1::FetchFiles& fetch, const std::string& c
   return absl::OkStatus();
 }
 
-// A rank looked for a file of the checkpoint that it restores, and this node does not have it (or has a damaged copy).
+// A rank looked for a file of the checkpoint that it restores, and this node does not have it (or
+// has a damaged copy).
 void Agent::NeedFile(const RankId& id, const std::string& name) {
   auto answer = [this, id, name](absl::Status status, const std::string& path) {
     v1::ToRank message;
@@ -170,9 +183,13 @@ void Agent::NeedFile(const RankId& id, const std::string& name) {
   if (job == jobs_.end() || job->second.generation != id.generation) return;
   const v1::StartRanks& start = job->second.start;
   const auto& files = start.restore().files();
-  const auto file = std::find_if(files.begin(), files.end(), [&](const auto& entry) { return entry.name() == name; });
-  if (absl::Status status = ValidateComponent("checkpoint file", name); file == files.end() || !status.ok()) {
-    answer(absl::NotFoundError(absl::StrCat("the checkpoint that this job restores has no file ", name)), "");
+  const auto file = std::find_if(files.begin(), files.end(),
+                                 [&](const auto& entry) { return entry.name() == name; });
+  if (absl::Status status = ValidateComponent("checkpoint file", name);
+      file == files.end() || !status.ok()) {
+    answer(absl::NotFoundError(
+               absl::StrCat("the checkpoint that this job restores has no file ", name)),
+           "");
     return;
   }
   FetchRequest request{start.restore().job_id(), start.restore().step(), *file, {}, ""};
@@ -184,17 +201,21 @@ void Agent::NeedFile(const RankId& id, const std::string& name) {
       request.step = source.step();
     }
   }
-  const auto folder = CheckpointFolder(StoreRoot(""), start.restore().job_id(), start.restore().step());
-  if (absl::Status status = folder.ok() ? env_->CreateDirectories(*folder) : folder.status(); !status.ok()) {
+  const auto folder =
+      CheckpointFolder(StoreRoot(""), start.restore().job_id(), start.restore().step());
+  if (absl::Status status = folder.ok() ? env_->CreateDirectories(*folder) : folder.status();
+      !status.ok()) {
     answer(status, "");
     return;
   }
   request.destination = JoinPath(*folder, name);
-  if (!fetches_.contains(request.destination) && VerifyFile(env_, request.destination, *file).ok()) {
+  if (!fetches_.contains(request.destination) &&
+      VerifyFile(env_, request.destination, *file).ok()) {
     answer(absl::OkStatus(), request.destination);
     return;
   }
-  FetchOnce(request, [answer, path = request.destination](absl::Status status) { answer(status, path); });
+  FetchOnce(request,
+            [answer, path = request.destination](absl::Status status) { answer(status, path); });
 }
 
 void Agent::OnRendezvousPut(const RankId& id, v1::RendezvousPut put) {

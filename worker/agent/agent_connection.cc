@@ -19,14 +19,16 @@ void Agent::Dial() {
   dial_timer_ = 0;
   if (ended_) return;
   const uint64_t attempt = ++attempt_;
-  connection_ = dialer_->Dial([this, attempt](v1::CoordinatorMessage message) { OnMessage(attempt, std::move(message)); },
-                              [this, attempt](absl::Status reason) { OnClosed(attempt, std::move(reason)); });
+  connection_ = dialer_->Dial(
+      [this, attempt](v1::CoordinatorMessage message) { OnMessage(attempt, std::move(message)); },
+      [this, attempt](absl::Status reason) { OnClosed(attempt, std::move(reason)); });
   v1::WorkerMessage message;
   *message.mutable_register_() = MakeRegister();
   Send(std::move(message));
   register_timer_ = loop_->After(kRegisterTimeout, [this, attempt] {
     register_timer_ = 0;
-    OnClosed(attempt, absl::DeadlineExceededError("the coordinator did not answer the registration in time"));
+    OnClosed(attempt, absl::DeadlineExceededError(
+                          "the coordinator did not answer the registration in time"));
   });
 }
 
@@ -42,7 +44,8 @@ v1::Register Agent::MakeRegister() {
   } else {
     MT_LOG(Warning) << "files of checkpoints here: " << held.status().ToString();
   }
-  if (auto free = env_->FreeBytes(options_.state_folder); free.ok()) message.set_disk_free_bytes(static_cast<int64_t>(*free));
+  if (auto free = env_->FreeBytes(options_.state_folder); free.ok())
+    message.set_disk_free_bytes(static_cast<int64_t>(*free));
   return message;
 }
 
@@ -56,8 +59,9 @@ void Agent::Send(v1::WorkerMessage message) {
 void Agent::SendPending() {
   if (!registered_) return;
   const auto& pending = spool_->Pending();
-  auto next = std::upper_bound(pending.begin(), pending.end(), sent_sequence_,
-                               [](int64_t sequence, const v1::WorkerEvent& event) { return sequence < event.sequence(); });
+  auto next = std::upper_bound(
+      pending.begin(), pending.end(), sent_sequence_,
+      [](int64_t sequence, const v1::WorkerEvent& event) { return sequence < event.sequence(); });
   for (; next != pending.end(); ++next) {
     sent_sequence_ = next->sequence();
     v1::WorkerMessage message;
@@ -83,7 +87,8 @@ void Agent::OnClosed(uint64_t attempt, absl::Status reason) {
   Disconnect();
   if (ended_) return;
   if (absl::IsAborted(reason)) {
-    MT_LOG(Error) << "the coordinator has another daemon for this node: " << reason.message() << "; ending";
+    MT_LOG(Error) << "the coordinator has another daemon for this node: " << reason.message()
+                  << "; ending";
     end_status_ = reason;
     Shutdown(absl::ZeroDuration(), "another daemon has registered for this node");
     return;
@@ -105,7 +110,8 @@ void Agent::ScheduleDial() {
 void Agent::OnMessage(uint64_t attempt, v1::CoordinatorMessage message) {
   if (attempt != attempt_ || ended_) return;
   if (message.epoch() < epoch_) {
-    MT_LOG(Warning) << "a coordinator of epoch " << message.epoch() << " spoke after one of epoch " << epoch_ << ": not obeyed";
+    MT_LOG(Warning) << "a coordinator of epoch " << message.epoch() << " spoke after one of epoch "
+                    << epoch_ << ": not obeyed";
     Disconnect();
     ScheduleDial();
     return;
@@ -118,20 +124,42 @@ void Agent::OnMessage(uint64_t attempt, v1::CoordinatorMessage message) {
   if (!registered_) return;  // commands come after Registered only
   absl::Status result;
   switch (message.body_case()) {
-    case v1::CoordinatorMessage::kAcknowledge: spool_->Acknowledge(message.acknowledge().sequence()); return;
-    case v1::CoordinatorMessage::kRendezvousValue: OnRendezvousValue(message.rendezvous_value()); return;
-    case v1::CoordinatorMessage::kStartRanks: result = StartRanks(std::move(*message.mutable_start_ranks())); break;
-    case v1::CoordinatorMessage::kStopRanks: result = StopRanks(message.stop_ranks()); break;
-    case v1::CoordinatorMessage::kFetchFiles: result = FetchFiles(message.fetch_files(), message.command_id()); break;
-    case v1::CoordinatorMessage::kCommitManifest: result = CommitManifest(message.commit_manifest()); break;
-    case v1::CoordinatorMessage::kDeleteCheckpoint: result = DeleteCheckpoint(message.delete_checkpoint()); break;
-    case v1::CoordinatorMessage::kCheckpointNow: result = CheckpointNow(message.checkpoint_now()); break;
-    case v1::CoordinatorMessage::kShutdownWorker:
-      Shutdown(absl::Seconds(10), absl::StrCat("the node was told to stop: ", message.shutdown_worker().reason()));
+    case v1::CoordinatorMessage::kAcknowledge:
+      spool_->Acknowledge(message.acknowledge().sequence());
+      return;
+    case v1::CoordinatorMessage::kRendezvousValue:
+      OnRendezvousValue(message.rendezvous_value());
+      return;
+    case v1::CoordinatorMessage::kStartRanks:
+      result = StartRanks(std::move(*message.mutable_start_ranks()));
       break;
-    default: result = absl::UnimplementedError("this worker does not know that command: it is older than the coordinator"); break;
+    case v1::CoordinatorMessage::kStopRanks:
+      result = StopRanks(message.stop_ranks());
+      break;
+    case v1::CoordinatorMessage::kFetchFiles:
+      result = FetchFiles(message.fetch_files(), message.command_id());
+      break;
+    case v1::CoordinatorMessage::kCommitManifest:
+      result = CommitManifest(message.commit_manifest());
+      break;
+    case v1::CoordinatorMessage::kDeleteCheckpoint:
+      result = DeleteCheckpoint(message.delete_checkpoint());
+      break;
+    case v1::CoordinatorMessage::kCheckpointNow:
+      result = CheckpointNow(message.checkpoint_now());
+      break;
+    case v1::CoordinatorMessage::kShutdownWorker:
+      Shutdown(absl::Seconds(10),
+               absl::StrCat("the node was told to stop: ", message.shutdown_worker().reason()));
+      break;
+    default:
+      result = absl::UnimplementedError(
+          "this worker does not know that command: it is older than the coordinator");
+      break;
   }
-  if (!result.ok()) MT_LOG(Warning) << "command " << message.command_id() << ": " << result.ToString();
+  if (!result.ok()) {
+    MT_LOG(Warning) << "command " << message.command_id() << ": " << result.ToString();
+  }
   if (message.command_id().empty()) return;
   v1::WorkerMessage answer;
   auto* command = answer.mutable_command_result();
@@ -154,9 +182,11 @@ void Agent::OnRegistered(const v1::Registered& registered) {
   spool_->Acknowledge(registered.acknowledged_sequence());
 
   std::set<RankId> keep;
-  for (const auto& rank : registered.keep()) keep.insert({rank.job_id(), rank.generation(), rank.rank()});
+  for (const auto& rank : registered.keep())
+    keep.insert({rank.job_id(), rank.generation(), rank.rank()});
   for (auto& [id, rank] : ranks_) {
-    if (!keep.contains(id)) StopRank(id, rank, rank.stop_grace, "the coordinator does not know this rank any more");
+    if (!keep.contains(id))
+      StopRank(id, rank, rank.stop_grace, "the coordinator does not know this rank any more");
   }
   for (auto& [job_id, job] : jobs_) {
     if (job.waiting_to_start && std::none_of(keep.begin(), keep.end(), [&](const RankId& id) {
@@ -195,9 +225,11 @@ void Agent::SendHeartbeat() {
   auto* heartbeat = message.mutable_heartbeat();
   const absl::Time now = loop_->clock()->Now();
   heartbeat->mutable_time()->set_seconds(absl::ToUnixSeconds(now));
-  heartbeat->mutable_time()->set_nanos(static_cast<int32_t>(absl::ToUnixNanos(now) % 1'000'000'000));
+  heartbeat->mutable_time()->set_nanos(
+      static_cast<int32_t>(absl::ToUnixNanos(now) % 1'000'000'000));
   for (auto& running : Running()) *heartbeat->add_running() = std::move(running);
-  if (auto free = env_->FreeBytes(options_.state_folder); free.ok()) heartbeat->set_disk_free_bytes(static_cast<int64_t>(*free));
+  if (auto free = env_->FreeBytes(options_.state_folder); free.ok())
+    heartbeat->set_disk_free_bytes(static_cast<int64_t>(*free));
   Send(std::move(message));
 }
 

@@ -1,5 +1,5 @@
-// Brings checkpoint files from other nodes. The real one (shards_client.h) reads their Shards service in pieces of at most
-// 1 MiB; the simulation's copies within the simulated cluster.
+// Brings checkpoint files from other nodes. The real one (shards_client.h) reads their Shards
+// service in pieces of at most 1 MiB; the simulation's copies within the simulated cluster.
 #pragma once
 
 #include <functional>
@@ -12,18 +12,20 @@
 namespace mt {
 
 struct FetchRequest {
-  std::string job_id;                   // whose checkpoint
+  std::string job_id;  // whose checkpoint
   int64_t step = 0;
-  v1::CheckpointFile file;              // name, size and digest that must match
-  std::vector<std::string> endpoints;   // Shards services that have it; tried in order
-  std::string destination;              // path; written under a temporary name, synced, verified, renamed; folder exists
+  v1::CheckpointFile file;             // name, size and digest that must match
+  std::vector<std::string> endpoints;  // Shards services that have it; tried in order
+  std::string destination;  // path; written under a temporary name, synced, verified, renamed;
+                            // folder exists
 };
 
 class FileFetcher {
  public:
   virtual ~FileFetcher() = default;
-  // `done` runs once, on the agent's EventLoop, never inside Fetch. UNAVAILABLE: no endpoint could serve it;
-  // DATA_LOSS: what came did not match size or digest; RESOURCE_EXHAUSTED: this node's disk is full.
+  // `done` runs once, on the agent's EventLoop, never inside Fetch. UNAVAILABLE: no endpoint could
+  // serve it; DATA_LOSS: what came did not match size or digest; RESOURCE_EXHAUSTED: this node's
+  // disk is full.
   virtual void Fetch(FetchRequest request, std::function<void(absl::Status)> done) = 0;
 };
 

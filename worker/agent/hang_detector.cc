@@ -49,7 +49,8 @@ absl::Duration HangDetector::Deadline(absl::Duration now) const {
     deadline = std::max(min_step_deadline_, start_deadline_);  // warming up: nothing is known yet
   }
   const bool is_heard = heard_ > progressed_ && now - heard_ < kHeardWithin;
-  return is_heard && absl::StartsWith(where_, kWaitingPrefix) ? deadline * kWaitingAllowance : deadline;
+  return is_heard && absl::StartsWith(where_, kWaitingPrefix) ? deadline * kWaitingAllowance
+                                                              : deadline;
 }
 
 }  // namespace mt

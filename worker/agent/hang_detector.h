@@ -1,9 +1,10 @@
-// When has one rank been silent for too long? The deadline of a step is learned: five times the 99th percentile of the
-// last 100 steps, the first five steps not counted (they warm up), and never below fault.min_step_deadline. Every other
-// phase, and the first step, has fault.start_deadline.
+// When has one rank been silent for too long? The deadline of a step is learned: five times the
+// 99th percentile of the last 100 steps, the first five steps not counted (they warm up), and never
+// below fault.min_step_deadline. Every other phase, and the first step, has fault.start_deadline.
 //
-// All ranks of a job fall silent together when one hangs: the others wait for it in a collective. So that the guilty one is
-// named, a rank that is heard (its process still sends signs of life) and says that it waits for peers gets half as much again.
+// All ranks of a job fall silent together when one hangs: the others wait for it in a collective.
+// So that the guilty one is named, a rank that is heard (its process still sends signs of life) and
+// says that it waits for peers gets half as much again.
 #pragma once
 
 #include <deque>
@@ -17,9 +18,13 @@ namespace mt {
 class HangDetector {
  public:
   HangDetector(absl::Duration min_step_deadline, absl::Duration start_deadline, absl::Duration now)
-      : min_step_deadline_(min_step_deadline), start_deadline_(start_deadline), progressed_(now), heard_(now) {}
+      : min_step_deadline_(min_step_deadline),
+        start_deadline_(start_deadline),
+        progressed_(now),
+        heard_(now) {}
 
-  // A Progress message. Only a change of phase or step is progress; the same again is a sign of life.
+  // A Progress message. Only a change of phase or step is progress; the same again is a sign of
+  // life.
   void OnProgress(const v1::Progress& progress, absl::Duration now);
   // Present deadline, counted from the last progress.
   absl::Duration Deadline(absl::Duration now) const;
@@ -39,7 +44,7 @@ class HangDetector {
   absl::Duration progressed_, heard_, step_began_;
   bool in_step_ = false;
   int64_t steps_seen_ = 0;
-  std::deque<absl::Duration> recent_;   // durations of the last steps
+  std::deque<absl::Duration> recent_;  // durations of the last steps
   std::string phase_ = "start";
   std::string where_;
   int64_t step_ = 0;

@@ -1,9 +1,11 @@
-// How the daemon's logic reaches rank processes. The real one (process_host.h) forks and execs; the simulation's are objects
-// in virtual time. One rank is named by job, generation and number: a name is spawned at most once.
+// How the daemon's logic reaches rank processes. The real one (process_host.h) forks and execs; the
+// simulation's are objects in virtual time. One rank is named by job, generation and number: a name
+// is spawned at most once.
 //
-// Invariants: callbacks run on the agent's EventLoop, never inside a call of the host; for one rank they come in order:
-// messages and output as they were written, then OnExited once, when the rank and every process it left behind are gone
-// and all of its output has been delivered. After Spawn returned an error there are no callbacks.
+// Invariants: callbacks run on the agent's EventLoop, never inside a call of the host; for one rank
+// they come in order: messages and output as they were written, then OnExited once, when the rank
+// and every process it left behind are gone and all of its output has been delivered. After Spawn
+// returned an error there are no callbacks.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +29,8 @@ struct RankId {
 };
 
 struct RankExit {
-  int exit_code = 0;   // -1 if it ended by a signal
-  int signal = 0;      // 0 if it exited
+  int exit_code = 0;                    // -1 if it ended by a signal
+  int signal = 0;                       // 0 if it exited
   std::vector<std::string> last_lines;  // at most 40, oldest first, of both outputs
 };
 
@@ -36,15 +38,16 @@ class RankHandler {
  public:
   virtual ~RankHandler() = default;
   virtual void OnRankMessage(const RankId& id, v1::FromRank message) = 0;
-  // Whole lines (or 64 KiB without a line end); `offset` is where they begin in the rank's log file.
+  // Whole lines (or 64 KiB without a line end); `offset` is where they begin in the rank's log
+  // file.
   virtual void OnRankOutput(const RankId& id, std::string data, bool is_stderr, int64_t offset) = 0;
   virtual void OnRankExited(const RankId& id, RankExit exit) = 0;
 };
 
 struct RankLaunch {
   RankId id;
-  v1::RankStart start;    // the first message that the rank reads
-  std::string log_path;   // its output is appended here; the folder exists
+  v1::RankStart start;   // the first message that the rank reads
+  std::string log_path;  // its output is appended here; the folder exists
 };
 
 enum class RankSignal { kTerminate, kKill };  // SIGTERM to the rank; SIGKILL to its whole tree
@@ -59,7 +62,8 @@ class RankHost {
   // Ranks that have ended are ignored by both.
   virtual void Send(const RankId& id, v1::ToRank message) = 0;
   virtual void Signal(const RankId& id, RankSignal signal) = 0;
-  // Ends what an earlier incarnation of the daemon may have left of this rank; returns when it is gone.
+  // Ends what an earlier incarnation of the daemon may have left of this rank; returns when it is
+  // gone.
   virtual void Sweep(const RankId& id, int32_t pid) = 0;
 };
 

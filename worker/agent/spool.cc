@@ -50,7 +50,8 @@ std::tuple<std::string, int32_t, int32_t> RankOf(const v1::WorkerEvent& event) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Spool>> Spool::Open(Env* env, std::string path, int64_t limit_bytes) {
+absl::StatusOr<std::unique_ptr<Spool>> Spool::Open(Env* env, std::string path,
+                                                   int64_t limit_bytes) {
   auto spool = std::unique_ptr<Spool>(new Spool(env, std::move(path), limit_bytes));
   MT_RETURN_IF_ERROR(spool->Load());
   return spool;
@@ -60,7 +61,8 @@ absl::Status Spool::Load() {
   auto contents = ReadFile(env_, path_, kMaxFileBytes);
   if (absl::IsNotFound(contents.status())) return Rewrite();
   if (!contents.ok()) {
-    return absl::DataLossError(absl::StrCat("the event spool cannot be read: ", contents.status().message()));
+    return absl::DataLossError(
+        absl::StrCat("the event spool cannot be read: ", contents.status().message()));
   }
   absl::string_view rest = *contents;
   while (rest.size() >= kHeaderBytes) {
@@ -71,7 +73,9 @@ absl::Status Spool::Load() {
     if (rest.size() - kHeaderBytes < length) break;
     const absl::string_view payload = rest.substr(kHeaderBytes, length);
     v1::WorkerEvent event;
-    if (XXH3_64bits(payload.data(), payload.size()) != check || !event.ParseFromArray(payload.data(), payload.size())) break;
+    if (XXH3_64bits(payload.data(), payload.size()) != check ||
+        !event.ParseFromArray(payload.data(), payload.size()))
+      break;
     rest.remove_prefix(kHeaderBytes + length);
     next_sequence_ = std::max(next_sequence_, event.sequence() + 1);
     if (event.body_case() == v1::WorkerEvent::BODY_NOT_SET) {
@@ -85,7 +89,8 @@ absl::Status Spool::Load() {
     }
   }
   if (!rest.empty()) {
-    MT_LOG(Warning) << "event spool " << path_ << ": the last " << rest.size() << " bytes are torn and were cut off";
+    MT_LOG(Warning) << "event spool " << path_ << ": the last " << rest.size()
+                    << " bytes are torn and were cut off";
   }
   return Rewrite();  // also proves at once that the folder can be written
 }
@@ -93,7 +98,8 @@ absl::Status Spool::Load() {
 // Invariant: afterwards the file holds what memory holds, and file_ appends to it.
 absl::Status Spool::Rewrite() {
   file_ = nullptr;
-  std::string contents = Record(Mark(pending_.empty() ? next_sequence_ - 1 : pending_.front().sequence() - 1));
+  std::string contents =
+      Record(Mark(pending_.empty() ? next_sequence_ - 1 : pending_.front().sequence() - 1));
   for (const auto& event : pending_) contents += Record(event);
   MT_RETURN_IF_ERROR(WriteFileAtomically(env_, path_, contents));
   MT_ASSIGN_OR_RETURN(file_, env_->NewWritableFile(path_, Env::WriteMode::kAppend));
@@ -123,12 +129,14 @@ void Spool::Keep(v1::WorkerEvent event) {
   }
   if (!status.ok()) {
     file_ = nullptr;  // what is on disk now may end in half a record: only a rewrite makes it whole
-    MT_LOG(Warning) << "event spool " << path_ << " holds the newest events in memory only: " << status.ToString();
+    MT_LOG(Warning) << "event spool " << path_
+                    << " holds the newest events in memory only: " << status.ToString();
   }
 }
 
 void Spool::Acknowledge(int64_t sequence) {
-  if (sequence >= next_sequence_ || pending_.empty() || pending_.front().sequence() > sequence) return;
+  if (sequence >= next_sequence_ || pending_.empty() || pending_.front().sequence() > sequence)
+    return;
   while (!pending_.empty() && pending_.front().sequence() <= sequence) {
     pending_bytes_ -= pending_.front().ByteSizeLong();
     pending_.pop_front();
@@ -154,9 +162,10 @@ bool Spool::MakeRoom(const v1::WorkerEvent& event) {
     return false;
   }
   if (event.has_step_report() || event.has_rank_report()) {
-    const auto older = std::find_if(pending_.rbegin(), pending_.rend(), [&](const v1::WorkerEvent& other) {
-      return other.body_case() == event.body_case() && RankOf(other) == RankOf(event);
-    });
+    const auto older =
+        std::find_if(pending_.rbegin(), pending_.rend(), [&](const v1::WorkerEvent& other) {
+          return other.body_case() == event.body_case() && RankOf(other) == RankOf(event);
+        });
     if (older != pending_.rend()) {
       pending_bytes_ -= older->ByteSizeLong();
       pending_.erase(std::next(older).base());
@@ -170,8 +179,10 @@ void Spool::MarkDrops(const v1::WorkerEvent& event) {
   if (drops == unmarked_drops_.end()) return;
   v1::WorkerEvent marker = event;
   marker.mutable_log_lines()->set_is_stderr(true);
-  marker.mutable_log_lines()->set_data(absl::StrCat("[mt: ", drops->second,
-      " lines were not forwarded while the coordinator was away; the rank's log file on its node has them]\n"));
+  marker.mutable_log_lines()->set_data(
+      absl::StrCat("[mt: ", drops->second,
+                   " lines were not forwarded while the coordinator was away; the rank's log file "
+                   "on its node has them]\n"));
   unmarked_drops_.erase(drops);
   Keep(std::move(marker));
 }
