@@ -1,9 +1,10 @@
 // The client library: finds a coordinator, connects over mTLS and calls it. mtctl is made of it.
 //
-// Where the coordinator is, first that is given: --endpoint, MT_ENDPOINT, the context named by --context or MT_CONTEXT, the
-// current context in <config folder>/current-context. A context is an endpoint file, <config folder>/contexts/<name>.json,
-// written by the coordinator when it starts (common/endpoint_file.h) or by `mtctl dev up`; an endpoint is the path of such
-// a file, or host:port (then certificates come from --tls-dir or MT_TLS_DIR, or --insecure).
+// Where the coordinator is, first that is given: --endpoint, MT_ENDPOINT, the context named by
+// --context or MT_CONTEXT, the current context in <config folder>/current-context. A context is an
+// endpoint file, <config folder>/contexts/<name>.json, written by the coordinator when it starts
+// (common/endpoint_file.h) or by `mtctl dev up`; an endpoint is the path of such a file, or
+// host:port (then certificates come from --tls-dir or MT_TLS_DIR, or --insecure).
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -21,21 +22,23 @@
 namespace mt::client {
 
 struct ConnectOptions {
-  std::string endpoint;       // path of an endpoint file, or host:port
+  std::string endpoint;  // path of an endpoint file, or host:port
   std::string context;
   std::string tls_directory;  // with host:port: ca.pem, client.pem, client-key.pem
   bool insecure = false;
-  absl::Duration timeout = absl::Seconds(10);  // of each unary call; connecting gets at most 2 s of it
+  absl::Duration timeout =
+      absl::Seconds(10);  // of each unary call; connecting gets at most 2 s of it
 };
 
 struct Endpoint {
   std::string address;  // host:port
   std::string ca_pem, certificate_pem, key_pem;
   bool insecure = false;
-  std::string source;   // where it was found, for messages
+  std::string source;  // where it was found, for messages
 };
 
-// NOT_FOUND (no endpoint is configured: says how to start or name one), INVALID_ARGUMENT (malformed endpoint file).
+// NOT_FOUND (no endpoint is configured: says how to start or name one), INVALID_ARGUMENT (malformed
+// endpoint file).
 absl::StatusOr<Endpoint> FindEndpoint(const ConnectOptions& options);
 std::string ConfigDirectory();  // $MT_CONFIG_DIR, or $HOME/.mt
 
@@ -55,11 +58,13 @@ class Client {
 
   // One unary call with the options' deadline (or `timeout` when positive).
   template <typename Stub, typename Request, typename Response>
-  absl::StatusOr<Response> Call(Stub& stub, grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
-                                const Request& request, absl::Duration timeout = absl::ZeroDuration()) {
+  absl::StatusOr<Response> Call(
+      Stub& stub, grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+      const Request& request, absl::Duration timeout = absl::ZeroDuration()) {
     grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() +
-                         absl::ToChronoMilliseconds(timeout > absl::ZeroDuration() ? timeout : options_.timeout));
+    context.set_deadline(
+        std::chrono::system_clock::now() +
+        absl::ToChronoMilliseconds(timeout > absl::ZeroDuration() ? timeout : options_.timeout));
     Response response;
     const grpc::Status status = (stub.*method)(&context, request, &response);
     if (!status.ok()) return FromGrpc(status);

@@ -1,7 +1,10 @@
-// How a coordinator tells clients where it is: a JSON file, mode 0600, written with WriteFileAtomically.
-//   {"address": "127.0.0.1:7070", "ca": "/abs/ca.pem", "certificate": "/abs/client.pem", "key": "/abs/client-key.pem",
+// How a coordinator tells clients where it is: a JSON file, mode 0600, written with
+// WriteFileAtomically.
+//   {"address": "127.0.0.1:7070", "ca": "/abs/ca.pem", "certificate": "/abs/client.pem", "key":
+//   "/abs/client-key.pem",
 //    "metrics": "http://127.0.0.1:9090/metrics", "pid": 123, "cluster_id": "..."}
-// Without TLS: {"address": ..., "insecure": true}. Unknown keys are ignored, so that older clients read newer files.
+// Without TLS: {"address": ..., "insecure": true}. Unknown keys are ignored, so that older clients
+// read newer files.
 #pragma once
 
 #include <string>
@@ -16,8 +19,8 @@ struct EndpointFile {
   std::string address;
   std::string ca, certificate, key;  // paths
   bool insecure = false;
-  std::string metrics;               // URL
-  int64_t pid = 0;                   // of the coordinator, when it is on this machine
+  std::string metrics;  // URL
+  int64_t pid = 0;      // of the coordinator, when it is on this machine
   std::string cluster_id;
 };
 

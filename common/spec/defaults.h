@@ -1,5 +1,5 @@
-// Every default that spec.proto documents, in one place. A resolved spec has no zero that means "default"; filling twice
-// changes nothing.
+// Every default that spec.proto documents, in one place. A resolved spec has no zero that means
+// "default"; filling twice changes nothing.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +11,13 @@
 
 namespace mt {
 
-// Number of token ids of `data.tokenizer` (its path), asked for only when model.vocab is unset and the tokenizer is not
-// `byte`. The client passes one that reads the file; the coordinator, which may not see the file, passes none.
+// Number of token ids of `data.tokenizer` (its path), asked for only when model.vocab is unset and
+// the tokenizer is not `byte`. The client passes one that reads the file; the coordinator, which
+// may not see the file, passes none.
 using VocabularyOf = std::function<absl::StatusOr<int64_t>(const std::string& tokenizer)>;
 
-// Default model.vocab is the tokenizer's size rounded up to a multiple of this, so that it can be cut over the usual
-// tensor groups, and does not depend on the layout.
+// Default model.vocab is the tokenizer's size rounded up to a multiple of this, so that it can be
+// cut over the usual tensor groups, and does not depend on the layout.
 inline constexpr int64_t kVocabularyMultiple = 64;
 inline constexpr int64_t kByteVocabulary = 257;  // 256 bytes and end-of-document
 

@@ -1,33 +1,25 @@
-// Plan first: what a job will need, known before it is queued. Memory per rank by kind comes from the parameter list and
-// the engine's own activation plan; nothing here is a guess except the step time, which is the model's FLOPs over the
-// machine's peak with the pipeline's bubble.
+// Plan first: what a job will need, known before it is queued. Memory per rank by kind comes from
+// the parameter list and the engine's own activation plan; nothing here is a guess except the step
+// time, which is the model's FLOPs over the machine's peak with the pipeline's bubble.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "common/spec/activation_plan.h"
 #include "common/spec/mesh.h"
 #include "common/status.h"
 #include "mt/v1/spec.pb.h"
 
 namespace mt {
 
-struct MemoryByKind {
-  int64_t weights = 0;
-  int64_t gradients = 0;
-  int64_t optimizer = 0;
-  int64_t activations = 0;
-  int64_t workspace = 0;  // communication staging and the runtime itself
-  int64_t Total() const { return weights + gradients + optimizer + activations + workspace; }
-};
-
 struct RankPlan {
   int rank = 0;
   MeshCoordinates at;
   LayerRange layers;
   int64_t parameters = 0;  // held here
-  MemoryByKind bytes;
+  RankMemory bytes;
 };
 
 // What the ranks will run on. Zero = not known, and not checked.
@@ -41,23 +33,24 @@ struct JobPlan {
   int64_t parameters = 0;
   double flops_per_step = 0;
   int64_t tokens_per_step = 0;
-  int64_t micro_batches = 0;       // per data-parallel rank and step
-  double bubble = 0;               // idle share of a pipeline stage, 0..1
-  double step_seconds = 0;         // 0 = peak unknown
-  std::vector<RankPlan> ranks;     // by rank
+  int64_t micro_batches = 0;    // per data-parallel rank and step
+  double bubble = 0;            // idle share of a pipeline stage, 0..1
+  double step_seconds = 0;      // at the peak: a step takes at least this; 0 = peak unknown
+  std::vector<RankPlan> ranks;  // by rank
   int64_t largest_rank_bytes = 0;
 };
 
 // `spec` is resolved. INVALID_ARGUMENT if it does not validate; never looks at a cluster.
 absl::StatusOr<JobPlan> PlanJob(const v1::JobSpec& spec, const ClusterShape& shape = {});
 
-// OK when the job can ever run on `shape`. FAILED_PRECONDITION names what it needs, what there is, and the nearest layouts
-// that fit.
+// OK when the job can ever run on `shape`. FAILED_PRECONDITION names what it needs, what there is,
+// and the nearest layouts that fit.
 absl::Status CheckFits(const v1::JobSpec& spec, const ClusterShape& shape);
 
-// Layouts of `slots` ranks, or as near below it as any, that divide this job and fit the shape's memory: nearest to the
-// spec's own first, then by estimated speed; at most `count`.
-std::vector<v1::ParallelSpec> NearestLayouts(const v1::JobSpec& spec, const ClusterShape& shape, int slots, int count = 3);
+// Layouts of `slots` ranks, or as near below it as any, that divide this job and fit the shape's
+// memory: nearest to the spec's own first, then by estimated speed; at most `count`.
+std::vector<v1::ParallelSpec> NearestLayouts(const v1::JobSpec& spec, const ClusterShape& shape,
+                                             int slots, int count = 3);
 std::string LayoutToString(const v1::ParallelSpec& parallel);  // "tensor 2 × pipeline 1 × data 3"
 
 }  // namespace mt

@@ -9,12 +9,15 @@
 
 namespace mt {
 
-// One line per problem, "key = value: what is wrong; what would work". `spec` is resolved (FillDefaults). Empty = fine.
+// One line per problem, "key = value: what is wrong; what would work". `spec` is resolved
+// (FillDefaults). Empty = fine.
 std::vector<std::string> SpecProblems(const v1::JobSpec& spec);
 // The same as INVALID_ARGUMENT.
 absl::Status ValidateSpec(const v1::JobSpec& spec);
 
-// The divisors of every one of `numbers` nearest to `wanted`, at most `count`, ascending: remedies for "does not divide".
-std::vector<int64_t> NearestCommonDivisors(const std::vector<int64_t>& numbers, int64_t wanted, int count = 3);
+// The divisors of every one of `numbers` nearest to `wanted`, at most `count`, ascending: remedies
+// for "does not divide".
+std::vector<int64_t> NearestCommonDivisors(const std::vector<int64_t>& numbers, int64_t wanted,
+                                           int count = 3);
 
 }  // namespace mt

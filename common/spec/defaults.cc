@@ -1,0 +1,111 @@
+#include "common/spec/defaults.h"
+
+#include <algorithm>
+
+namespace mt {
+namespace {
+
+template <typename Message, typename Value>
+void Fill(Message* message, Value (Message::*get)() const, void (Message::*set)(Value),
+          Value value) {
+  if ((message->*get)() == Value{}) (message->*set)(value);
+}
+
+void FillDuration(google::protobuf::Duration* duration, int64_t seconds) {
+  if (duration->seconds() == 0 && duration->nanos() == 0) duration->set_seconds(seconds);
+}
+
+absl::Status FillModel(v1::JobSpec* spec, const VocabularyOf& vocabulary_of) {
+  v1::ModelSpec* m = spec->mutable_model();
+  Fill(m, &v1::ModelSpec::architecture, &v1::ModelSpec::set_architecture, v1::ARCHITECTURE_LLAMA);
+  Fill(m, &v1::ModelSpec::kv_heads, &v1::ModelSpec::set_kv_heads, m->heads());
+  if (m->head_dim() == 0 && m->heads() > 0 && m->hidden() % m->heads() == 0)
+    m->set_head_dim(m->hidden() / m->heads());
+  Fill(m, &v1::ModelSpec::rope_theta, &v1::ModelSpec::set_rope_theta, 10000.0);
+  Fill(m, &v1::ModelSpec::norm_eps, &v1::ModelSpec::set_norm_eps, 1e-5);
+  Fill(m, &v1::ModelSpec::init_std, &v1::ModelSpec::set_init_std, 0.02);
+  if (m->vocab() != 0) return absl::OkStatus();
+  int64_t size = 0;
+  const std::string& tokenizer = spec->data().tokenizer();
+  if (tokenizer == "byte") {
+    size = kByteVocabulary;
+  } else if (tokenizer.empty()) {
+    return absl::InvalidArgumentError(
+        "model.vocab is not set and there is no data.tokenizer to take it from; set model.vocab, "
+        "or data.tokenizer: byte");
+  } else if (vocabulary_of == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("model.vocab is not set, and the tokenizer ", tokenizer,
+                     " is not read here; set model.vocab to its size"));
+  } else {
+    const absl::StatusOr<int64_t> known = vocabulary_of(tokenizer);
+    if (!known.ok()) {
+      return Annotate(
+          known.status(),
+          "model.vocab is not set and data.tokenizer does not tell it (set model.vocab)");
+    }
+    size = *known;
+  }
+  m->set_vocab((size + kVocabularyMultiple - 1) / kVocabularyMultiple * kVocabularyMultiple);
+  return absl::OkStatus();
+}
+
+void FillTraining(v1::TrainingSpec* t) {
+  Fill(t, &v1::TrainingSpec::micro_batch, &v1::TrainingSpec::set_micro_batch, int64_t{1});
+  if (!t->has_seed()) t->set_seed(1234);
+  if (!t->has_clip_grad_norm()) t->set_clip_grad_norm(1.0);
+  Fill(t, &v1::TrainingSpec::precision, &v1::TrainingSpec::set_precision,
+       v1::TrainingSpec::PRECISION_FP32);
+  Fill(t, &v1::TrainingSpec::recompute, &v1::TrainingSpec::set_recompute,
+       v1::TrainingSpec::RECOMPUTE_NONE);
+  Fill(t, &v1::TrainingSpec::loss_chunk, &v1::TrainingSpec::set_loss_chunk, int64_t{1024});
+
+  v1::OptimizerSpec* o = t->mutable_optimizer();
+  Fill(o, &v1::OptimizerSpec::kind, &v1::OptimizerSpec::set_kind, v1::OptimizerSpec::KIND_ADAMW);
+  Fill(o, &v1::OptimizerSpec::lr, &v1::OptimizerSpec::set_lr, 3e-4);
+  if (!o->has_beta1()) o->set_beta1(0.9);
+  Fill(o, &v1::OptimizerSpec::beta2, &v1::OptimizerSpec::set_beta2, 0.95);
+  Fill(o, &v1::OptimizerSpec::eps, &v1::OptimizerSpec::set_eps, 1e-8);
+  if (!o->has_weight_decay()) o->set_weight_decay(0.1);
+
+  v1::ScheduleSpec* s = t->mutable_schedule();
+  Fill(s, &v1::ScheduleSpec::kind, &v1::ScheduleSpec::set_kind, v1::ScheduleSpec::KIND_COSINE);
+  const int64_t decay = s->kind() == v1::ScheduleSpec::KIND_WSD ? (t->steps() + 9) / 10
+                                                                : t->steps() - s->warmup_steps();
+  Fill(s, &v1::ScheduleSpec::decay_steps, &v1::ScheduleSpec::set_decay_steps,
+       std::max<int64_t>(decay, 1));
+  if (!s->has_min_lr()) s->set_min_lr(0.1 * o->lr());
+}
+
+}  // namespace
+
+absl::Status FillDefaults(v1::JobSpec* spec, const VocabularyOf& vocabulary_of) {
+  FillTraining(spec->mutable_training());
+  v1::DataSpec* data = spec->mutable_data();
+  if (data->split().empty()) data->set_split("1,0,0");
+  if (!data->has_seed()) data->set_seed(spec->training().seed());
+
+  v1::ParallelSpec* p = spec->mutable_parallel();
+  Fill(p, &v1::ParallelSpec::tensor, &v1::ParallelSpec::set_tensor, 1);
+  Fill(p, &v1::ParallelSpec::pipeline, &v1::ParallelSpec::set_pipeline, 1);
+  Fill(p, &v1::ParallelSpec::data, &v1::ParallelSpec::set_data, 1);
+  if (!p->zero_set() && p->zero() == 0 && p->data() > 1) p->set_zero(1);
+
+  v1::CheckpointSpec* c = spec->mutable_checkpoint();
+  Fill(c, &v1::CheckpointSpec::keep_last, &v1::CheckpointSpec::set_keep_last, 2);
+  if (!c->has_replicas()) c->set_replicas(1);
+
+  v1::FaultSpec* f = spec->mutable_fault();
+  Fill(f, &v1::FaultSpec::max_attempts_without_progress,
+       &v1::FaultSpec::set_max_attempts_without_progress, 3);
+  FillDuration(f->mutable_min_step_deadline(), 60);
+  FillDuration(f->mutable_start_deadline(), 300);
+  FillDuration(f->mutable_stop_grace(), 10);
+
+  v1::RuntimeSpec* r = spec->mutable_runtime();
+  Fill(r, &v1::RuntimeSpec::log_every, &v1::RuntimeSpec::set_log_every, 1);
+  if (r->transport().empty()) r->set_transport("auto");
+  return FillModel(spec, vocabulary_of);
+}
+
+}  // namespace mt
