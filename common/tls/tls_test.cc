@@ -1,4 +1,5 @@
 #include <gmock/gmock.h>
+#include <grpcpp/generic/async_generic_service.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <unistd.h>
