@@ -235,6 +235,10 @@ class WorkerSideCall : public grpc::ClientBidiReactor<v1::WorkerMessage, v1::Coo
     StartCall();
   }
   void FailToStart(absl::Status reason) {
+    {
+      absl::MutexLock lock(&mutex_);
+      over_ = true;  // there is no call to cancel
+    }
     loop_->Post([self = shared_from_this(), reason] { self->Closed(reason); });
   }
 
