@@ -161,8 +161,9 @@ class ProcessHost : public RankHost {
   }
 
   void Sweep(const RankId& id, int32_t pid) override {
-    if (absl::Status status = KillTree(TagOf(id), 0, kTreeTimeout); !status.ok())
+    if (absl::Status status = KillTree(TagOf(id), 0, kTreeTimeout); !status.ok()) {
       MT_LOG(Error) << status.ToString();
+    }
   }
 
  private:
@@ -331,9 +332,9 @@ void ProcessHost::Run() {
       if (pause != child->paused) {
         child->paused = pause;
         for (auto& stream : child->streams) {
-          if (stream.fd.get() >= 0) Watch(child->id, stream.fd.get(), pause ? 0 : EPOLLIN);
+          if (stream.fd.get() >= 0) Watch(child->id, stream.fd.get(), pause ? 0u : EPOLLIN);
         }
-        if (child->socket.get() >= 0) Watch(child->id, child->socket.get(), pause ? 0 : EPOLLIN);
+        if (child->socket.get() >= 0) Watch(child->id, child->socket.get(), pause ? 0u : EPOLLIN);
       }
     }
     std::vector<std::shared_ptr<Child>> ended;
@@ -489,7 +490,7 @@ void ProcessHost::WriteSocket(Child& child) {
     child.outgoing.erase(0, count);
   }
   Watch(child.id, child.socket.get(),
-        (child.paused ? 0 : EPOLLIN) | (child.outgoing.empty() ? 0 : EPOLLOUT));
+        (child.paused ? 0u : EPOLLIN) | (child.outgoing.empty() ? 0u : EPOLLOUT));
 }
 
 void ProcessHost::OnExit(const std::shared_ptr<Child>& child) {

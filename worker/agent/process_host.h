@@ -26,7 +26,8 @@ struct ProcessHostOptions {
   std::string program = "/proc/self/exe";
   std::vector<std::string> arguments = {"rank"};  // after the program's name
   int last_lines = 40;
-  std::string node;  // in the ranks' log tag
+  std::string
+      scope;  // unique to this daemon on its machine (its state folder): part of its processes' tag
 };
 
 // Calls come on `loop`, which outlives the host. Destruction kills every tree that is left.
