@@ -1,0 +1,230 @@
+#include "worker/checkpoint/writer.h"
+
+#include <condition_variable>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+#include "absl/strings/str_join.h"
+#include "common/checkpoint/weights_digest.h"
+#include "common/hash.h"
+#include "worker/checkpoint/boxes.h"
+#include "worker/checkpoint/manifest.h"
+#include "worker/checkpoint/safetensors.h"
+
+namespace mt {
+namespace {
+
+constexpr size_t kPieceBytes = 4 << 20;
+
+// A whole tensor keeps its name, so that any safetensors reader finds it; a part adds where it
+// begins.
+std::string EntryName(const TensorBox& box) {
+  if (box.shape == box.global_shape) return box.tensor;
+  return absl::StrCat(box.tensor, "@", absl::StrJoin(box.offset, ","));
+}
+
+const char* FailureReason(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kResourceExhausted:
+      return "disk_full";
+    case absl::StatusCode::kPermissionDenied:
+      return "permission";
+    default:
+      return "io";
+  }
+}
+
+class ThreadedCheckpointWriter : public CheckpointWriter {
+ public:
+  ThreadedCheckpointWriter(CheckpointWriterOptions options, std::vector<TensorBox> boxes,
+                           std::vector<SafetensorsEntry> entries)
+      : options_(std::move(options)), boxes_(std::move(boxes)), entries_(std::move(entries)) {
+    std::map<std::string, const SafetensorsEntry*> by_name;
+    for (const SafetensorsEntry& entry : entries_) by_name[entry.name] = &entry;
+    for (const TensorBox& box : boxes_) box_entries_.push_back(by_name.at(EntryName(box)));
+    bytes_ = entries_.empty() ? 0 : entries_.back().end;
+    buffer_ = std::make_unique<char[]>(bytes_);
+    std::memset(buffer_.get(), 0,
+                bytes_);  // pages are there before the first snapshot, which must not wait for them
+    thread_ = std::thread([this] { Work(); });
+  }
+  ~ThreadedCheckpointWriter() override {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      stopping_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+
+  absl::StatusOr<double> Snapshot(const TrainingPosition& position) override {
+    const absl::Duration start = options_.clock->Monotonic();
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [&] { return !pending_.has_value(); });
+    lock.unlock();  // the thread touches the buffer only while a write is pending
+    for (size_t i = 0; i < boxes_.size(); ++i) {
+      char* to = buffer_.get() + box_entries_[i]->begin;
+      const size_t bytes = box_entries_[i]->bytes();
+      if (options_.copy_to_host) {
+        MT_RETURN_IF_ERROR(Annotate(options_.copy_to_host(to, boxes_[i].data, bytes),
+                                    absl::StrCat("snapshot of ", DescribeBox(boxes_[i]))));
+      } else if (bytes > 0) {
+        std::memcpy(to, boxes_[i].data, bytes);
+      }
+    }
+    const double stall = absl::ToDoubleSeconds(options_.clock->Monotonic() - start);
+    lock.lock();
+    pending_ = Pending{position, stall};
+    changed_.notify_all();
+    return stall;
+  }
+
+  absl::Status Wait() override {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [&] { return !pending_.has_value(); });
+    return last_;
+  }
+  int64_t bytes() const override { return bytes_; }
+
+ private:
+  struct Pending {
+    TrainingPosition position;
+    double stall_seconds;
+  };
+
+  void Work() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (true) {
+      changed_.wait(lock, [&] { return pending_.has_value() || stopping_; });
+      if (!pending_.has_value()) return;
+      const Pending pending = *pending_;
+      lock.unlock();
+      const absl::Status status = WriteAndReport(pending);
+      lock.lock();
+      last_ = status;
+      pending_.reset();
+      changed_.notify_all();
+    }
+  }
+
+  absl::Status WriteAndReport(const Pending& pending) {
+    const absl::Duration start = options_.clock->Monotonic();
+    v1::ShardWritten written;
+    const absl::Status status = Write(pending.position, *written.mutable_file());
+    if (!status.ok()) {
+      v1::CheckpointFailed failed;
+      failed.set_step(pending.position.step);
+      failed.set_reason(FailureReason(status));
+      failed.set_message(std::string(status.message()));
+      if (options_.on_failed) options_.on_failed(failed);
+      return status;
+    }
+    written.set_step(pending.position.step);
+    written.set_consumed_samples(pending.position.consumed_samples);
+    written.set_loss(pending.position.loss);
+    written.set_stall_seconds(pending.stall_seconds);
+    written.set_persist_seconds(absl::ToDoubleSeconds(options_.clock->Monotonic() - start));
+    written.set_world_size(options_.world_size);
+    if (options_.on_written) options_.on_written(written);
+    return absl::OkStatus();
+  }
+
+  absl::Status Write(const TrainingPosition& position, v1::CheckpointFile& file) {
+    Env* env = options_.env;
+    MT_ASSIGN_OR_RETURN(const std::string job_folder, JobFolder(options_.root, options_.job_id));
+    MT_ASSIGN_OR_RETURN(const std::string folder,
+                        CheckpointFolder(options_.root, options_.job_id, position.step));
+    file.set_name(ShardFileName(options_.rank));
+    const std::string path = JoinPath(folder, file.name());
+    const std::string temporary = path + ".tmp";
+    MT_RETURN_IF_ERROR(env->CreateDirectories(folder));
+    absl::Status status = WriteTemporary(temporary, position, file);
+    if (status.ok()) status = env->Rename(temporary, path);
+    if (!status.ok()) {
+      (void)env->RemoveFile(temporary);
+      return status;
+    }
+    // The name in its folder, and the folders' own names above it.
+    MT_RETURN_IF_ERROR(env->SyncDirectory(folder));
+    MT_RETURN_IF_ERROR(env->SyncDirectory(job_folder));
+    MT_RETURN_IF_ERROR(env->SyncDirectory(options_.root));
+    AddSlices(file);
+    return absl::OkStatus();
+  }
+
+  absl::Status WriteTemporary(const std::string& temporary, const TrainingPosition& position,
+                              v1::CheckpointFile& file) {
+    std::vector<SafetensorsEntry> entries = entries_;
+    MT_ASSIGN_OR_RETURN(const std::string head,
+                        BuildSafetensorsHead(
+                            entries, {{"format", "pt"}, {"mt.step", absl::StrCat(position.step)}}));
+    MT_ASSIGN_OR_RETURN(const auto out,
+                        options_.env->NewWritableFile(temporary, Env::WriteMode::kTruncate));
+    Xxh3Stream hash;
+    const auto append = [&](absl::string_view piece) {
+      hash.Update(piece.data(), piece.size());
+      return out->Append(piece);
+    };
+    MT_RETURN_IF_ERROR(append(head));
+    for (size_t at = 0; at < bytes_; at += kPieceBytes) {
+      MT_RETURN_IF_ERROR(
+          append(absl::string_view(buffer_.get() + at, std::min(kPieceBytes, bytes_ - at))));
+    }
+    MT_RETURN_IF_ERROR(out->Sync());
+    MT_RETURN_IF_ERROR(out->Close());
+    file.set_size_bytes(static_cast<int64_t>(head.size() + bytes_));
+    file.set_xxh3_128(hash.Hex());
+    return absl::OkStatus();
+  }
+
+  void AddSlices(v1::CheckpointFile& file) const {
+    for (size_t i = 0; i < boxes_.size(); ++i) {
+      const TensorBox& box = boxes_[i];
+      v1::TensorSlice* slice = file.add_slices();
+      slice->set_tensor(box.tensor);
+      slice->mutable_global_shape()->Assign(box.global_shape.begin(), box.global_shape.end());
+      slice->mutable_offset()->Assign(box.offset.begin(), box.offset.end());
+      slice->mutable_shape()->Assign(box.shape.begin(), box.shape.end());
+      slice->set_entry(box_entries_[i]->name);
+      slice->set_content_sum(SumOfBox(box.tensor, SafetensorsDtype(box.dtype), box.global_shape,
+                                      box.offset, box.shape, ElementBytes(box.dtype),
+                                      buffer_.get() + box_entries_[i]->begin)
+                                 .Hex());
+    }
+  }
+
+  const CheckpointWriterOptions options_;
+  const std::vector<TensorBox> boxes_;
+  const std::vector<SafetensorsEntry> entries_;       // in the file's order
+  std::vector<const SafetensorsEntry*> box_entries_;  // of each box
+  std::unique_ptr<char[]> buffer_;  // the file's byte buffer; the thread's while a write is pending
+  size_t bytes_ = 0;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::optional<Pending> pending_;  // guarded by mutex_, as the two below
+  absl::Status last_;
+  bool stopping_ = false;
+  std::thread thread_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(
+    CheckpointWriterOptions options, std::vector<TensorBox> boxes) {
+  MT_RETURN_IF_ERROR(JobFolder(options.root, options.job_id).status());
+  if (options.root.empty()) return absl::InvalidArgumentError("checkpoint writer: no root folder");
+  std::vector<SafetensorsEntry> entries;
+  for (const TensorBox& box : boxes) MT_RETURN_IF_ERROR(ValidateBox(box));
+  std::erase_if(boxes, [](const TensorBox& box) { return box.Elements() == 0; });
+  for (const TensorBox& box : boxes) {
+    entries.push_back({EntryName(box), std::string(SafetensorsDtype(box.dtype)), box.shape});
+  }
+  MT_RETURN_IF_ERROR(BuildSafetensorsHead(entries, {}).status());
+  return std::make_unique<ThreadedCheckpointWriter>(std::move(options), std::move(boxes),
+                                                    std::move(entries));
+}
+
+}  // namespace mt
