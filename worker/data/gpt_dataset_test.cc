@@ -1,11 +1,13 @@
 #include "worker/data/gpt_dataset.h"
 
 #include <filesystem>
+#include <limits>
 #include <numeric>
 
 #include "common/check.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "worker/data/dataset_batch_source.h"
 #include "worker/data/indexed_dataset_writer.h"
 
 namespace mt {
@@ -76,6 +78,26 @@ TEST_F(GptDatasetTest, IdsOutsideTheVocabularyAreRefused) {
   EXPECT_EQ(dataset->Fetch(2, tokens).code(), absl::StatusCode::kDataLoss);
   options_.vocab_size = 504;
   EXPECT_TRUE(CheckTrainingData(Env::Real(), options_).ok());
+}
+
+TEST_F(GptDatasetTest, BatchesOfAJobAreItsSamplesByNumber) {
+  v1::JobSpec spec;
+  spec.mutable_data()->set_train(options_.prefix);
+  spec.mutable_data()->set_sequence_length(8);
+  spec.mutable_training()->set_steps(2);
+  spec.mutable_training()->set_global_batch(2);
+  spec.mutable_training()->set_seed(1234);
+  const auto source = OpenTrainingData(Env::Real(), spec).value();
+  std::vector<int32_t> tokens(18);
+  const int64_t ids[] = {3, 0};
+  ASSERT_TRUE(source->Fetch(ids, tokens).ok());
+  EXPECT_EQ(tokens[0], 403);
+  EXPECT_EQ(tokens[9], 200);
+  EXPECT_EQ(source->Fetch(ids, std::span<int32_t>(tokens).first(17)).code(),
+            absl::StatusCode::kInvalidArgument);
+  spec.mutable_training()->set_steps(std::numeric_limits<int64_t>::max());
+  EXPECT_EQ(OpenTrainingData(Env::Real(), spec).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(GptDatasetTest, TooLittleDataAndBadSeedsAreRefused) {

@@ -1,0 +1,44 @@
+#include "worker/data/dataset_batch_source.h"
+
+#include <limits>
+
+namespace mt {
+
+absl::Status DatasetBatchSource::Fetch(std::span<const int64_t> sample_ids,
+                                       std::span<int32_t> tokens) {
+  const size_t sample_tokens = static_cast<size_t>(dataset_->sequence_length()) + 1;
+  if (tokens.size() != sample_ids.size() * sample_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat(sample_ids.size(), " samples have ",
+                                                   sample_ids.size() * sample_tokens,
+                                                   " tokens, not ", tokens.size()));
+  }
+  for (size_t i = 0; i < sample_ids.size(); ++i) {
+    MT_RETURN_IF_ERROR(
+        dataset_->Fetch(sample_ids[i], tokens.subspan(i * sample_tokens, sample_tokens)));
+  }
+  return absl::OkStatus();
+}
+
+GptDatasetOptions TrainingDataOptions(const v1::JobSpec& spec) {
+  GptDatasetOptions options;
+  options.prefix = spec.data().train();
+  if (!spec.data().split().empty()) options.split = spec.data().split();
+  options.sequence_length = spec.data().sequence_length();
+  if (__builtin_mul_overflow(spec.training().steps(), spec.training().global_batch(),
+                             &options.num_samples)) {
+    options.num_samples =
+        std::numeric_limits<int64_t>::max();  // which no order can hold: refused when opened
+  }
+  options.seed = spec.data().has_seed() ? spec.data().seed() : spec.training().seed();
+  options.vocab_size = spec.model().vocab();
+  return options;
+}
+
+absl::StatusOr<std::unique_ptr<DatasetBatchSource>> OpenTrainingData(Env* env,
+                                                                     const v1::JobSpec& spec) {
+  MT_ASSIGN_OR_RETURN(std::unique_ptr<GptDataset> dataset,
+                      GptDataset::Open(env, TrainingDataOptions(spec)));
+  return std::make_unique<DatasetBatchSource>(std::move(dataset));
+}
+
+}  // namespace mt

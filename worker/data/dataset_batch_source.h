@@ -1,0 +1,32 @@
+// The trainer's samples out of an indexed dataset.
+#pragma once
+
+#include <memory>
+
+#include "common/env.h"
+#include "common/status.h"
+#include "mt/v1/spec.pb.h"
+#include "worker/data/gpt_dataset.h"
+#include "worker/train/batch_source.h"
+
+namespace mt {
+
+class DatasetBatchSource : public BatchSource {
+ public:
+  explicit DatasetBatchSource(std::unique_ptr<GptDataset> dataset) : dataset_(std::move(dataset)) {}
+  absl::Status Fetch(std::span<const int64_t> sample_ids, std::span<int32_t> tokens) override;
+  const GptDataset& dataset() const { return *dataset_; }
+
+ private:
+  std::unique_ptr<GptDataset> dataset_;
+};
+
+// What a resolved spec says about its data: as many samples as the whole run takes, so that the
+// order never depends on where a run was interrupted.
+GptDatasetOptions TrainingDataOptions(const v1::JobSpec& spec);
+
+// Errors as GptDataset::Open.
+absl::StatusOr<std::unique_ptr<DatasetBatchSource>> OpenTrainingData(Env* env,
+                                                                     const v1::JobSpec& spec);
+
+}  // namespace mt

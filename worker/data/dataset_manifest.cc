@@ -1,0 +1,72 @@
+#include "worker/data/dataset_manifest.h"
+
+#include <nlohmann/json.hpp>
+
+namespace mt {
+namespace {
+
+constexpr int kFormatVersion = 1;
+
+}  // namespace
+
+std::string ManifestPath(const std::string& prefix) { return prefix + ".manifest.json"; }
+
+absl::Status WriteManifest(Env* env, const std::string& prefix, const DatasetManifest& manifest) {
+  nlohmann::ordered_json json;
+  json["format_version"] = kFormatVersion;
+  json["documents"] = manifest.files.num_documents;
+  json["tokens"] = manifest.files.num_tokens;
+  json["token_type"] = manifest.type;
+  json["tokenizer"] = {{"spec", manifest.tokenizer},
+                       {"digest", manifest.tokenizer_digest},
+                       {"vocab_size", manifest.vocab_size}};
+  json["append_eod"] = manifest.append_eod;
+  json["bad_lines_skipped"] = manifest.bad_lines;
+  json["bin"] = {{"bytes", manifest.files.bin_bytes}, {"xxh3_128", manifest.files.bin_xxh3}};
+  json["idx"] = {{"bytes", manifest.files.idx_bytes}, {"xxh3_128", manifest.files.idx_xxh3}};
+  json["inputs"] = nlohmann::ordered_json::array();
+  for (const DatasetInput& input : manifest.inputs) {
+    json["inputs"].push_back({{"path", input.path}, {"bytes", input.bytes}});
+  }
+  // File names need not be UTF-8; what is not is replaced rather than thrown about.
+  return WriteFileAtomically(
+      env, ManifestPath(prefix),
+      json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+}
+
+absl::StatusOr<DatasetManifest> ReadManifest(Env* env, const std::string& prefix) {
+  MT_ASSIGN_OR_RETURN(const std::string text, ReadFile(env, ManifestPath(prefix)));
+  const auto broken = [&](absl::string_view what) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(ManifestPath(prefix), ": ", what, "; remove it or build the data again"));
+  };
+  const nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
+  if (json.is_discarded()) return broken("is not JSON");
+  DatasetManifest manifest;
+  // The library reports a missing key or a wrong type only by exception; none leaves this function.
+  try {
+    if (json.at("format_version").get<int>() != kFormatVersion)
+      return broken("has another format_version");
+    manifest.files.num_documents = json.at("documents").get<int64_t>();
+    manifest.files.num_tokens = json.at("tokens").get<int64_t>();
+    manifest.type = json.at("token_type").get<std::string>();
+    manifest.tokenizer = json.at("tokenizer").at("spec").get<std::string>();
+    manifest.tokenizer_digest = json.at("tokenizer").at("digest").get<std::string>();
+    manifest.vocab_size = json.at("tokenizer").at("vocab_size").get<int64_t>();
+    manifest.append_eod = json.at("append_eod").get<bool>();
+    manifest.bad_lines = json.at("bad_lines_skipped").get<int64_t>();
+    manifest.files.bin_bytes = json.at("bin").at("bytes").get<uint64_t>();
+    manifest.files.bin_xxh3 = json.at("bin").at("xxh3_128").get<std::string>();
+    manifest.files.idx_bytes = json.at("idx").at("bytes").get<uint64_t>();
+    manifest.files.idx_xxh3 = json.at("idx").at("xxh3_128").get<std::string>();
+    for (const nlohmann::json& input : json.at("inputs")) {
+      manifest.inputs.push_back(
+          {input.at("path").get<std::string>(), input.at("bytes").get<uint64_t>()});
+    }
+  } catch (const nlohmann::json::exception& error) {
+    return broken(error.what());
+  }
+  return manifest;
+}
+
+}  // namespace mt
