@@ -1,0 +1,10 @@
+// mtctl data build, inspect, verify. They work on files here and need no coordinator.
+#pragma once
+
+#include "client/session.h"
+
+namespace mt::client {
+
+void AddDataCommands(CLI::App* app, Session* session);
+
+}  // namespace mt::client
