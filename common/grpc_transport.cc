@@ -3,6 +3,7 @@
 #include <deque>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/synchronization/mutex.h"
 #include "common/grpc_status.h"
 #include "mt/v1/worker.grpc.pb.h"
@@ -346,10 +347,12 @@ class GrpcCoordinatorDialer : public CoordinatorDialer {
       std::function<void(absl::Status)> on_closed) override {
     auto call =
         std::make_shared<WorkerSideCall>(loop_, std::move(on_message), std::move(on_closed));
-    absl::StatusOr<std::shared_ptr<grpc::Channel>> channel =
-        NewChannel(env_, address_, files_, kCoordinatorTargetName);
+    const absl::StatusOr<std::string> address = Address();
+    const absl::StatusOr<std::shared_ptr<grpc::Channel>> channel =
+        address.ok() ? NewChannel(env_, *address, files_, kCoordinatorTargetName)
+                     : absl::StatusOr<std::shared_ptr<grpc::Channel>>(address.status());
     if (channel.ok()) {
-      call->Start(*std::move(channel));
+      call->Start(*channel);
     } else {
       call->FailToStart(channel.status());
     }
@@ -357,6 +360,12 @@ class GrpcCoordinatorDialer : public CoordinatorDialer {
   }
 
  private:
+  absl::StatusOr<std::string> Address() const {
+    if (address_.empty() || address_[0] != '@') return address_;
+    MT_ASSIGN_OR_RETURN(const std::string text, ReadFile(env_, address_.substr(1), 4096));
+    return std::string(absl::StripAsciiWhitespace(text));
+  }
+
   EventLoop* const loop_;
   Env* const env_;
   const std::string address_;

@@ -181,6 +181,21 @@ TEST_F(GrpcTransportTest, WorkerHearsOfALostCoordinatorAndMayDialAgain) {
   EXPECT_TRUE(second.WaitForNotificationWithTimeout(absl::Seconds(30)));
 }
 
+TEST_F(GrpcTransportTest, AddressMayLieInAFile) {
+  const std::string path = JoinPath(folder_, "address");
+  MT_CHECK_OK(WriteFileAtomically(env_, path, absl::StrCat("127.0.0.1:", port_, "\n")));
+  absl::Notification first;
+  handler_.on_message = [&](std::shared_ptr<WorkerStream>, const v1::WorkerMessage&) {
+    first.Notify();
+  };
+  dialer_ = NewGrpcCoordinatorDialer(worker_loop_.get(), env_, "@" + path, node_files_);
+  Run(worker_loop_.get(), [&] {
+    connection_ = dialer_->Dial([](v1::CoordinatorMessage) {}, [](absl::Status) {});
+    connection_->Send(Number(1));
+  });
+  EXPECT_TRUE(first.WaitForNotificationWithTimeout(absl::Seconds(30)));
+}
+
 TEST_F(GrpcTransportTest, OnlyNodesAreLetIn) {
   Dial(Files("operator", ca_->IssueClient("me", Role::kOperator)));
   EXPECT_EQ(DialClosed().code(), absl::StatusCode::kPermissionDenied);
