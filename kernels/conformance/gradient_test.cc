@@ -1,0 +1,289 @@
+// kernels_gradient_test REFERENCE_LIBRARY: every backward operation of the reference backend
+// against central differences of its forward, in float64. loss = sum of output * output_gradient,
+// whose derivative by x backward must give.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <vector>
+
+#include "kernels/abi/philox.h"
+#include "kernels/conformance/runner.h"
+
+namespace mt::conformance {
+namespace {
+
+const mt_backend* backend = nullptr;
+using Vector = std::vector<double>;
+
+Vector Normals(int64_t count, uint64_t stream) {
+  Vector out(static_cast<size_t>(count));
+  for (size_t i = 0; i < out.size(); ++i) out[i] = mt_normal(7, stream, i);
+  return out;
+}
+
+template <typename Args>
+void Call(int32_t operation, Args args) {
+  args.struct_size = sizeof args;
+  args.dtype = MT_F64;
+  Vector workspace;
+  if constexpr (requires { args.workspace; }) {
+    workspace.assign(static_cast<size_t>(backend->workspace_bytes(operation, &args) / 8 + 1), NAN);
+    args.workspace = workspace.data();
+    args.workspace_bytes = workspace.size() * 8;
+  }
+  ASSERT_EQ(backend->run(operation, &args, nullptr), MT_OK) << backend->error_message();
+}
+
+double Dot(const Vector& a, const Vector& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+// `gradient` against central differences of `loss` by each element of `x`, which `loss` reads.
+void ExpectGradient(Vector& x, const Vector& gradient, const std::function<double()>& loss,
+                    const char* what) {
+  constexpr double kStep = 1e-5;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double kept = x[i];
+    x[i] = kept + kStep;
+    const double above = loss();
+    x[i] = kept - kStep;
+    const double below = loss();
+    x[i] = kept;
+    ASSERT_NEAR(gradient[i], (above - below) / (2 * kStep),
+                1e-8 * std::max(1.0, std::fabs(gradient[i])))
+        << what << "[" << i << "]";
+  }
+}
+
+TEST(GradientTest, RmsNorm) {
+  const int64_t rows = 3, C = 5;
+  Vector x = Normals(rows * C, 1), residual = Normals(rows * C, 2), weight = Normals(C, 3),
+         dy = Normals(rows * C, 4);
+  Vector extra = Normals(rows * C, 5), sum(rows * C), y(rows * C), rstd(rows), dx(rows * C),
+         dw(C, 0.0);
+  const auto forward = [&] {
+    Call(MT_OP_RMSNORM_FORWARD, mt_rmsnorm_args{.rows = rows,
+                                                .columns = C,
+                                                .eps = 1e-3,
+                                                .x = x.data(),
+                                                .residual = residual.data(),
+                                                .sum = sum.data(),
+                                                .weight = weight.data(),
+                                                .output = y.data(),
+                                                .rstd = rstd.data()});
+    return Dot(y, dy) + Dot(sum, extra);  // the residual stream goes on, with gradient `extra`
+  };
+  forward();
+  Call(MT_OP_RMSNORM_BACKWARD, mt_rmsnorm_args{.gradient_dtype = MT_F64,
+                                               .rows = rows,
+                                               .columns = C,
+                                               .sum = sum.data(),
+                                               .weight = weight.data(),
+                                               .rstd = rstd.data(),
+                                               .output_gradient = dy.data(),
+                                               .residual_gradient = extra.data(),
+                                               .input_gradient = dx.data(),
+                                               .weight_gradient = dw.data()});
+  ExpectGradient(x, dx, forward, "x");
+  ExpectGradient(residual, dx, forward, "residual");
+  ExpectGradient(weight, dw, forward, "weight");
+}
+
+TEST(GradientTest, Swiglu) {
+  const int64_t rows = 3, D = 4;
+  Vector gate_up = Normals(rows * 2 * D, 1), dy = Normals(rows * D, 2), y(rows * D),
+         gradient(rows * 2 * D);
+  const auto forward = [&] {
+    Call(MT_OP_SWIGLU_FORWARD,
+         mt_swiglu_args{.rows = rows, .columns = D, .gate_up = gate_up.data(), .output = y.data()});
+    return Dot(y, dy);
+  };
+  Call(MT_OP_SWIGLU_BACKWARD, mt_swiglu_args{.rows = rows,
+                                             .columns = D,
+                                             .gate_up = gate_up.data(),
+                                             .output_gradient = dy.data(),
+                                             .gate_up_gradient = gradient.data()});
+  ExpectGradient(gate_up, gradient, forward, "gate_up");
+}
+
+TEST(GradientTest, RopeBackwardIsItsInverse) {
+  const int64_t T = 4, B = 2, H = 2, d = 6;
+  Vector table(T * d);
+  for (int64_t p = 0; p < T; ++p) {
+    for (int64_t j = 0; j < d / 2; ++j) {
+      const double angle =
+          static_cast<double>(p) *
+          std::pow(10000.0, -2.0 * static_cast<double>(j) / static_cast<double>(d));
+      table[p * d + j] = std::cos(angle);
+      table[p * d + d / 2 + j] = std::sin(angle);
+    }
+  }
+  Vector x = Normals(T * B * H * d, 1), dy = Normals(T * B * H * d, 2);
+  const auto rotate = [&](Vector v, int32_t inverse) {
+    Call(MT_OP_ROPE, mt_rope_args{.data = v.data(),
+                                  .sequence = T,
+                                  .batch = B,
+                                  .heads = H,
+                                  .head_dim = d,
+                                  .row_stride = H * d,
+                                  .cos_sin = table.data(),
+                                  .inverse = inverse});
+    return v;
+  };
+  ExpectGradient(
+      x, rotate(dy, 1), [&] { return Dot(rotate(x, 0), dy); }, "x");
+}
+
+TEST(GradientTest, Attention) {
+  for (const int32_t causal : {1, 0}) {
+    const int64_t T = 5, B = 2, H = 4, K = 2, d = 3, rows = T * B;
+    Vector q = Normals(rows * H * d, 1), k = Normals(rows * K * d, 2), v = Normals(rows * K * d, 3),
+           dy = Normals(rows * H * d, 4);
+    Vector o(rows * H * d), lse(B * H * T), dq(q.size()), dk(k.size()), dv(v.size());
+    mt_attention_args args = {.sequence = T,
+                              .batch = B,
+                              .heads = H,
+                              .kv_heads = K,
+                              .head_dim = d,
+                              .scale = 0.6,
+                              .causal = causal,
+                              .q = q.data(),
+                              .q_stride = H * d,
+                              .k = k.data(),
+                              .k_stride = K * d,
+                              .v = v.data(),
+                              .v_stride = K * d,
+                              .o = o.data(),
+                              .o_stride = H * d,
+                              .lse = lse.data()};
+    const auto forward = [&] {
+      Call(MT_OP_ATTENTION_FORWARD, args);
+      return Dot(o, dy);
+    };
+    forward();
+    mt_attention_args backward = args;
+    backward.o_gradient = dy.data();
+    backward.dq = dq.data();
+    backward.dk = dk.data();
+    backward.dv = dv.data();
+    backward.o_gradient_stride = backward.dq_stride = H * d;
+    backward.dk_stride = backward.dv_stride = K * d;
+    Call(MT_OP_ATTENTION_BACKWARD, backward);
+    ExpectGradient(q, dq, forward, "q");
+    ExpectGradient(k, dk, forward, "k");
+    ExpectGradient(v, dv, forward, "v");
+  }
+}
+
+// Two ranks' halves of the vocabulary, the second with two columns of padding.
+TEST(GradientTest, CrossEntropyOverTwoRanks) {
+  const int64_t rows = 4, half = 5, valid[] = {5, 3};
+  const double z_loss = 0.05;
+  const std::vector<int32_t> targets = {2, 7, -1, 4};
+  Vector logits[] = {Normals(rows * half, 1), Normals(rows * half, 2)};
+  Vector maximum(2 * rows), sum(2 * rows), target(2 * rows), lse(rows), loss(rows);
+  const auto arguments = [&](int r, Vector& data) {
+    return mt_cross_entropy_args{.rows = rows,
+                                 .columns = half,
+                                 .valid_columns = valid[r],
+                                 .row_stride = half,
+                                 .vocab_start = r * half,
+                                 .logits = data.data(),
+                                 .targets = targets.data(),
+                                 .maximum = &maximum[r * rows],
+                                 .sum = &sum[r * rows],
+                                 .target_logit = &target[r * rows],
+                                 .lse = lse.data(),
+                                 .loss_scale = 1,
+                                 .z_loss = z_loss};
+  };
+  const auto forward = [&] {
+    for (int r = 0; r < 2; ++r) Call(MT_OP_CROSS_ENTROPY_STATISTICS, arguments(r, logits[r]));
+    Call(MT_OP_CROSS_ENTROPY_COMBINE, mt_cross_entropy_combine_args{.rows = rows,
+                                                                    .world = 2,
+                                                                    .maximum = maximum.data(),
+                                                                    .sum = sum.data(),
+                                                                    .target_logit = target.data(),
+                                                                    .targets = targets.data(),
+                                                                    .lse = lse.data(),
+                                                                    .row_loss = loss.data(),
+                                                                    .z_loss = z_loss});
+    double total = 0;
+    for (const double each : loss) total += each;
+    return total;
+  };
+  forward();
+  Vector gradients[] = {logits[0], logits[1]};
+  for (int r = 0; r < 2; ++r) Call(MT_OP_CROSS_ENTROPY_GRADIENT, arguments(r, gradients[r]));
+  EXPECT_EQ(loss[2], 0);
+  ExpectGradient(logits[0], gradients[0], forward, "first rank's logits");
+  ExpectGradient(logits[1], gradients[1], forward, "second rank's logits");
+}
+
+TEST(GradientTest, Embedding) {
+  const int64_t rows = 5, C = 3, vocab = 4, start = 2;
+  const std::vector<int32_t> ids = {2, 5, 2, 0, 3};
+  Vector table = Normals(vocab * C, 1), dy = Normals(rows * C, 2), y(rows * C),
+         gradient(vocab * C, 0.0);
+  mt_embedding_args args = {.gradient_dtype = MT_F64,
+                            .ids = ids.data(),
+                            .rows = rows,
+                            .columns = C,
+                            .vocab_start = start,
+                            .vocab_rows = vocab,
+                            .table = table.data(),
+                            .output = y.data(),
+                            .output_gradient = dy.data(),
+                            .table_gradient = gradient.data()};
+  Call(MT_OP_EMBEDDING_BACKWARD, args);
+  const auto forward = [&] {
+    Call(MT_OP_EMBEDDING_FORWARD, args);
+    return Dot(y, dy);
+  };
+  ExpectGradient(table, gradient, forward, "table");
+}
+
+// Numbers of the paper's own test vectors (Random123 kat_vectors, philox4x32 10 rounds).
+TEST(PhiloxTest, KnownAnswers) {
+  const mt_philox_block zeros = mt_philox(0, 0, 0);
+  EXPECT_EQ(zeros.word[0], 0x6627e8d5u);
+  EXPECT_EQ(zeros.word[1], 0xe169c58du);
+  EXPECT_EQ(zeros.word[2], 0xbc57ac4cu);
+  EXPECT_EQ(zeros.word[3], 0x9b00dbd8u);
+  const mt_philox_block ones = mt_philox(~uint64_t{0}, ~uint64_t{0}, ~uint64_t{0});
+  EXPECT_EQ(ones.word[0], 0x408f276du);
+  EXPECT_EQ(ones.word[1], 0x41c83b0eu);
+  EXPECT_EQ(ones.word[2], 0xa20bc7c6u);
+  EXPECT_EQ(ones.word[3], 0x6d5451fdu);
+}
+
+TEST(PhiloxTest, NormalsHaveTheRightMoments) {
+  const int64_t n = 200000;
+  double sum = 0, square = 0, fourth = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const double x = mt_normal(42, 3, static_cast<uint64_t>(i));
+    sum += x;
+    square += x * x;
+    fourth += x * x * x * x;
+  }
+  EXPECT_NEAR(sum / n, 0, 0.01);
+  EXPECT_NEAR(square / n, 1, 0.015);
+  EXPECT_NEAR(fourth / n, 3, 0.1);
+}
+
+}  // namespace
+}  // namespace mt::conformance
+
+int main(int argc, char** argv) {
+  ::testing::InitGoogleTest(&argc, argv);
+  std::string error = "usage: kernels_gradient_test REFERENCE_LIBRARY";
+  if (argc == 2) mt::conformance::backend = mt::conformance::LoadLibrary(argv[1], &error);
+  if (mt::conformance::backend == nullptr) {
+    std::fprintf(stderr, "%s\n", error.c_str());
+    return 2;
+  }
+  return RUN_ALL_TESTS();
+}

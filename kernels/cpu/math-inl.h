@@ -1,0 +1,53 @@
+// Vector helpers for each instruction set. Include after hwy/highway.h, inside the per-target
+// pattern.
+#if defined(MT_KERNELS_CPU_MATH_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef MT_KERNELS_CPU_MATH_INL_H_
+#undef MT_KERNELS_CPU_MATH_INL_H_
+#else
+#define MT_KERNELS_CPU_MATH_INL_H_
+#endif
+
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace mt::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using Full = hn::ScalableTag<float>;
+using One = hn::CappedTag<float, 1>;  // the rest of a row, one by one
+using Vector = hn::Vec<Full>;
+
+// e^x, relative error at most 2 ulp (conformance/exp_test measures it) for x in [-87.3, 88.3]; 0
+// below, e^88.3 above. x = n ln 2 + r with |r| <= ln 2 / 2 (Cody & Waite's two-part ln 2), then a
+// polynomial of degree 6 in r.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V Exp(D d, V x) {
+  const hn::Rebind<int32_t, D> di;
+  const V least = hn::Set(d, -87.3f);
+  const V clamped = hn::Min(hn::Max(x, least), hn::Set(d, 88.3f));
+  const V n = hn::Round(hn::Mul(clamped, hn::Set(d, 1.44269504088896341f)));
+  V r = hn::NegMulAdd(n, hn::Set(d, 0.693359375f), clamped);
+  r = hn::NegMulAdd(n, hn::Set(d, -2.12194440e-4f), r);
+  V p = hn::Set(d, 1.0f / 720.0f);
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0f / 120.0f));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0f / 24.0f));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0f / 6.0f));
+  p = hn::MulAdd(p, r, hn::Set(d, 0.5f));
+  p = hn::MulAdd(hn::Mul(p, r), r, r);
+  p = hn::Add(p, hn::Set(d, 1.0f));
+  const auto power = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, n), hn::Set(di, 127)));
+  return hn::IfThenElseZero(hn::Ge(x, least), hn::Mul(p, hn::BitCast(d, power)));
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V Sigmoid(D d, V x) {
+  const V one = hn::Set(d, 1.0f);
+  return hn::Div(one, hn::Add(one, Exp(d, hn::Neg(x))));
+}
+
+HWY_INLINE float Sum(Vector v) { return hn::GetLane(hn::SumOfLanes(Full(), v)); }
+HWY_INLINE float Maximum(Vector v) { return hn::GetLane(hn::MaxOfLanes(Full(), v)); }
+
+}  // namespace mt::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif

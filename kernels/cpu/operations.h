@@ -1,0 +1,46 @@
+// The cpu backend's operations: float32 in host memory. Arguments have been checked and types are
+// float32 (Copy also takes float64). Every one splits its work into blocks that do not depend on
+// the number of threads, and adds partial sums in block order: the same bits for any number of
+// threads.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/abi/mt_backend.h"
+
+namespace mt::cpu {
+
+void Fill(const mt_fill_args& args);
+void FillNormal(const mt_fill_normal_args& args);
+void Copy(const mt_copy_args& args);
+void Add(const mt_add_args& args);
+void Scale(const mt_scale_args& args);
+void SquaredSum(const mt_squared_sum_args& args);
+void AdamW(const mt_adamw_args& args);
+int32_t Matmul(const mt_matmul_args& args);
+void EmbeddingForward(const mt_embedding_args& args);
+void EmbeddingBackward(const mt_embedding_args& args);
+void RmsNormForward(const mt_rmsnorm_args& args);
+void RmsNormBackward(const mt_rmsnorm_args& args);
+void Rope(const mt_rope_args& args);
+void SwigluForward(const mt_swiglu_args& args);
+void SwigluBackward(const mt_swiglu_args& args);
+int32_t AttentionForward(const mt_attention_args& args);
+int32_t AttentionBackward(const mt_attention_args& args);
+void CrossEntropyStatistics(const mt_cross_entropy_args& args);
+void CrossEntropyGradient(const mt_cross_entropy_args& args);
+void CrossEntropyCombine(const mt_cross_entropy_combine_args& args);
+
+// Scratch in bytes.
+int64_t SquaredSumWorkspace(const mt_squared_sum_args& args);
+int64_t RmsNormBackwardWorkspace(const mt_rmsnorm_args& args);
+int64_t AttentionForwardWorkspace(const mt_attention_args& args);
+int64_t AttentionBackwardWorkspace(const mt_attention_args& args);
+
+// GFLOP/s of matrix products with the threads of `open`, times 1e9; measured once (about 30 ms),
+// then remembered.
+double MeasurePeakFlops();
+// The instruction set that Highway chose: "AVX3", "AVX2", "SSE2".
+const char* InstructionSet();
+
+}  // namespace mt::cpu
