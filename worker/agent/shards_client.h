@@ -1,0 +1,18 @@
+// The real FileFetcher: reads other nodes' Shards services over mTLS.
+#pragma once
+
+#include <memory>
+
+#include "common/env.h"
+#include "common/event_loop.h"
+#include "common/tls/credentials.h"
+#include "worker/agent/file_fetcher.h"
+
+namespace mt {
+
+// Two transfers at a time, on threads of its own; a piece that the network lost is asked for again
+// from where it stopped, up to three times per endpoint. Destruction cancels what is under way; no
+// `done` runs afterwards.
+std::unique_ptr<FileFetcher> NewShardsFetcher(EventLoop* loop, Env* env, TlsFiles tls);
+
+}  // namespace mt
