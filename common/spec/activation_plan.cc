@@ -1,0 +1,294 @@
+#include "common/spec/activation_plan.h"
+
+#include <algorithm>
+
+#include "common/spec/parameter_layout.h"
+
+namespace mt {
+namespace {
+
+// The moments of one micro-batch's way through a stage, in order. A block's moments repeat for
+// every block; a scratch tensor must not outlive its block, but for `stream.delta`, which carries a
+// block's output into the next one's first norm.
+enum Moment {
+  kInput,
+  kFirstNorm,
+  kQkv,
+  kAttention,
+  kOutput,
+  kSecondNorm,
+  kGateUp,
+  kDown,
+  kHead,
+  kStreamGradient,
+  kDownBackward,
+  kSwigluBackward,
+  kGateUpBackward,
+  kSecondNormBackward,
+  kOutputBackward,
+  kAttentionBackward,
+  kQkvBackward,
+  kFirstNormBackward,
+  kInputBackward,
+};
+
+constexpr int64_t kArenaAlignment = 64;
+
+int64_t RoundUp(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// Divisors of `value`, at most `limit`, for messages: "1, 2, 4".
+std::string DivisorsUpTo(int64_t value, int64_t limit) {
+  std::string list;
+  for (int64_t d = 1; d <= std::min(value, limit); ++d) {
+    if (value % d == 0) absl::StrAppend(&list, list.empty() ? "" : ", ", d);
+  }
+  return list;
+}
+
+absl::Status CheckTensorSplit(absl::string_view field, int64_t size, int tensor) {
+  if (size % tensor == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, " = ", size, " does not divide over parallel.tensor = ", tensor,
+                   "; set parallel.tensor to one of ", DivisorsUpTo(size, tensor), " or ", field,
+                   " to ", RoundUp(size, tensor)));
+}
+
+// First fit, largest first: a tensor goes to the lowest place where no tensor that is alive at the
+// same moment lies.
+void Place(ActivationPlan* plan) {
+  std::vector<PlannedTensor*> order;
+  for (PlannedTensor& t : plan->tensors) order.push_back(&t);
+  std::stable_sort(order.begin(), order.end(), [](const PlannedTensor* a, const PlannedTensor* b) {
+    if ((a->policy == KeepPolicy::kKeep) != (b->policy == KeepPolicy::kKeep)) {
+      return a->policy == KeepPolicy::kKeep;
+    }
+    return a->CopyBytes() * a->copies > b->CopyBytes() * b->copies;
+  });
+  std::vector<const PlannedTensor*> placed;
+  for (PlannedTensor* t : order) {
+    const int64_t bytes = t->CopyBytes() * t->copies;
+    std::vector<const PlannedTensor*> rivals;
+    for (const PlannedTensor* p : placed) {
+      if (p->first_use <= t->last_use && t->first_use <= p->last_use) rivals.push_back(p);
+    }
+    std::sort(rivals.begin(), rivals.end(),
+              [](const PlannedTensor* a, const PlannedTensor* b) { return a->offset < b->offset; });
+    int64_t offset = 0;
+    for (const PlannedTensor* p : rivals) {
+      if (p->offset >= offset + bytes) break;
+      offset = std::max(offset, p->offset + p->CopyBytes() * p->copies);
+    }
+    t->offset = offset;
+    plan->arena_bytes = std::max(plan->arena_bytes, offset + bytes);
+    placed.push_back(t);
+  }
+}
+
+}  // namespace
+
+absl::Status CheckSizes(const v1::JobSpec& spec, const Mesh& mesh) {
+  const v1::ModelSpec& m = spec.model();
+  const v1::TrainingSpec& t = spec.training();
+  const std::pair<const char*, int64_t> positive[] = {
+      {"model.layers", m.layers()},
+      {"model.hidden", m.hidden()},
+      {"model.heads", m.heads()},
+      {"model.kv_heads", m.kv_heads()},
+      {"model.head_dim", m.head_dim()},
+      {"model.ffn", m.ffn()},
+      {"model.vocab", m.vocab()},
+      {"data.sequence_length", spec.data().sequence_length()},
+      {"training.steps", t.steps()},
+      {"training.global_batch", t.global_batch()},
+      {"training.micro_batch", t.micro_batch()},
+      {"training.loss_chunk", t.loss_chunk()}};
+  for (const auto& [field, value] : positive) {
+    if (value < 1) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(field, " = ", value, "; it must be at least 1"));
+    }
+  }
+  if (m.heads() % m.kv_heads() != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "model.kv_heads = ", m.kv_heads(), " does not divide model.heads = ", m.heads(),
+        "; set it to one of ", DivisorsUpTo(m.heads(), m.heads())));
+  }
+  if (m.head_dim() % 2 != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("model.head_dim = ", m.head_dim(),
+                                                   " is odd; rotary embeddings need an even one"));
+  }
+  MT_RETURN_IF_ERROR(CheckTensorSplit("model.heads", m.heads(), mesh.tensor()));
+  MT_RETURN_IF_ERROR(CheckTensorSplit("model.kv_heads", m.kv_heads(), mesh.tensor()));
+  MT_RETURN_IF_ERROR(CheckTensorSplit("model.ffn", m.ffn(), mesh.tensor()));
+  if (m.layers() < mesh.pipeline()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "parallel.pipeline = ", mesh.pipeline(), " needs a layer per stage, but model.layers = ",
+        m.layers(), "; set parallel.pipeline to at most ", m.layers()));
+  }
+  if (spec.parallel().sequence()) {
+    if (mesh.tensor() == 1) {
+      return absl::InvalidArgumentError(
+          "parallel.sequence splits rows over the tensor group, but parallel.tensor = 1; remove it "
+          "or set "
+          "parallel.tensor to 2 or more");
+    }
+    const int64_t rows = spec.data().sequence_length() * t.micro_batch();
+    if (rows % mesh.tensor() != 0) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "data.sequence_length × training.micro_batch = ", rows,
+          " does not divide over parallel.tensor = ", mesh.tensor(),
+          ", as parallel.sequence needs; set data.sequence_length to ",
+          RoundUp(spec.data().sequence_length(), mesh.tensor()), " or parallel.sequence to false"));
+    }
+  }
+  const int64_t batch = t.micro_batch() * mesh.data();
+  if (t.global_batch() % batch != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "training.global_batch = ", t.global_batch(),
+        " is not a multiple of training.micro_batch × parallel.data = ", t.micro_batch(), " × ",
+        mesh.data(), "; set training.global_batch to ", RoundUp(t.global_batch(), batch)));
+  }
+  if (spec.parallel().zero() < 0 || spec.parallel().zero() > 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("parallel.zero = ", spec.parallel().zero(), "; set it to 0 or 1"));
+  }
+  return absl::OkStatus();
+}
+
+RankShape ShapeOf(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
+  const v1::ModelSpec& m = spec.model();
+  const int stage = mesh.CoordinatesOf(rank).pipeline;
+  const LayerRange layers = LayersOfStage(m.layers(), mesh.pipeline(), stage);
+  const ParameterLayout layout = LayoutOf(m, mesh, rank);
+  RankShape s;
+  s.sequence = spec.data().sequence_length();
+  s.batch = spec.training().micro_batch();
+  s.rows = s.sequence * s.batch;
+  s.stream_rows = spec.parallel().sequence() ? s.rows / mesh.tensor() : s.rows;
+  s.hidden = m.hidden();
+  s.heads = m.heads() / mesh.tensor();
+  s.kv_heads = m.kv_heads() / mesh.tensor();
+  s.head_dim = m.head_dim();
+  s.query = s.heads * s.head_dim;
+  s.qkv = s.query + 2 * s.kv_heads * s.head_dim;
+  s.ffn = m.ffn() / mesh.tensor();
+  s.vocab_rows = layout.vocab_rows;
+  s.vocab_start = layout.vocab_start;
+  s.vocab_valid = layout.vocab_valid;
+  s.loss_chunk = std::min(spec.training().loss_chunk(), s.rows);
+  s.first_layer = layers.first;
+  s.blocks = layers.last - layers.first;
+  s.micro_batches = spec.training().global_batch() / (s.batch * mesh.data());
+  s.in_flight = std::min<int64_t>(s.micro_batches, mesh.pipeline() - stage);
+  s.element_bytes = spec.training().precision() == v1::TrainingSpec::PRECISION_FP64 ? 8 : 4;
+  return s;
+}
+
+int64_t PlannedTensor::CopyBytes() const {
+  int64_t bytes = element_bytes;
+  for (const int64_t size : shape) bytes *= size;
+  return RoundUp(bytes, kArenaAlignment);
+}
+
+const PlannedTensor* ActivationPlan::Find(absl::string_view name) const {
+  for (const PlannedTensor& t : tensors) {
+    if (t.name == name) return &t;
+  }
+  return nullptr;
+}
+
+ActivationPlan PlanActivations(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
+  const RankShape s = ShapeOf(spec, mesh, rank);
+  const bool first_stage = mesh.IsFirstStage(rank), last_stage = mesh.IsLastStage(rank);
+  const bool recompute = spec.training().recompute() == v1::TrainingSpec::RECOMPUTE_BLOCK;
+  const int64_t N = s.rows, S = s.stream_rows, C = s.hidden;
+  ActivationPlan plan;
+  auto add = [&](const char* name, std::vector<int64_t> shape, KeepPolicy policy, int64_t copies,
+                 int first_use, int last_use, int64_t element_bytes) {
+    plan.tensors.push_back({.name = name,
+                            .shape = std::move(shape),
+                            .element_bytes = element_bytes,
+                            .policy = policy,
+                            .first_use = first_use,
+                            .last_use = last_use,
+                            .copies = copies});
+  };
+  auto keep = [&](const char* name, std::vector<int64_t> shape, int64_t copies, int64_t bytes) {
+    add(name, std::move(shape), KeepPolicy::kKeep, copies, kInput, kInputBackward, bytes);
+  };
+  // Made by a block's forward pass for its backward pass.
+  auto block = [&](const char* name, std::vector<int64_t> shape) {
+    if (recompute) {
+      add(name, std::move(shape), KeepPolicy::kRecompute, 1, kInput, kInputBackward,
+          s.element_bytes);
+    } else {
+      keep(name, std::move(shape), s.in_flight * s.blocks, s.element_bytes);
+    }
+  };
+  auto scratch = [&](const char* name, std::vector<int64_t> shape, int first_use, int last_use) {
+    add(name, std::move(shape), KeepPolicy::kScratch, 1, first_use, last_use, s.element_bytes);
+  };
+
+  keep("rope.table", {s.sequence, s.head_dim}, 1, s.element_bytes);
+  if (first_stage) keep("tokens.input", {N}, s.in_flight, 4);
+  if (last_stage) keep("tokens.target", {N}, s.in_flight, 4);
+
+  keep("block.input", {S, C}, s.in_flight * s.blocks, s.element_bytes);
+  block("block.first_norm_rstd", {S});
+  block("block.first_norm", {S, C});
+  block("block.qkv", {N, s.qkv});
+  block("block.attention", {N, s.query});
+  block("block.attention_lse", {s.heads, N});
+  block("block.middle", {S, C});
+  block("block.second_norm_rstd", {S});
+  block("block.second_norm", {S, C});
+  block("block.gate_up", {N, 2 * s.ffn});
+
+  // A projection's output before and after the sum over the tensor group; carried into the next
+  // block.
+  scratch("stream.delta", {N, C}, kInput, recompute ? kInputBackward : kHead);
+  scratch("block.activated", {N, s.ffn}, kGateUp, kDown);
+  scratch("stream.gradient", {S, C}, kHead, kInputBackward);
+  // Two buffers take turns, so that a weight gradient can still read what came in when its block's
+  // input gradient is made.
+  scratch("stream.middle_gradient", {S, C}, kSecondNormBackward, kInputBackward);
+  scratch("block.activated_gradient", {N, s.ffn}, kDownBackward, kSwigluBackward);
+  scratch("block.activated_again", {N, s.ffn}, kSwigluBackward, kSecondNormBackward);
+  scratch("block.norm_gradient", {N, C}, kGateUpBackward, kFirstNormBackward);
+  scratch("block.attention_gradient", {N, s.query}, kOutputBackward, kAttentionBackward);
+  scratch("block.qkv_gradient", {N, s.qkv}, kAttentionBackward, kInputBackward);
+  if (S != N) {
+    scratch("gathered.input", {N, C}, kFirstNorm, kInputBackward);
+    scratch("gathered.gradient", {N, C}, kDownBackward, kInputBackward);
+  }
+  if (last_stage) {
+    scratch("head.sum", {S, C}, kHead, kStreamGradient);
+    scratch("head.rstd", {S}, kHead, kStreamGradient);
+    scratch("head.norm", {S, C}, kHead, kHead);
+    scratch("head.norm_gradient", {N, C}, kHead, kStreamGradient);
+    scratch("head.logits", {s.loss_chunk, s.vocab_rows}, kHead, kHead);
+    scratch("head.maximum", {mesh.tensor(), s.loss_chunk}, kHead, kHead);
+    scratch("head.sum_exp", {mesh.tensor(), s.loss_chunk}, kHead, kHead);
+    scratch("head.target_logit", {mesh.tensor(), s.loss_chunk}, kHead, kHead);
+    scratch("head.lse", {s.loss_chunk}, kHead, kHead);
+    scratch("head.row_loss", {N}, kHead, kHead);
+  }
+  Place(&plan);
+  return plan;
+}
+
+RankMemory PlanMemory(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
+  const ParameterLayout layout = LayoutOf(spec.model(), mesh, rank);
+  const RankShape s = ShapeOf(spec, mesh, rank);
+  const bool sharded = spec.parallel().zero() == 1;
+  RankMemory memory;
+  memory.weights = memory.gradients = layout.size * s.element_bytes;
+  memory.optimizer = 2 * (sharded ? layout.size / mesh.data() : layout.size) * s.element_bytes;
+  memory.activations = PlanActivations(spec, mesh, rank).arena_bytes;
+  memory.workspace = s.batch * (s.sequence + 1) * 4 + 2 * s.rows * 4 + s.rows * s.element_bytes;
+  return memory;
+}
+
+}  // namespace mt

@@ -1,0 +1,148 @@
+// What a block knows of the world: its shapes, its tensor group, and how to run an operation.
+// Blocks are written once, for any mesh: whatever differs between layouts (which rows are here,
+// what has to be summed or gathered) is in this class.
+//
+// The residual stream has `stream_rows` rows on this rank. Without sequence parallelism that is all
+// N rows, the same on every tensor rank; with it, member r holds rows [r N/T, (r+1) N/T). A
+// column-parallel product needs all rows (GatherRows) and its input gradient is a partial sum; a
+// row-parallel product's output is a partial sum (SumToStream). Gather and sum are each other's
+// transpose, which is all that the backward pass needs to know.
+//
+// While `planning`, operations are declared to the table instead of run, communication and copies
+// are skipped, and pointers are not followed: the same code that runs a step tells beforehand which
+// shapes it will use.
+#pragma once
+
+#include <cstring>
+
+#include "common/spec/activation_plan.h"
+#include "common/status.h"
+#include "worker/backend/operations.h"
+#include "worker/comm/communicator.h"
+
+namespace mt {
+
+class ModelContext {
+ public:
+  ModelContext(const RankShape& shape, mt_dtype dtype, double norm_eps, Operations* operations,
+               Communicator* tensor)
+      : shape(shape), dtype(dtype), norm_eps(norm_eps), operations_(operations), tensor_(tensor) {}
+
+  RankShape
+      shape;  // a generator shortens `sequence` and rows to what it needs; never beyond the plan's
+  const mt_dtype dtype;
+  const double norm_eps;
+  bool planning = false;
+
+  int64_t element_bytes() const { return shape.element_bytes; }
+  bool sequence_parallel() const { return shape.stream_rows != shape.rows; }
+  int tensor_size() const { return tensor_ == nullptr ? 1 : tensor_->size(); }
+  int tensor_rank() const { return tensor_ == nullptr ? 0 : tensor_->rank(); }
+  const Operations& operations() const { return *operations_; }
+
+  // `elements` past `base`.
+  void* At(void* base, int64_t elements) const {
+    return static_cast<char*>(base) + elements * element_bytes();
+  }
+
+  template <mt_operation Op>
+  absl::Status Run(const Arguments<Op>& arguments) {
+    return planning ? operations_->Need<Op>(arguments) : operations_->Run<Op>(arguments);
+  }
+
+  // y (rows, out) = x (rows, in) W^T, W (out, in).
+  absl::Status Linear(const void* x, const void* weight, void* y, int64_t rows, int64_t in,
+                      int64_t out) {
+    return Run<MT_OP_MATMUL>({.dtype = dtype,
+                              .output_dtype = dtype,
+                              .transpose_b = 1,
+                              .m = rows,
+                              .n = out,
+                              .k = in,
+                              .a = x,
+                              .lda = in,
+                              .b = weight,
+                              .ldb = in,
+                              .d = y,
+                              .ldd = out,
+                              .alpha = 1});
+  }
+  // dx (rows, in) = dy (rows, out) W
+  absl::Status LinearInputGradient(const void* dy, const void* weight, void* dx, int64_t rows,
+                                   int64_t in, int64_t out) {
+    return Run<MT_OP_MATMUL>({.dtype = dtype,
+                              .output_dtype = dtype,
+                              .m = rows,
+                              .n = in,
+                              .k = out,
+                              .a = dy,
+                              .lda = out,
+                              .b = weight,
+                              .ldb = in,
+                              .d = dx,
+                              .ldd = in,
+                              .alpha = 1});
+  }
+  // dW (out, in) += dy^T x
+  absl::Status LinearWeightGradient(const void* dy, const void* x, void* dw, int64_t rows,
+                                    int64_t in, int64_t out) {
+    return Run<MT_OP_MATMUL>({.dtype = dtype,
+                              .output_dtype = dtype,
+                              .transpose_a = 1,
+                              .m = out,
+                              .n = in,
+                              .k = rows,
+                              .a = dy,
+                              .lda = out,
+                              .b = x,
+                              .ldb = in,
+                              .d = dw,
+                              .ldd = in,
+                              .alpha = 1,
+                              .beta = 1});
+  }
+
+  // All N rows of a stream tensor (stream_rows, C): itself, or under sequence parallelism gathered
+  // into `full` (N, C).
+  absl::StatusOr<const void*> GatherRows(const void* stream, void* full) {
+    if (!sequence_parallel()) return stream;
+    if (!planning) {
+      MT_RETURN_IF_ERROR(tensor_->AllGather(stream, full, shape.stream_rows * shape.hidden, dtype));
+    }
+    return full;
+  }
+
+  // Sum over the tensor group of partial (N, C), in place; returns this rank's rows of the sum
+  // (stream_rows, C) within it.
+  absl::StatusOr<void*> SumToStream(void* partial) {
+    if (tensor_size() == 1) return partial;
+    const int64_t count = shape.stream_rows * shape.hidden;
+    if (!sequence_parallel()) {
+      if (!planning) MT_RETURN_IF_ERROR(tensor_->AllReduce(partial, count, dtype, ReduceOp::kSum));
+      return partial;
+    }
+    void* rows = At(partial, tensor_rank() * count);
+    if (!planning) MT_RETURN_IF_ERROR(tensor_->ReduceScatter(partial, rows, count, dtype));
+    return rows;
+  }
+
+  // output (tensor_size() * count): every member's `count` elements, this one's already in place.
+  absl::Status GatherStatistics(void* output, int64_t count) {
+    if (tensor_size() == 1 || planning) return absl::OkStatus();
+    return tensor_->AllGather(At(output, tensor_rank() * count), output, count, dtype);
+  }
+
+  absl::Status Copy(const void* source, void* destination, int64_t count) {
+    return Run<MT_OP_COPY>({.source_dtype = dtype,
+                            .destination_dtype = dtype,
+                            .source = source,
+                            .destination = destination,
+                            .count = count});
+  }
+
+ private:
+  Operations* const operations_;
+  Communicator* const tensor_;  // null = a group of one
+};
+
+}  // namespace mt

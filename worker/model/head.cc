@@ -1,0 +1,107 @@
+#include "worker/model/head.h"
+
+#include <algorithm>
+
+namespace mt {
+namespace {
+
+mt_rmsnorm_args NormArguments(const ModelContext& context, const HeadWeights& weights,
+                              const HeadTensors& t) {
+  return {.dtype = context.dtype,
+          .gradient_dtype = context.dtype,
+          .rows = context.shape.stream_rows,
+          .columns = context.shape.hidden,
+          .eps = context.norm_eps,
+          .sum = t.sum,
+          .weight = weights.norm,
+          .rstd = t.rstd};
+}
+
+// Loss and gradient of `rows` rows from `first` on; x: all rows after the norm.
+absl::Status LossChunk(ModelContext& context, const HeadWeights& weights,
+                       const HeadWeights& gradients, const void* x, const int32_t* targets,
+                       const LossOptions& loss, const HeadTensors& t, int64_t first, int64_t rows) {
+  const RankShape& s = context.shape;
+  const int64_t mine = context.tensor_rank() * rows;
+  const void* chunk = context.At(const_cast<void*>(x), first * s.hidden);
+  MT_RETURN_IF_ERROR(context.Linear(chunk, weights.head, t.logits, rows, s.hidden, s.vocab_rows));
+  mt_cross_entropy_args cross_entropy = {.dtype = context.dtype,
+                                         .rows = rows,
+                                         .columns = s.vocab_rows,
+                                         .valid_columns = s.vocab_valid,
+                                         .row_stride = s.vocab_rows,
+                                         .vocab_start = s.vocab_start,
+                                         .logits = t.logits,
+                                         .targets = targets + first,
+                                         .maximum = context.At(t.maximum, mine),
+                                         .sum = context.At(t.sum_exp, mine),
+                                         .target_logit = context.At(t.target_logit, mine),
+                                         .lse = t.lse,
+                                         .loss_scale = loss.scale,
+                                         .z_loss = loss.z_loss};
+  MT_RETURN_IF_ERROR(context.Run<MT_OP_CROSS_ENTROPY_STATISTICS>(cross_entropy));
+  for (void* statistics : {t.maximum, t.sum_exp, t.target_logit}) {
+    MT_RETURN_IF_ERROR(context.GatherStatistics(statistics, rows));
+  }
+  MT_RETURN_IF_ERROR(
+      context.Run<MT_OP_CROSS_ENTROPY_COMBINE>({.dtype = context.dtype,
+                                                .rows = rows,
+                                                .world = context.tensor_size(),
+                                                .maximum = t.maximum,
+                                                .sum = t.sum_exp,
+                                                .target_logit = t.target_logit,
+                                                .targets = targets + first,
+                                                .lse = t.lse,
+                                                .row_loss = context.At(t.row_loss, first),
+                                                .z_loss = loss.z_loss}));
+  MT_RETURN_IF_ERROR(context.Run<MT_OP_CROSS_ENTROPY_GRADIENT>(cross_entropy));
+  MT_RETURN_IF_ERROR(context.LinearInputGradient(t.logits, weights.head,
+                                                 context.At(t.norm_gradient, first * s.hidden),
+                                                 rows, s.hidden, s.vocab_rows));
+  return context.LinearWeightGradient(t.logits, chunk, gradients.head, rows, s.hidden,
+                                      s.vocab_rows);
+}
+
+}  // namespace
+
+absl::Status HeadForward(ModelContext& context, const HeadWeights& weights,
+                         const HeadWeights& gradients, const void* delta, const void* residual,
+                         const int32_t* targets, const LossOptions& loss, const HeadTensors& t) {
+  const RankShape& s = context.shape;
+  mt_rmsnorm_args norm = NormArguments(context, weights, t);
+  norm.x = delta;
+  norm.residual = residual;
+  norm.output = t.norm;
+  MT_RETURN_IF_ERROR(context.Run<MT_OP_RMSNORM_FORWARD>(norm));
+  MT_ASSIGN_OR_RETURN(const void* x, context.GatherRows(t.norm, t.gathered_input));
+  for (int64_t first = 0; first < s.rows; first += s.loss_chunk) {
+    const int64_t rows = std::min(s.loss_chunk, s.rows - first);
+    MT_RETURN_IF_ERROR(LossChunk(context, weights, gradients, x, targets, loss, t, first, rows));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status HeadLogits(ModelContext& context, const HeadWeights& weights, const void* delta,
+                        const void* residual, int64_t row, const HeadTensors& t) {
+  const RankShape& s = context.shape;
+  mt_rmsnorm_args norm = NormArguments(context, weights, t);
+  norm.x = delta;
+  norm.residual = residual;
+  norm.output = t.norm;
+  MT_RETURN_IF_ERROR(context.Run<MT_OP_RMSNORM_FORWARD>(norm));
+  return context.Linear(context.At(t.norm, row * s.hidden), weights.head, t.logits, 1, s.hidden,
+                        s.vocab_rows);
+}
+
+absl::Status HeadBackward(ModelContext& context, const HeadWeights& weights,
+                          const HeadWeights& gradients, const HeadTensors& t,
+                          void* stream_gradient) {
+  MT_ASSIGN_OR_RETURN(void* norm_gradient, context.SumToStream(t.norm_gradient));
+  mt_rmsnorm_args norm = NormArguments(context, weights, t);
+  norm.output_gradient = norm_gradient;
+  norm.input_gradient = stream_gradient;
+  norm.weight_gradient = gradients.norm;
+  return context.Run<MT_OP_RMSNORM_BACKWARD>(norm);
+}
+
+}  // namespace mt

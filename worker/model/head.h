@@ -1,0 +1,51 @@
+// Final norm, head and loss. The loss makes its gradient at once, a chunk of rows at a time: all
+// logits never exist. Vocabulary-parallel: a tensor rank has vocab_rows columns of the logits; per
+// row only three numbers cross ranks.
+#pragma once
+
+#include "common/status.h"
+#include "worker/model/context.h"
+
+namespace mt {
+
+struct HeadWeights {
+  void* norm = nullptr;  // (C)
+  void* head = nullptr;  // (vocab_rows, C); the embedding table when tied
+};
+
+struct HeadTensors {
+  void* sum = nullptr;             // (S, C): the stream before the norm
+  void* rstd = nullptr;            // (S)
+  void* norm = nullptr;            // (S, C)
+  void* norm_gradient = nullptr;   // (N, C)
+  void* logits = nullptr;          // (loss_chunk, vocab_rows)
+  void* maximum = nullptr;         // (tensor ranks, loss_chunk)
+  void* sum_exp = nullptr;         // (tensor ranks, loss_chunk)
+  void* target_logit = nullptr;    // (tensor ranks, loss_chunk)
+  void* lse = nullptr;             // (loss_chunk)
+  void* row_loss = nullptr;        // (N)
+  void* gathered_input = nullptr;  // (N, C) under sequence parallelism
+};
+
+struct LossOptions {
+  double scale = 1;  // of the gradient: 1 / tokens of the global batch
+  double z_loss = 0;
+};
+
+// Stream = delta + residual, both (S, C). Fills tensors.row_loss, tensors.norm_gradient and adds to
+// gradients.head.
+absl::Status HeadForward(ModelContext& context, const HeadWeights& weights,
+                         const HeadWeights& gradients, const void* delta, const void* residual,
+                         const int32_t* targets, const LossOptions& loss,
+                         const HeadTensors& tensors);
+
+// logits (vocab) of one row, into tensors.logits. Only for a tensor group of one.
+absl::Status HeadLogits(ModelContext& context, const HeadWeights& weights, const void* delta,
+                        const void* residual, int64_t row, const HeadTensors& tensors);
+
+// stream_gradient (S, C); adds to gradients.norm.
+absl::Status HeadBackward(ModelContext& context, const HeadWeights& weights,
+                          const HeadWeights& gradients, const HeadTensors& tensors,
+                          void* stream_gradient);
+
+}  // namespace mt

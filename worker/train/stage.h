@@ -1,0 +1,99 @@
+// One pipeline stage of the model: its blocks, with embedding and head where they belong, over one
+// arena built from the activation plan. It knows one micro-batch at a time, in one of `in_flight`
+// slots.
+//
+// Invariant: between Forward(slot) and Backward(slot) nothing else writes the slot's kept tensors.
+// On the last stage Backward of a slot comes right after its Forward (head tensors are scratch).
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "common/spec/activation_plan.h"
+#include "common/status.h"
+#include "worker/model/context.h"
+#include "worker/model/decoder_block.h"
+#include "worker/model/head.h"
+#include "worker/train/flat_state.h"
+
+namespace mt {
+
+class Stage {
+ public:
+  struct Options {
+    bool first = true, last = true;
+    bool recompute = false;
+    bool tied = false;
+    double rope_theta = 10000;
+    LossOptions loss;
+  };
+  // Allocates the arena, makes the rotation table. `state` and `operations` outlive the stage.
+  static absl::StatusOr<std::unique_ptr<Stage>> Create(const ModelContext& context,
+                                                       ActivationPlan plan, const Options& options,
+                                                       FlatState* state, Operations* operations);
+  ~Stage();
+  Stage(const Stage&) = delete;
+  Stage& operator=(const Stage&) = delete;
+
+  // Device buffers of a slot, to be filled before Forward: N token ids (first stage), N targets
+  // (last stage), the previous stage's output (other stages).
+  int32_t* input_ids(int64_t slot) const { return input_ids_ + slot * token_stride_; }
+  int32_t* targets(int64_t slot) const { return targets_ + slot * token_stride_; }
+  void* input(int64_t slot) const { return BlockOf(slot, 0).input; }
+  // Of a stream tensor, as sent between stages.
+  int64_t stream_bytes() const {
+    return context_.shape.stream_rows * context_.shape.hidden * context_.element_bytes();
+  }
+
+  // Last stage: row losses in row_loss(), the head's gradient begun. Else the stage's output in
+  // output().
+  absl::Status Forward(int64_t slot);
+  // On the last stage from the loss, else from gradient(), which the caller has filled with the
+  // gradient of output(). Afterwards gradient() holds the gradient of input().
+  absl::Status Backward(int64_t slot);
+  // For generating text: logits of the token after row `row` (batch of one), in logits(). First and
+  // last stage in one.
+  absl::Status Logits(int64_t row);
+
+  const void* output() const { return output_; }  // (stream_rows, C)
+  void* gradient() const { return scratch_.gradient; }
+  const void* row_loss() const { return head_.row_loss; }  // (N)
+  const void* logits() const { return head_.logits; }
+
+  ModelContext& context() { return context_; }
+  int64_t arena_bytes() const { return plan_.arena_bytes; }
+
+ private:
+  Stage(const ModelContext& context, ActivationPlan plan, const Options& options, FlatState* state,
+        Operations* operations);
+  absl::Status FillRopeTable();
+  void BindWeights();
+  void BindActivations();
+  void* Tensor(absl::string_view name, int64_t copy = 0) const;
+  const BlockActivations& BlockOf(int64_t slot, int64_t block) const {
+    return activations_[static_cast<size_t>(slot * context_.shape.blocks + block)];
+  }
+  // Embedding and blocks; sets output_ to the last block's delta.
+  absl::Status RunBlocks(int64_t slot);
+
+  ModelContext context_;
+  const ActivationPlan plan_;
+  const Options options_;
+  FlatState* const state_;
+  Operations* const operations_;
+  void* arena_ = nullptr;
+
+  std::vector<BlockWeights> weights_, gradients_;  // by block
+  std::vector<BlockActivations> activations_;      // by slot, then block
+  BlockScratch scratch_;
+  HeadWeights head_weights_, head_gradients_;
+  HeadTensors head_;
+  void* table_ = nullptr;  // embedding
+  void* table_gradient_ = nullptr;
+  int32_t* input_ids_ = nullptr;
+  int32_t* targets_ = nullptr;
+  int64_t token_stride_ = 0;  // elements
+  void* output_ = nullptr;
+};
+
+}  // namespace mt
