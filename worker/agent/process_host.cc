@@ -273,6 +273,7 @@ absl::StatusOr<int32_t> ProcessHost::Spawn(RankLaunch launch) {
     } else if (dup2(rank_socket.get(), 3) < 0) {
       _exit(125);
     }
+    syscall(SYS_close_range, 4u, ~0u, 0u);  // nothing that the daemon or its parents left open
     execve(arguments[0], arguments.data(), environment.data());
     const char message[] = "the rank's program cannot be executed\n";
     (void)!write(2, message, sizeof(message) - 1);
