@@ -84,6 +84,10 @@ absl::Status CheckedCommunicator::Run(const char* operation, std::string detail,
   return status;
 }
 
+absl::Status CheckedCommunicator::JoinGroup(const std::function<absl::Status()>& join) {
+  return Run("join", "", 0, join);
+}
+
 absl::Status CheckedCommunicator::AllReduce(void* data, int64_t count, mt_dtype dtype,
                                             ReduceOp op) {
   const int64_t element = ReducibleSize(dtype);

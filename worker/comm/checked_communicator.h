@@ -6,6 +6,7 @@
 // call returns that failure.
 #pragma once
 
+#include <functional>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -27,6 +28,10 @@ class CheckedCommunicator : public Communicator {
   absl::Status Send(const void* data, int64_t bytes, int peer) final;
   absl::Status Receive(void* data, int64_t bytes, int peer) final;
   void Abort(absl::string_view reason) final;
+
+  // Runs the transport's way into the group, so that its errors are named like those of any
+  // operation.
+  absl::Status JoinGroup(const std::function<absl::Status()>& join);
 
  protected:
   // `ranks`: global rank of each member; empty = the member indices.

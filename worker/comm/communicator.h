@@ -99,17 +99,16 @@ std::vector<std::unique_ptr<Communicator>> NewInProcessGroup(
     std::string name, int size, absl::Duration timeout = absl::Seconds(60));
 
 struct SharedMemoryOptions {
-  std::string name;          // of the group, for messages
-  std::string scratch_path;  // a name unique to this job, generation and group on this host; may
-                             // contain slashes
+  std::string name;    // of the group, for messages
+  std::string prefix;  // unique to job, generation and group: rendezvous keys begin with it
   int rank = 0, size = 1;
   std::vector<int> ranks;  // global rank of each member, for messages; empty = the member indices
   absl::Duration timeout = absl::Minutes(5);
   int64_t slot_bytes = 1 << 20;  // per member, of the staging area
 };
-// Members on one host. Waits (spin, then futex) until all have joined. The segment is unlinked once
-// all have mapped it, so that nothing is left behind after a kill -9; a dead peer is noticed by its
-// pid.
+// Members on one host, in one process-id namespace. Waits until all have joined. The memory has no
+// name in any file system, so that nothing is left behind after a kill -9; a dead peer is noticed
+// by its pidfd within a fraction of a second.
 absl::StatusOr<std::unique_ptr<Communicator>> NewSharedMemoryCommunicator(
     const SharedMemoryOptions& options, Rendezvous* rendezvous);
 
