@@ -173,7 +173,8 @@ enum mt_capability { MT_CAPABILITY_FAST_BF16 = 1, MT_CAPABILITY_FP8 = 2, MT_CAPA
 
 typedef struct mt_backend {
   uint32_t struct_size; uint32_t abi_major, abi_minor; const char* name; /* "cpu" */ const char* version;
-  /* Score > 0 if usable here (higher wins among equals), 0 with a reason in info->detail if not. Fast; no side effects. */
+  /* Score > 0 if usable here (higher wins among equals), 0 with a reason in info->detail if not. Fast, without side effects;
+   * after `open` it may measure peak_flops, once (tens of milliseconds). */
   int32_t (*probe)(mt_device_info* info);
   /* Binds the calling process to a device; `threads` for CPU backends (0 = all cores). Once per process and device. */
   int32_t (*open)(int32_t device, int32_t threads);
