@@ -1,0 +1,89 @@
+// Runs one small job under any layout, ranks as threads, over any kind of group, and hands back
+// what must not depend on the layout: losses, the first step's gradients and the final state, all
+// in logical tensors.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "common/spec/mesh.h"
+#include "common/status.h"
+#include "mt/v1/spec.pb.h"
+#include "worker/checkpoint/state.h"
+#include "worker/comm/groups.h"
+#include "worker/train/batch_source.h"
+
+namespace mt::equivalence {
+
+// Makes the groups of one rank; called once per rank, from that rank's thread.
+using GroupFactory = std::function<absl::StatusOr<RankGroups>(const Mesh& mesh, int rank)>;
+
+// Groups of threads of this process. One factory serves one run.
+GroupFactory InProcessGroups();
+
+struct Layout {
+  int tensor = 1, data = 1, pipeline = 1;
+  bool sequence = false, zero = false;
+  std::string Name() const;  // "TP2_SP_DP2_ZeRO"
+};
+
+// A logical tensor put together from boxes.
+struct LogicalTensor {
+  std::vector<int64_t> shape;
+  mt_dtype dtype = MT_F32;
+  std::vector<char> bytes;
+  std::vector<char> times_written;  // by element
+
+  int64_t Elements() const { return static_cast<int64_t>(times_written.size()); }
+  double At(int64_t element) const;
+};
+using LogicalState = std::map<std::string, LogicalTensor>;
+
+void AddBoxes(const std::vector<TensorBox>& boxes, LogicalState* state);
+// NOT_FOUND if the state lacks a box's tensor or has it with another shape.
+absl::Status FillBoxes(const LogicalState& state, const std::vector<TensorBox>& boxes);
+
+// Token (sample, t) follows from a hash: every rank and every layout sees the same text. Samples
+// repeat after 24.
+class HashedSamples : public BatchSource {
+ public:
+  HashedSamples(int64_t vocab, int64_t sequence) : vocab_(vocab), sequence_(sequence) {}
+  absl::Status Fetch(std::span<const int64_t> sample_ids, std::span<int32_t> tokens) override;
+
+ private:
+  const int64_t vocab_, sequence_;
+};
+
+// Four blocks, grouped queries, sizes that leave remainders wherever they may.
+v1::JobSpec SmallJob();
+
+struct Outcome {
+  std::vector<double> losses, gradient_norms;
+  LogicalState gradients;  // of the first step
+  LogicalState state;      // after the last step
+  TrainingPosition position;
+};
+struct RunOptions {
+  v1::JobSpec spec;  // its parallel part is replaced by `layout`
+  Layout layout;
+  std::string backend = "reference";
+  int64_t steps = 1;
+  GroupFactory groups;                   // empty: InProcessGroups()
+  const LogicalState* resume = nullptr;  // start here instead of fresh weights
+  TrainingPosition position;             // of `resume`
+};
+// The first error of any rank; the other ranks are then aborted.
+absl::StatusOr<Outcome> RunJob(const RunOptions& options);
+
+// One rank of a job, in the calling thread: for harnesses whose ranks are processes. Fills what
+// this rank owns.
+absl::StatusOr<Outcome> RunRank(const RunOptions& options, int rank, RankGroups* groups);
+
+// Largest |a - b| relative to the largest |b| of the tensor; infinity if shapes differ or an
+// element was not written once.
+double Difference(const LogicalTensor& a, const LogicalTensor& b);
+
+}  // namespace mt::equivalence
