@@ -18,8 +18,10 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "common/check.h"
+#include "common/log.h"
 
 namespace mt {
 namespace {
@@ -283,6 +285,7 @@ class LibsshSession : public SshSession {
         line = absl::StrCat(host, " ", KeyTypeName(key.get()), " ", base64);
         ssh_string_free_char(base64);
       }
+      if (options_.accept_new_hosts && !line.empty()) return RememberHost(line, fingerprint);
       return absl::FailedPreconditionError(
           absl::StrCat(node_.name, ": the host key is not known: ", type, " ", fingerprint,
                        ". Compare it with the machine's own (ssh-keygen -lf /etc/ssh/ssh_host_",
@@ -300,6 +303,17 @@ class LibsshSession : public SshSession {
     return absl::FailedPreconditionError(absl::StrCat(node_.name,
                                                       ": cannot check the host key against ",
                                                       options_.known_hosts, ": ", LastError()));
+  }
+  // The user asked for it by --accept-new-hosts. One line per write, one writer at a time.
+  absl::Status RememberHost(const std::string& line, const std::string& fingerprint) {
+    static absl::Mutex mutex(absl::kConstInit);
+    absl::MutexLock lock(&mutex);
+    std::ofstream file(options_.known_hosts, std::ios::app);
+    file << line << "\n" << std::flush;
+    if (!file)
+      return absl::PermissionDeniedError(absl::StrCat("cannot write ", options_.known_hosts));
+    MT_LOG(Warning) << node_.name << ": accepted the new host key " << fingerprint << " as asked";
+    return absl::OkStatus();
   }
   // known_hosts wants the curve in an ECDSA key's type.
   static std::string KeyTypeName(ssh_key key) {

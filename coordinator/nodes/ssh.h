@@ -26,7 +26,9 @@ struct SshOptions {
   std::string known_hosts;  // path; may be absent, then every key is unknown
   std::vector<std::string>
       identities;  // private key files, tried in order; empty = ~/.ssh/id_{ed25519,ecdsa,rsa}
-  bool use_agent = true;    // also keys of the agent at SSH_AUTH_SOCK
+  bool use_agent = true;  // also keys of the agent at SSH_AUTH_SOCK
+  bool accept_new_hosts =
+      false;  // append unknown keys to known_hosts instead of failing; changed ones still fail
   bool use_config = false;  // read ~/.ssh/config and /etc/ssh/ssh_config
   absl::Duration connect_timeout = absl::Seconds(10);
 };
