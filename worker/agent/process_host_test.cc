@@ -171,13 +171,7 @@ TEST_F(ProcessHostTest, EnvironmentIsMadeNotInherited) {
   EXPECT_THAT(output, HasSubstr("OMP_WAIT_POLICY=passive\n"));
   EXPECT_THAT(output, HasSubstr("0077\n"));
   EXPECT_THAT(output, HasSubstr("NoNewPrivs:\t1\n"));
-  EXPECT_THAT(output, ::testing::EndsWith("
-0
-1
-2
-3
-4
-"));  // 4 is what ls opens
+  EXPECT_THAT(output, ::testing::EndsWith("\n0\n1\n2\n3\n4\n"));  // 4 is what ls opens
   EXPECT_THAT(output, ::testing::Not(HasSubstr("LD_PRELOAD")));
   EXPECT_THAT(output, ::testing::Not(HasSubstr("s3cret")));
 }
