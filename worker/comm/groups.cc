@@ -1,0 +1,128 @@
+#include "worker/comm/groups.h"
+
+#include <algorithm>
+#include <set>
+
+#include "absl/strings/str_join.h"
+
+namespace mt {
+namespace {
+
+struct Built {
+  std::unique_ptr<Communicator> communicator;
+  std::string transport;
+};
+
+class Builder {
+ public:
+  Builder(const GroupsOptions& options, Rendezvous* rendezvous)
+      : options_(options), rendezvous_(rendezvous) {}
+
+  // The group that `ranks` are; null communicator if this rank is not one of them.
+  absl::StatusOr<Built> Build(absl::string_view kind, const std::vector<int>& ranks) {
+    const auto self = std::find(ranks.begin(), ranks.end(), options_.rank);
+    if (self == ranks.end()) return Built{nullptr, "none"};
+    const std::string name = absl::StrCat(kind, " (rank", ranks.size() == 1 ? " " : "s ",
+                                          absl::StrJoin(ranks, ","), ")");
+    if (ranks.size() == 1) return Built{NewSelfCommunicator(name), "self"};
+
+    std::set<std::string> nodes;
+    for (const int rank : ranks) nodes.insert(options_.rank_table[rank].node());
+    if (options_.transport == "shm" && nodes.size() > 1) {
+      return absl::InvalidArgumentError(absl::StrCat("runtime.transport is shm, but the ", name,
+                                                     " group is on nodes ",
+                                                     absl::StrJoin(nodes, ", "), "; use auto"));
+    }
+    // Any two groups of a kind are disjoint, so the first rank tells them apart.
+    const std::string prefix =
+        absl::StrCat(options_.job_id, "/", options_.generation, "/", kind, "/", ranks.front());
+    const int member = static_cast<int>(self - ranks.begin()),
+              size = static_cast<int>(ranks.size());
+    if (nodes.size() == 1 && options_.transport != "gloo") {
+      SharedMemoryOptions shared;
+      shared.name = name;
+      shared.prefix = prefix;
+      shared.rank = member;
+      shared.size = size;
+      shared.ranks = ranks;
+      shared.timeout = options_.timeout;
+      MT_ASSIGN_OR_RETURN(auto communicator, NewSharedMemoryCommunicator(shared, rendezvous_));
+      return Built{std::move(communicator), "shm"};
+    }
+    GlooOptions gloo;
+    gloo.name = name;
+    gloo.address = options_.rank_table[options_.rank].data_address();
+    gloo.prefix = prefix;
+    gloo.rank = member;
+    gloo.size = size;
+    gloo.ranks = ranks;
+    gloo.timeout = options_.timeout;
+    if (gloo.address.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, " group: node ", options_.rank_table[options_.rank].node(),
+                       " has no data address; name its interface with ifname= in the hostfile"));
+    }
+    MT_ASSIGN_OR_RETURN(auto communicator, NewGlooCommunicator(gloo, rendezvous_));
+    return Built{std::move(communicator), "gloo"};
+  }
+
+ private:
+  const GroupsOptions& options_;
+  Rendezvous* const rendezvous_;
+};
+
+}  // namespace
+
+absl::StatusOr<RankGroups> BuildGroups(const GroupsOptions& options, Rendezvous* rendezvous) {
+  const Mesh& mesh = *options.mesh;
+  if (static_cast<int>(options.rank_table.size()) != mesh.world() || options.rank < 0 ||
+      options.rank >= mesh.world()) {
+    return absl::InvalidArgumentError(absl::StrCat("rank ", options.rank, " of a table of ",
+                                                   options.rank_table.size(), " ranks for ",
+                                                   mesh.ToString()));
+  }
+  if (!options.transport.empty() && options.transport != "auto" && options.transport != "shm" &&
+      options.transport != "gloo") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("runtime.transport \"", options.transport, "\" is not auto, shm or gloo"));
+  }
+  Builder builder(options, rendezvous);
+  RankGroups groups;
+  const auto build = [&](absl::string_view kind, const std::vector<int>& ranks,
+                         std::unique_ptr<Communicator>& communicator) {
+    absl::StatusOr<Built> built = builder.Build(kind, ranks);
+    if (!built.ok()) return built.status();
+    communicator = std::move(built->communicator);
+    groups.transports.push_back(built->transport);
+    return absl::OkStatus();
+  };
+  // The same order on every rank: a rank waits in one kind for peers that have passed the kinds
+  // before it.
+  MT_RETURN_IF_ERROR(build("tensor", mesh.TensorGroup(options.rank), groups.tensor));
+  MT_RETURN_IF_ERROR(build("data", mesh.DataGroup(options.rank), groups.data));
+  MT_RETURN_IF_ERROR(build("pipeline", mesh.PipelineGroup(options.rank), groups.pipeline));
+  MT_RETURN_IF_ERROR(build("embedding", mesh.EmbeddingGroup(options.rank), groups.embedding));
+  MT_RETURN_IF_ERROR(build("model", mesh.ModelGroup(options.rank), groups.model));
+  return groups;
+}
+
+void RankGroups::Abort(absl::string_view reason) {
+  for (Communicator* communicator :
+       {tensor.get(), data.get(), pipeline.get(), embedding.get(), model.get()}) {
+    if (communicator != nullptr) communicator->Abort(reason);
+  }
+}
+
+std::string RankGroups::Describe() const {
+  const Communicator* all[] = {tensor.get(), data.get(), pipeline.get(), embedding.get(),
+                               model.get()};
+  const char* kinds[] = {"tensor", "data", "pipeline", "embedding", "model"};
+  std::vector<std::string> parts;
+  for (int i = 0; i < 5; ++i) {
+    if (all[i] != nullptr)
+      parts.push_back(absl::StrCat(kinds[i], ": ", transports[i], " of ", all[i]->size()));
+  }
+  return absl::StrJoin(parts, ", ");
+}
+
+}  // namespace mt
