@@ -19,6 +19,8 @@
 #include <gloo/transport/tcp/device.h>
 #include <gloo/transport/unbound_buffer.h>
 
+#include <signal.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -120,6 +122,13 @@ std::shared_ptr<gloo::transport::Device> DeviceFor(const std::string& address) {
   return device;
 }
 
+// Gloo writes to sockets without MSG_NOSIGNAL: a peer that has gone must be an error, not the end of this process.
+void IgnoreBrokenPipes() {
+  struct sigaction action = {};
+  if (sigaction(SIGPIPE, nullptr, &action) == 0 && action.sa_handler == SIG_DFL)
+    signal(SIGPIPE, SIG_IGN);
+}
+
 enum class Kind : uint64_t { kMessage = 1, kReduce, kGather, kSmall, kBroadcast, kBarrier };
 // Members that call different operations never meet, and time out by name, instead of reading each
 // other's bytes.
@@ -150,6 +159,7 @@ class GlooCommunicator : public CheckedCommunicator {
   }
 
   absl::Status Join(const GlooOptions& options, Rendezvous* rendezvous) {
+    IgnoreBrokenPipes();
     RendezvousStore store(rendezvous, options.prefix, options.address, options.timeout);
     MT_RETURN_IF_ERROR(Guard([&] {
       std::shared_ptr<gloo::transport::Device> device = DeviceFor(options.address);

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -122,13 +123,15 @@ class ProcessGroup {
     int blamed = -1;
     std::string message;
   };
-  // Waits until the member has said how it ended; "killed" if it could not.
+  // Waits until the member has said how it ended, or has ended without.
   Result Wait(int rank) {
     std::string text;
     char buffer[512];
     for (ssize_t count; (count = read(processes_[rank].pipe, buffer, sizeof(buffer))) > 0;)
       text.append(buffer, count);
-    Result result{absl::StatusCode::kUnknown, -1, "killed"};
+    siginfo_t end = {};
+    waitid(P_PID, processes_[rank].pid, &end, WEXITED | WNOWAIT);
+    Result result{absl::StatusCode::kUnknown, -1, absl::StrCat("ended by signal ", end.si_status)};
     int code = 0, at = 0;
     if (sscanf(text.c_str(), "%d %d %n", &code, &result.blamed, &at) == 2) {
       result.code = static_cast<absl::StatusCode>(code);
