@@ -1,0 +1,132 @@
+// The jobs: queue, gang start, recovery, steering. docs/spec/jobs.md draws the state machine.
+//
+// The logic is level-triggered: events only change rows; Settle() then looks at each touched job's rows and takes the next
+// step that they call for. A coordinator that starts on stored rows therefore goes on where the last one stopped.
+//
+// Invariants
+//  - A job's attempt ends only when every rank of it has exited or is lost (its node is down, or its daemon was replaced); the next
+//    generation starts after that, so two generations never run side by side where the coordinator can reach them.
+//  - All ranks of an attempt are placed in one transaction, or none.
+//  - A terminal state is never left. A cancellation that was answered ends in CANCELLED.
+//  - Silence is not failure: ranks on a node that is down are given up only when the job stands still or fails anyway, and
+//    only while the coordinator itself can reach at least half of the cluster.
+#pragma once
+
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "common/event_loop.h"
+#include "common/random.h"
+#include "coordinator/jobs/checkpoint_catalogue.h"
+#include "coordinator/jobs/log_store.h"
+#include "coordinator/jobs/placement.h"
+#include "coordinator/jobs/rendezvous.h"
+#include "coordinator/nodes/node_table.h"
+#include "coordinator/store/ledger.h"
+#include "mt/v1/jobs.pb.h"
+
+namespace mt {
+
+class JobManager {
+ public:
+  struct Metrics {
+    std::map<std::string, int64_t> failures_by_cause;
+    double recovery_seconds = 0, queue_seconds = 0, start_seconds = 0;
+    std::map<int, v1::RankReport> ranks;
+    int64_t hangs = 0;
+  };
+
+  struct Options {
+    EventLoop* loop = nullptr;
+    Random* random = nullptr;
+    Ledger* ledger = nullptr;
+    NodeTable* nodes = nullptr;
+    CheckpointCatalogue* checkpoints = nullptr;
+    LogStore* logs = nullptr;
+    absl::Duration down_after;
+  };
+  explicit JobManager(Options options);
+
+  // Looks at every stored job; call once.
+  void Start();
+
+  absl::StatusOr<v1::Job> Submit(const v1::SubmitRequest& request, const std::string& submitted_by);
+  absl::StatusOr<v1::Job> Cancel(const v1::JobActionRequest& request);
+  absl::StatusOr<v1::Job> Pause(const v1::JobActionRequest& request);
+  absl::StatusOr<v1::Job> Resume(const v1::JobActionRequest& request);
+  absl::StatusOr<v1::Job> Get(const std::string& job_id) const;
+  v1::Job Describe(const store::JobRecord& record, bool with_ranks) const;
+  // Slots in use and the jobs that use them, by node.
+  std::map<std::string, std::pair<int, std::set<std::string>>> Usage() const;
+  const Metrics* MetricsOf(const std::string& job_id) const;
+
+  // At shutdown: no job starts any more; graceful: running ones are paused and resumed at the next start.
+  absl::Status BeginShutdown(bool graceful);
+  bool HasActiveJobs() const;
+
+  // From the nodes.
+  std::vector<v1::RunningRank> RanksToKeep(const std::string& node) const;
+  void OnNodeSettled(const std::string& node, const std::vector<v1::RunningRank>& running);
+  void OnNodeChanged(const std::string& node);
+  void OnWorkerEvent(const std::string& node, const v1::WorkerEvent& event);
+  void OnRendezvousPut(const std::string& node, const v1::RendezvousPut& put);
+  void OnRendezvousGet(const std::string& node, const v1::RendezvousGet& get);
+  // Another fate of a checkpoint, a drain: look at the job again.
+  void Touch(const std::string& job_id) { touched_.insert(job_id); }
+  void TouchAll();
+  // Takes every step that is due.
+  void Settle();
+
+  int64_t stale_events() const { return stale_events_; }
+  int64_t queued() const;
+
+ private:
+  // job_manager.cc
+  const store::JobRecord* Find(const std::string& job_id) const;
+  const store::AttemptRecord* Attempt(const std::string& job_id) const;  // newest, or null
+  void Reconcile(const std::string& job_id);
+  void WatchAttempt(const store::JobRecord& job, const store::AttemptRecord& attempt);
+  void GiveUpLostRanks(const store::JobRecord& job, const store::AttemptRecord& attempt);
+  void Judge(const store::JobRecord& job, const store::AttemptRecord& attempt);
+  void EndAttempt(const std::string& job_id, int generation);
+  void BeginStop(const std::string& job_id, const std::string& reason);
+  void AskForCheckpoint(const store::AttemptRecord& attempt);
+  void SendStop(const store::AttemptRecord& attempt, const std::string& node);
+  void SendStart(const store::AttemptRecord& attempt, const std::string& node);
+  void End(const std::string& job_id, v1::JobState state, int exit_code, const std::string& reason);
+  void SetReason(const std::string& job_id, v1::JobState state, const std::string& reason);
+  bool MustMove(const store::AttemptRecord& attempt) const;
+  // job_scheduler.cc
+  void Schedule();
+  absl::Status TryStart(const std::string& job_id);  // not OK: why it waits
+  std::vector<FreeNode> FreeNodes(const std::string& for_job) const;
+  bool FitsWithoutOthers(const Mesh& mesh) const;
+  // job_events.cc
+  void OnStepReport(const store::JobRecord& job, const v1::WorkerEvent& event);
+  void OnRankExited(const store::AttemptRecord& attempt, const v1::WorkerEvent& event);
+  void OnLogLines(const std::string& node, const v1::WorkerEvent& event);
+  void OnFirstStep(const std::string& job_id, int64_t step);
+
+  const Options options_;
+  EventLoop* const loop_;
+  Ledger* const ledger_;
+  NodeTable* const nodes_;
+  CheckpointCatalogue* const checkpoints_;
+  Rendezvous rendezvous_;
+  std::set<std::string> touched_;
+  bool schedule_ = false, settling_ = false;
+  bool shutting_down_ = false;
+  std::set<std::tuple<std::string, int, std::string>> asked_to_pause_;  // job, generation, node: on its present stream
+  std::map<std::string, absl::Duration> last_progress_;                 // monotonic; by job
+  std::map<std::string, absl::Duration> failed_at_;                     // for recovery_seconds
+  std::map<std::string, Metrics> metrics_;
+  std::set<std::string> log_complaints_;
+  std::map<std::string, std::string> by_request_;
+  int64_t stale_events_ = 0;
+};
+
+bool HasEnded(v1::JobState state);
+
+}  // namespace mt
