@@ -60,8 +60,16 @@ class CoordinatorCore : public NodeListener {
     result.group_commit = options.tunables.group_commit;
     result.full_disk_retry = options.tunables.full_disk_retry;
     result.before_commit = [this] {
-      if (const absl::Status status = logs.Sync(); !status.ok()) MT_LOG(Warning) << "syncing logs: " << status.ToString();
-      logs_changed = true;
+      if (const absl::Status status = logs.Sync(); !status.ok()) {
+        MT_LOG(Warning) << "syncing logs: " << status.ToString();
+      }
+      // Subscribers hear of lines when they are on disk.
+      if (notify_timer == 0) {
+        notify_timer = options.loop->After(absl::ZeroDuration(), [this] {
+          notify_timer = 0;
+          logs.Notify();
+        });
+      }
     };
     result.after_commit = [this](const std::set<std::string>& changed) {
       for (const std::string& job : changed) {
@@ -91,7 +99,6 @@ class CoordinatorCore : public NodeListener {
   std::map<Coordinator::WatchId, std::function<void(const std::string&)>> watchers;
   Coordinator::WatchId last_watch = 0;
   LogStore logs;
-  bool logs_changed = false;
   Ledger ledger;
   std::unique_ptr<NodeTable> nodes;
   std::unique_ptr<CheckpointCatalogue> checkpoints;
@@ -99,11 +106,11 @@ class CoordinatorCore : public NodeListener {
   std::map<std::string, std::vector<v1::HeldCheckpoint>> held;  // by node, from its registration until it is settled
   std::function<void()> when_idle;
   absl::Time started;
-  EventLoop::TimerId tick = 0, logs_timer = 0;
+  EventLoop::TimerId tick = 0, notify_timer = 0;
 
   ~CoordinatorCore() override {
     options.loop->Cancel(tick);
-    options.loop->Cancel(logs_timer);
+    options.loop->Cancel(notify_timer);
   }
 };
 
@@ -251,7 +258,9 @@ absl::StatusOr<v1::Node> Coordinator::Undrain(const v1::DrainRequest& request) {
 
 void Coordinator::Shutdown(bool graceful, std::function<void()> done) {
   const absl::Status status = core_->jobs->BeginShutdown(graceful);
-  if (!status.ok()) MT_LOG(Warning) << "shutting down without pausing jobs: " << status.ToString();
+  if (!status.ok()) {
+    MT_LOG(Warning) << "shutting down without pausing jobs: " << status.ToString();
+  }
   auto end_workers = [core = core_.get(), done = std::move(done)] { core->nodes->ShutdownWorkers(done); };
   if (graceful && status.ok() && core_->jobs->HasActiveJobs()) {
     core_->when_idle = std::move(end_workers);

@@ -1,0 +1,576 @@
+#include "coordinator/coordinator.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/exit_codes.h"
+#include "common/testing/mem_env.h"
+#include "common/testing/sim_event_loop.h"
+#include "coordinator/store/memory_store.h"
+
+namespace mt {
+namespace {
+
+using ::testing::HasSubstr;
+
+// One end of a worker stream, played by the test: it says what a daemon would say.
+class FakeStream : public WorkerStream {
+ public:
+  void Send(v1::CoordinatorMessage message) override { sent.push_back(std::move(message)); }
+  void Close(absl::Status reason) override { closed = reason; }
+  std::string AuthenticatedNode() const override { return authenticated; }
+  std::vector<v1::CoordinatorMessage> sent;
+  std::optional<absl::Status> closed;
+  std::string authenticated;
+};
+
+class CoordinatorTest : public ::testing::Test {
+ protected:
+  CoordinatorTest() : random_(NewSeededRandom(1)), disk_(std::make_shared<MemoryDisk>()) { Restart(); }
+  ~CoordinatorTest() override { coordinator_.reset(); }
+
+  void Restart() {
+    coordinator_.reset();
+    streams_.clear();
+    loop_ = std::make_unique<SimEventLoop>(&scheduler_);
+    store_ = NewMemoryStore(disk_);
+    CoordinatorOptions options;
+    options.loop = loop_.get();
+    options.env = &env_;
+    options.random = random_.get();
+    options.store = store_.get();
+    for (const char* name : {"n1", "n2"}) options.nodes.push_back({.name = name, .slots = 2});
+    options.state_directory = "/state";
+    options.on_fatal = [this](absl::Status status) { fatal_ = status; };
+    auto coordinator = Coordinator::Create(options);
+    ASSERT_TRUE(coordinator.ok()) << coordinator.status();
+    coordinator_ = std::move(*coordinator);
+    coordinator_->Start();
+    Run();
+  }
+  void Run(absl::Duration duration = absl::Milliseconds(100)) { scheduler_.RunUntil(scheduler_.now() + duration); }
+
+  std::shared_ptr<FakeStream> Register(const std::string& node, const std::string& incarnation = "i1",
+                                       std::vector<v1::RunningRank> running = {}, int64_t next_sequence = 1) {
+    auto stream = std::make_shared<FakeStream>();
+    v1::WorkerMessage message;
+    message.set_node(node);
+    message.set_incarnation(incarnation);
+    message.mutable_register_()->set_protocol_version(1);
+    message.mutable_register_()->set_slots(2);
+    message.mutable_register_()->set_shards_endpoint(node + ":1");
+    message.mutable_register_()->set_next_sequence(next_sequence);
+    for (const auto& rank : running) *message.mutable_register_()->add_running() = rank;
+    sequence_[node] = next_sequence - 1;
+    incarnation_[node] = incarnation;
+    coordinator_->OnMessage(stream, message);
+    Run();
+    streams_[node] = stream;
+    return stream;
+  }
+  void Say(const std::string& node, v1::WorkerMessage message) {
+    message.set_node(node);
+    message.set_incarnation(incarnation_[node]);
+    coordinator_->OnMessage(streams_[node], message);
+    Run();
+  }
+  v1::WorkerEvent Event(const std::string& job, int generation, int rank) {
+    v1::WorkerEvent event;
+    event.set_job_id(job);
+    event.set_generation(generation);
+    event.set_rank(rank);
+    return event;
+  }
+  void Tell(const std::string& node, v1::WorkerEvent event) {
+    v1::WorkerMessage message;
+    event.set_sequence(++sequence_[node]);
+    event.mutable_time()->set_seconds(absl::ToUnixSeconds(loop_->clock()->Now()));
+    *message.mutable_event() = event;
+    Say(node, message);
+  }
+  void Exit(const std::string& node, const std::string& job, int generation, int rank, std::function<void(v1::RankExited&)> fill) {
+    v1::WorkerEvent event = Event(job, generation, rank);
+    fill(*event.mutable_rank_exited());
+    Tell(node, event);
+  }
+  void Step(const std::string& node, const std::string& job, int generation, int64_t step) {
+    v1::WorkerEvent event = Event(job, generation, 0);
+    event.mutable_step_report()->mutable_progress()->set_step(step);
+    event.mutable_step_report()->mutable_progress()->set_step_seconds(1);
+    Tell(node, event);
+  }
+  void Shard(const std::string& node, const std::string& job, int generation, int rank, int64_t step, int world) {
+    v1::WorkerEvent event = Event(job, generation, rank);
+    auto* shard = event.mutable_shard_written();
+    shard->set_step(step);
+    shard->set_world_size(world);
+    shard->mutable_file()->set_name(absl::StrCat("rank-", rank));
+    shard->mutable_file()->set_size_bytes(10);
+    Tell(node, event);
+  }
+  // The newest message of a kind that was sent to the node, or null.
+  const v1::CoordinatorMessage* Newest(const std::string& node, v1::CoordinatorMessage::BodyCase kind) {
+    const auto& sent = streams_.at(node)->sent;
+    for (auto it = sent.rbegin(); it != sent.rend(); ++it) {
+      if (it->body_case() == kind) return &*it;
+    }
+    return nullptr;
+  }
+  v1::SubmitRequest Request(int data, const std::string& request_id = "") {
+    v1::SubmitRequest request;
+    request.set_request_id(request_id);
+    v1::JobSpec& spec = *request.mutable_spec();
+    spec.set_name("j");
+    spec.mutable_parallel()->set_tensor(1);
+    spec.mutable_parallel()->set_pipeline(1);
+    spec.mutable_parallel()->set_data(data);
+    spec.mutable_training()->set_steps(10);
+    spec.mutable_checkpoint()->set_keep_last(1);
+    spec.mutable_checkpoint()->set_path("/shared");
+    spec.mutable_fault()->set_max_attempts_without_progress(3);
+    return request;
+  }
+  std::string Submit(int data) {
+    const auto job = coordinator_->Submit(Request(data), "me");
+    EXPECT_TRUE(job.ok()) << job.status();
+    Run();
+    return job.ok() ? job->id() : "";
+  }
+  v1::Job Get(const std::string& id) { return coordinator_->GetJob(id).value(); }
+
+  SimScheduler scheduler_;
+  MemEnv env_;
+  std::unique_ptr<Random> random_;
+  std::shared_ptr<MemoryDisk> disk_;
+  std::unique_ptr<SimEventLoop> loop_;
+  std::unique_ptr<StateStore> store_;
+  std::unique_ptr<Coordinator> coordinator_;
+  std::map<std::string, std::shared_ptr<FakeStream>> streams_;
+  std::map<std::string, int64_t> sequence_;
+  std::map<std::string, std::string> incarnation_;
+  absl::Status fatal_;
+};
+
+using Body = v1::CoordinatorMessage;
+
+TEST_F(CoordinatorTest, SubmitIsIdempotentByRequestId) {
+  const auto first = coordinator_->Submit(Request(1, "r"), "me");
+  const auto again = coordinator_->Submit(Request(1, "r"), "me");
+  ASSERT_TRUE(first.ok() && again.ok());
+  EXPECT_EQ(first->id(), again->id());
+  EXPECT_EQ(coordinator_->Submit(Request(2, "r"), "me").status().code(), absl::StatusCode::kAlreadyExists);
+  const auto never = coordinator_->Submit(Request(5, "s"), "me");
+  EXPECT_EQ(never.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(never.status().message()), HasSubstr("needs 5 slots, the cluster has 4"));
+  Restart();
+  EXPECT_EQ(coordinator_->Submit(Request(1, "r"), "me")->id(), first->id());
+}
+
+TEST_F(CoordinatorTest, FullStateDiskRefusesSubmitAndKeepsRunningJobs) {
+  Register("n1");
+  const std::string id = Submit(1);
+  Step("n1", id, 1, 1);
+  disk_->full = true;
+  EXPECT_EQ(coordinator_->Submit(Request(1, "r"), "me").status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(coordinator_->ListJobs({})->jobs_size(), 1);
+  v1::JobActionRequest cancel;
+  cancel.set_job_id(id);
+  EXPECT_EQ(coordinator_->Cancel(cancel).status().code(), absl::StatusCode::kResourceExhausted);
+  const size_t sent = streams_["n1"]->sent.size();
+  Step("n1", id, 1, 2);
+  EXPECT_EQ(streams_["n1"]->sent.size(), sent) << "nothing may be acknowledged that is not durable";
+  disk_->full = false;
+  Run(absl::Seconds(3));
+  EXPECT_EQ(Newest("n1", Body::kAcknowledge)->acknowledge().sequence(), 2);
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_RUNNING);
+  EXPECT_TRUE(coordinator_->Submit(Request(1, "r"), "me").ok());
+}
+
+TEST_F(CoordinatorTest, NothingIsSentBeforeItIsDurable) {
+  Register("n1");
+  disk_->death = [] { return MemoryDisk::Death::kBefore; };
+  (void)coordinator_->Submit(Request(1), "me");
+  Run();
+  EXPECT_EQ(fatal_.code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(Newest("n1", Body::kStartRanks), nullptr);
+}
+
+TEST_F(CoordinatorTest, GangStartsWholeOrWaitsAndSaysWhy) {
+  Register("n1");
+  const std::string id = Submit(3);
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_QUEUED);
+  EXPECT_THAT(Get(id).reason(), HasSubstr("needs 3 slots, 2 of 1 nodes are free; not usable now: n2"));
+  EXPECT_EQ(Newest("n1", Body::kStartRanks), nullptr);
+  Register("n2");
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_STARTING);
+  ASSERT_NE(Newest("n1", Body::kStartRanks), nullptr);
+  ASSERT_NE(Newest("n2", Body::kStartRanks), nullptr);
+  EXPECT_EQ(Newest("n2", Body::kStartRanks)->start_ranks().rank_table_size(), 3);
+  EXPECT_EQ(Newest("n2", Body::kStartRanks)->start_ranks().rank_table(2).node(), "n2");
+}
+
+TEST_F(CoordinatorTest, LargeJobIsNotStarvedAndPriorityGoesFirst) {
+  Register("n1");
+  Register("n2");
+  const std::string small = Submit(3);
+  const std::string large = Submit(4);
+  const std::string behind = Submit(1);
+  EXPECT_EQ(Get(behind).state(), v1::JOB_STATE_QUEUED);
+  EXPECT_THAT(Get(behind).reason(), HasSubstr("behind " + large));
+  v1::SubmitRequest urgent = Request(1);
+  urgent.mutable_spec()->set_priority(5);
+  EXPECT_EQ(coordinator_->Submit(urgent, "me")->state(), v1::JOB_STATE_STARTING);
+}
+
+TEST_F(CoordinatorTest, FailedRankStopsAllThenStartsFromTheNewestCheckpoint) {
+  Register("n1");
+  Register("n2");
+  const std::string id = Submit(3);
+  Step("n1", id, 1, 4);
+  for (int rank = 0; rank < 3; ++rank) Shard(rank < 2 ? "n1" : "n2", id, 1, rank, 4, 3);
+  ASSERT_NE(Newest("n1", Body::kCommitManifest), nullptr);
+  v1::WorkerEvent committed = Event(id, 1, -1);
+  committed.mutable_manifest_committed()->set_step(4);
+  committed.mutable_manifest_committed()->set_ok(true);
+  Tell("n1", committed);
+  EXPECT_EQ(Get(id).last_checkpoint_step(), 4);
+
+  // Communicator errors arrive first; the culprit is the rank that a signal killed.
+  Exit("n1", id, 1, 0, [](v1::RankExited& exit) {
+    exit.set_exit_code(1);
+    exit.set_status_code("UNAVAILABLE");
+    exit.set_blame_rank("2");
+  });
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_RECOVERING);
+  ASSERT_NE(Newest("n2", Body::kStopRanks), nullptr);
+  Exit("n1", id, 1, 1, [](v1::RankExited& exit) { exit.set_stopped(true); });
+  EXPECT_EQ(Newest("n1", Body::kStartRanks)->start_ranks().generation(), 1) << "not before every rank has ended";
+  Exit("n2", id, 1, 2, [](v1::RankExited& exit) {
+    exit.set_exit_code(-1);
+    exit.set_signal(9);
+    exit.add_last_lines("the end");
+  });
+  const auto& start = Newest("n2", Body::kStartRanks)->start_ranks();
+  EXPECT_EQ(start.generation(), 2);
+  EXPECT_EQ(start.restore().step(), 4);
+  EXPECT_EQ(Get(id).failure().rank(), 2);
+  EXPECT_EQ(Get(id).failure().cause(), "signal");
+  EXPECT_EQ(Get(id).failure().last_lines(0), "the end");
+  EXPECT_EQ(Get(id).attempts_without_progress(), 0);
+}
+
+TEST_F(CoordinatorTest, ThreeAttemptsWithoutProgressEndTheJob) {
+  Register("n1");
+  const std::string id = Submit(1);
+  for (int attempt = 1; attempt <= 3; ++attempt) {
+    ASSERT_FALSE(Coordinator::HasEnded(Get(id).state())) << attempt;
+    Exit("n1", id, attempt, 0, [](v1::RankExited& exit) {
+      exit.set_exit_code(7);
+      exit.add_last_lines("no such file");
+    });
+  }
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_FAILED);
+  EXPECT_EQ(Get(id).exit_code(), kExitNoProgress);
+  EXPECT_EQ(Get(id).failure().last_lines(0), "no such file");
+  EXPECT_EQ(Get(id).attempts_without_progress(), 3);
+}
+
+TEST_F(CoordinatorTest, ProgressResetsTheCountOfAttempts) {
+  Register("n1");
+  const std::string id = Submit(1);
+  auto die = [](v1::RankExited& exit) { exit.set_exit_code(7); };
+  Exit("n1", id, 1, 0, die);
+  Exit("n1", id, 2, 0, die);
+  Step("n1", id, 3, 1);
+  Exit("n1", id, 3, 0, die);
+  EXPECT_EQ(Get(id).attempts_without_progress(), 0);
+  Step("n1", id, 4, 1);  // the same step again is none
+  Exit("n1", id, 4, 0, die);
+  EXPECT_EQ(Get(id).attempts_without_progress(), 1);
+}
+
+TEST_F(CoordinatorTest, BadCheckpointIsMarkedAndTheOneBeforeIsUsed) {
+  Register("n1");
+  v1::SubmitRequest request = Request(1);
+  request.mutable_spec()->mutable_checkpoint()->set_keep_last(2);
+  const std::string id = coordinator_->Submit(request, "me")->id();
+  Run();
+  for (const int64_t step : {2, 4}) {
+    Step("n1", id, 1, step);
+    Shard("n1", id, 1, 0, step, 1);
+    v1::WorkerEvent committed = Event(id, 1, -1);
+    committed.mutable_manifest_committed()->set_step(step);
+    committed.mutable_manifest_committed()->set_ok(true);
+    Tell("n1", committed);
+  }
+  Exit("n1", id, 1, 0, [](v1::RankExited& exit) { exit.set_signal(9); });
+  EXPECT_EQ(Newest("n1", Body::kStartRanks)->start_ranks().restore().step(), 4);
+  Exit("n1", id, 2, 0, [](v1::RankExited& exit) {
+    exit.set_exit_code(1);
+    exit.set_status_code("DATA_LOSS");
+  });
+  EXPECT_EQ(Newest("n1", Body::kStartRanks)->start_ranks().restore().step(), 2);
+  EXPECT_EQ(coordinator_->ListCheckpoints(id)->checkpoints(0).state(), v1::CheckpointInfo::STATE_BAD);
+}
+
+TEST_F(CoordinatorTest, JobThatEndedWhileTheCoordinatorWasDownEndsRight) {
+  Register("n1");
+  const std::string id = Submit(1);
+  Step("n1", id, 1, 1);
+  Restart();
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_RUNNING);
+  Run(absl::Seconds(10));
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_RUNNING) << "absence of workers is not failure";
+  // The daemon is back: it kept three events; nothing runs any more.
+  Register("n1", "i1", {}, 5);
+  sequence_["n1"] = 1;
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_RUNNING) << "not judged before its events are replayed";
+  Shard("n1", id, 1, 0, 10, 1);
+  Exit("n1", id, 1, 0, [](v1::RankExited& exit) {
+    exit.set_finished(true);
+    exit.set_step(10);
+  });
+  v1::WorkerEvent committed = Event(id, 1, -1);
+  committed.mutable_manifest_committed()->set_step(10);
+  committed.mutable_manifest_committed()->set_ok(true);
+  Tell("n1", committed);
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_SUCCEEDED);
+  EXPECT_EQ(Get(id).attempt(), 1);
+}
+
+TEST_F(CoordinatorTest, StaleIncarnationIsAborted) {
+  Register("n1", "old");
+  auto old = streams_["n1"];
+  Register("n1", "new");
+  ASSERT_TRUE(old->closed.has_value());
+  EXPECT_EQ(old->closed->code(), absl::StatusCode::kAborted);
+  auto back = Register("n1", "old");
+  ASSERT_TRUE(back->closed.has_value());
+  EXPECT_EQ(back->closed->code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(coordinator_->ListNodes()[0].incarnation(), "new");
+}
+
+TEST_F(CoordinatorTest, SameIncarnationMayRegisterAgainAndKeepsItsRanks) {
+  Register("n1");
+  const std::string id = Submit(1);
+  Tell("n1", [&] {
+    auto event = Event(id, 1, 0);
+    event.mutable_rank_started()->set_pid(7);
+    return event;
+  }());
+  v1::RankExited unused;
+  v1::RunningRank running;
+  running.set_job_id(id);
+  running.set_generation(1);
+  Register("n1", "i1", {running}, 2);
+  EXPECT_EQ(Newest("n1", Body::kRegistered)->registered().keep_size(), 1);
+  EXPECT_EQ(Newest("n1", Body::kStartRanks), nullptr);
+  EXPECT_EQ(Get(id).attempt(), 1);
+}
+
+TEST_F(CoordinatorTest, LostStartCommandIsSentAgain) {
+  Register("n1");
+  const std::string id = Submit(1);
+  Register("n1");  // its stream broke before the command arrived
+  ASSERT_NE(Newest("n1", Body::kStartRanks), nullptr);
+  EXPECT_EQ(Newest("n1", Body::kStartRanks)->start_ranks().generation(), 1);
+}
+
+TEST_F(CoordinatorTest, RestartedDaemonMeansLostRanks) {
+  Register("n1");
+  const std::string id = Submit(1);
+  auto started = Event(id, 1, 0);
+  started.mutable_rank_started()->set_pid(7);
+  Tell("n1", started);
+  Register("n1", "i2");
+  EXPECT_EQ(Get(id).attempt(), 2);
+  EXPECT_EQ(Get(id).failure().cause(), "node_lost");
+}
+
+TEST_F(CoordinatorTest, CertificateForAnotherNodeIsRefused) {
+  auto stream = std::make_shared<FakeStream>();
+  stream->authenticated = "n2";
+  v1::WorkerMessage message;
+  message.set_node("n1");
+  message.mutable_register_();
+  coordinator_->OnMessage(stream, message);
+  EXPECT_EQ(stream->closed->code(), absl::StatusCode::kPermissionDenied);
+}
+
+TEST_F(CoordinatorTest, StoppedCoordinatorKillsNothing) {
+  Register("n1");
+  const std::string id = Submit(1);
+  Step("n1", id, 1, 1);
+  loop_->SetStopped(true);
+  Run(absl::Minutes(5));
+  loop_->SetStopped(false);
+  Run();
+  EXPECT_EQ(coordinator_->ListNodes()[0].state(), v1::NODE_STATE_READY);
+  EXPECT_EQ(Get(id).attempt(), 1);
+}
+
+TEST_F(CoordinatorTest, DownNodeIsGivenUpWhenTheJobStandsStillAndPlacedElsewhere) {
+  Register("n1");
+  Register("n2");
+  const std::string id = Submit(2);
+  EXPECT_EQ(Get(id).ranks(0).node(), "n1");
+  coordinator_->OnClosed(streams_["n1"], absl::UnavailableError("gone"));
+  Run(absl::Seconds(5));
+  EXPECT_EQ(coordinator_->ListNodes()[0].state(), v1::NODE_STATE_SUSPECT);
+  EXPECT_EQ(Get(id).attempt(), 1);
+  for (int i = 0; i < 70; ++i) {
+    v1::WorkerMessage beat;
+    beat.mutable_heartbeat();
+    Say("n2", beat);
+    Run(absl::Seconds(1));
+  }
+  EXPECT_EQ(coordinator_->ListNodes()[0].state(), v1::NODE_STATE_DOWN);
+  EXPECT_EQ(Get(id).attempt(), 2);
+  EXPECT_EQ(Get(id).ranks(0).node(), "n2");
+  // It was only cut off: what still runs there is not among what is to be kept.
+  v1::RunningRank zombie;
+  zombie.set_job_id(id);
+  zombie.set_generation(1);
+  Register("n1", "i1", {zombie});
+  EXPECT_EQ(Newest("n1", Body::kRegistered)->registered().keep_size(), 0);
+}
+
+TEST_F(CoordinatorTest, ReplicasAreMadeBeforeTheCommit) {
+  Register("n1");
+  Register("n2");
+  v1::SubmitRequest request = Request(1);
+  request.mutable_spec()->mutable_checkpoint()->clear_path();
+  request.mutable_spec()->mutable_checkpoint()->set_replicas(1);
+  const std::string id = coordinator_->Submit(request, "me")->id();
+  Run();
+  Shard("n1", id, 1, 0, 5, 1);
+  EXPECT_EQ(Get(id).last_checkpoint_step(), -1);
+  ASSERT_NE(Newest("n2", Body::kFetchFiles), nullptr);
+  EXPECT_EQ(Newest("n2", Body::kFetchFiles)->fetch_files().sources(0).endpoints(0), "n1:1");
+  auto fetched = Event(id, 0, -1);
+  fetched.mutable_file_fetched()->set_step(5);
+  fetched.mutable_file_fetched()->set_file("rank-0");
+  fetched.mutable_file_fetched()->set_ok(true);
+  Tell("n2", fetched);
+  EXPECT_EQ(Get(id).last_checkpoint_step(), 5);
+  v1::CheckpointRef ref;
+  ref.set_job_id(id);
+  ref.set_step(-1);
+  EXPECT_EQ(coordinator_->GetCheckpoint(ref)->manifest().files(0).nodes_size(), 2);
+  ASSERT_NE(Newest("n2", Body::kCommitManifest), nullptr);
+}
+
+TEST_F(CoordinatorTest, PauseWritesACheckpointFreesTheSlotsAndResumeGoesOn) {
+  Register("n1");
+  const std::string id = Submit(1);
+  Step("n1", id, 1, 3);
+  v1::JobActionRequest request;
+  request.set_job_id(id);
+  EXPECT_EQ(coordinator_->Pause(request)->state(), v1::JOB_STATE_PAUSING);
+  Run();
+  ASSERT_NE(Newest("n1", Body::kCheckpointNow), nullptr);
+  Shard("n1", id, 1, 0, 3, 1);
+  Exit("n1", id, 1, 0, [](v1::RankExited& exit) { exit.set_paused(true); });
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_PAUSING) << "the checkpoint is not committed yet";
+  auto committed = Event(id, 1, -1);
+  committed.mutable_manifest_committed()->set_step(3);
+  committed.mutable_manifest_committed()->set_ok(true);
+  Tell("n1", committed);
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_PAUSED);
+  EXPECT_EQ(coordinator_->ClusterStatus().slots_used(), 0);
+  ASSERT_TRUE(coordinator_->Resume(request).ok());
+  Run();
+  EXPECT_EQ(Newest("n1", Body::kStartRanks)->start_ranks().restore().step(), 3);
+  EXPECT_EQ(Get(id).attempts_without_progress(), 0);
+}
+
+TEST_F(CoordinatorTest, CancelIsIdempotentAndFinal) {
+  Register("n1");
+  const std::string id = Submit(1);
+  v1::JobActionRequest request;
+  request.set_job_id(id);
+  EXPECT_EQ(coordinator_->Cancel(request)->state(), v1::JOB_STATE_CANCELLING);
+  EXPECT_TRUE(coordinator_->Cancel(request).ok());
+  Run();
+  const auto* stop = Newest("n1", Body::kStopRanks);
+  ASSERT_NE(stop, nullptr);
+  v1::WorkerMessage answer;
+  answer.mutable_command_result()->set_command_id(stop->command_id());
+  Say("n1", answer);  // nothing had started
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_CANCELLED);
+  EXPECT_TRUE(coordinator_->Cancel(request).ok());
+  EXPECT_EQ(coordinator_->Pause(request).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(coordinator_->Resume(request).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(CoordinatorTest, RendezvousAnswersWhenTheKeyExists) {
+  Register("n1");
+  Register("n2");
+  const std::string id = Submit(3);
+  v1::WorkerMessage get, put;
+  get.mutable_rendezvous_get()->set_job_id(id);
+  get.mutable_rendezvous_get()->set_generation(1);
+  get.mutable_rendezvous_get()->set_key("k");
+  Say("n2", get);
+  EXPECT_EQ(Newest("n2", Body::kRendezvousValue), nullptr);
+  put.mutable_rendezvous_put()->set_job_id(id);
+  put.mutable_rendezvous_put()->set_generation(1);
+  put.mutable_rendezvous_put()->set_key("k");
+  put.mutable_rendezvous_put()->set_value("v");
+  Say("n1", put);
+  EXPECT_EQ(Newest("n2", Body::kRendezvousValue)->rendezvous_value().value(), "v");
+  put.mutable_rendezvous_put()->set_generation(9);
+  get.mutable_rendezvous_get()->set_generation(9);
+  streams_["n1"]->sent.clear();
+  Say("n1", put);
+  Say("n1", get);
+  EXPECT_EQ(Newest("n1", Body::kRendezvousValue), nullptr) << "another generation has no say";
+}
+
+TEST_F(CoordinatorTest, WatchersHearOfDurableChangesAndLogsAreNumbered) {
+  Register("n1");
+  int calls = 0;
+  const auto watch = coordinator_->AddWatcher([&](const std::string&) { ++calls; });
+  const std::string id = Submit(1);
+  EXPECT_GT(calls, 0);
+  coordinator_->RemoveWatcher(watch);
+  const int before = calls;
+  auto lines = Event(id, 1, 0);
+  lines.mutable_log_lines()->set_data("hello\n");
+  int notified = 0;
+  coordinator_->logs().Subscribe(id, [&] { ++notified; });
+  Tell("n1", lines);
+  EXPECT_EQ(notified, 1);
+  EXPECT_EQ(calls, before);
+  const auto chunks = coordinator_->logs().Read(id, {});
+  ASSERT_EQ(chunks->size(), 1u);
+  EXPECT_EQ((*chunks)[0].data(), "hello\n");
+}
+
+TEST_F(CoordinatorTest, GracefulShutdownPausesAndTheNextStartResumes) {
+  Register("n1");
+  const std::string id = Submit(1);
+  Step("n1", id, 1, 3);
+  bool done = false;
+  coordinator_->Shutdown(true, [&] { done = true; });
+  Run();
+  ASSERT_NE(Newest("n1", Body::kCheckpointNow), nullptr);
+  EXPECT_EQ(Newest("n1", Body::kShutdownWorker), nullptr);
+  Shard("n1", id, 1, 0, 3, 1);
+  Exit("n1", id, 1, 0, [](v1::RankExited& exit) { exit.set_paused(true); });
+  auto committed = Event(id, 1, -1);
+  committed.mutable_manifest_committed()->set_step(3);
+  committed.mutable_manifest_committed()->set_ok(true);
+  Tell("n1", committed);
+  ASSERT_NE(Newest("n1", Body::kShutdownWorker), nullptr);
+  coordinator_->OnClosed(streams_["n1"], absl::UnavailableError("ended"));
+  Run();
+  EXPECT_TRUE(done);
+  Restart();
+  Register("n1", "i2");
+  EXPECT_EQ(Get(id).attempt(), 2);
+  EXPECT_EQ(Newest("n1", Body::kStartRanks)->start_ranks().restore().step(), 3);
+}
+
+}  // namespace
+}  // namespace mt
