@@ -1,0 +1,405 @@
+// The daemon's logic against a coordinator in memory and ranks that are only names, in virtual time.
+#include "worker/agent/agent.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/testing/mem_env.h"
+#include "common/testing/sim_event_loop.h"
+#include "worker/agent/testing/fake_coordinator.h"
+
+namespace mt {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+class FakeHost : public RankHost {
+ public:
+  void SetHandler(RankHandler* handler) override { handler_ = handler; }
+  absl::StatusOr<int32_t> Spawn(RankLaunch launch) override {
+    if (!spawn_error.ok()) return spawn_error;
+    spawned.push_back(launch.id);
+    launches[launch.id] = launch;
+    return next_pid++;
+  }
+  void Send(const RankId& id, v1::ToRank message) override {
+    sent.emplace_back(id, std::move(message));
+  }
+  void Signal(const RankId& id, RankSignal signal) override { signals.emplace_back(id, signal); }
+  void Sweep(const RankId& id, int32_t) override { swept.push_back(id); }
+
+  RankHandler* handler_ = nullptr;
+  absl::Status spawn_error;
+  int32_t next_pid = 100;
+  std::vector<RankId> spawned, swept;
+  std::map<RankId, RankLaunch> launches;
+  std::vector<std::pair<RankId, v1::ToRank>> sent;
+  std::vector<std::pair<RankId, RankSignal>> signals;
+};
+
+class FakeFetcher : public FileFetcher {
+ public:
+  void Fetch(FetchRequest request, std::function<void(absl::Status)> done) override {
+    fetches.emplace_back(std::move(request), std::move(done));
+  }
+  std::vector<std::pair<FetchRequest, std::function<void(absl::Status)>>> fetches;
+};
+
+class AgentTest : public ::testing::Test {
+ protected:
+  AgentTest() {
+    EXPECT_TRUE(env_.CreateDirectories("/state").ok());
+    StartDaemon();
+  }
+
+  void StartDaemon() {
+    AgentOptions options;
+    options.node = "n0";
+    options.state_folder = "/state";
+    options.identity.set_slots(4);
+    options.identity.set_cores(4);
+    host_ = std::make_unique<FakeHost>();
+    agent_ = std::make_unique<Agent>(options, &loop_, &env_, random_.get(), &coordinator_,
+                                     host_.get(), &fetcher_,
+                                     [this](absl::Status status) { ended_.push_back(status); });
+    ASSERT_TRUE(agent_->Start().ok());
+    Run();
+  }
+  // kill -9 of the daemon.
+  void CrashDaemon() {
+    agent_ = nullptr;
+    coordinator_.Break(absl::UnavailableError("reset"));
+    env_.KillProcess();
+  }
+
+  void Run(absl::Duration time = absl::Milliseconds(10)) {
+    scheduler_.RunUntil(scheduler_.now() + time);
+  }
+
+  v1::CommandResult Command(v1::CoordinatorMessage message) {
+    message.set_command_id(absl::StrCat("c", ++commands_));
+    coordinator_.Send(std::move(message));
+    Run();
+    EXPECT_FALSE(coordinator_.results.empty());
+    return coordinator_.results.empty() ? v1::CommandResult() : coordinator_.results.back();
+  }
+  v1::CommandResult StartRanks(int generation, int num_ranks = 2) {
+    v1::CoordinatorMessage message;
+    auto* start = message.mutable_start_ranks();
+    start->set_job_id("job-1");
+    start->set_generation(generation);
+    start->mutable_spec()->mutable_fault()->mutable_min_step_deadline()->set_seconds(2);
+    start->mutable_spec()->mutable_fault()->mutable_start_deadline()->set_seconds(30);
+    start->mutable_spec()->mutable_fault()->mutable_stop_grace()->set_seconds(3);
+    for (int rank = 0; rank < num_ranks; ++rank) {
+      auto* slot = start->add_rank_table();
+      slot->set_rank(rank);
+      slot->set_slot(rank);
+      slot->set_node("n0");
+    }
+    auto* elsewhere = start->add_rank_table();
+    elsewhere->set_rank(num_ranks);
+    elsewhere->set_node("n1");
+    return Command(std::move(message));
+  }
+  v1::CommandResult StopRanks(int generation) {
+    v1::CoordinatorMessage message;
+    message.mutable_stop_ranks()->set_job_id("job-1");
+    message.mutable_stop_ranks()->set_generation(generation);
+    message.mutable_stop_ranks()->set_reason("cancelled");
+    return Command(std::move(message));
+  }
+  RankId Id(int generation, int rank) { return {"job-1", generation, rank}; }
+  void Exit(int generation, int rank, int signal = 9) {
+    host_->handler_->OnRankExited(Id(generation, rank),
+                                  {signal != 0 ? -1 : 0, signal, {"last words"}});
+    Run();
+  }
+  void Progress(int generation, int rank, const std::string& phase, int64_t step) {
+    v1::FromRank message;
+    message.mutable_progress()->set_phase(phase);
+    message.mutable_progress()->set_step(step);
+    message.mutable_progress()->set_where("computing");
+    host_->handler_->OnRankMessage(Id(generation, rank), message);
+  }
+  std::vector<v1::WorkerEvent> Exits() {
+    return coordinator_.EventsOf(v1::WorkerEvent::kRankExited);
+  }
+
+  SimScheduler scheduler_;
+  SimEventLoop loop_{&scheduler_};
+  MemEnv env_;
+  std::unique_ptr<Random> random_ = NewSeededRandom(1);
+  FakeCoordinator coordinator_{&loop_};
+  FakeFetcher fetcher_;
+  std::unique_ptr<FakeHost> host_;
+  std::unique_ptr<Agent> agent_;
+  std::vector<absl::Status> ended_;
+  int commands_ = 0;
+};
+
+TEST_F(AgentTest, RegistersAndStartsItsOwnRanksOnce) {
+  EXPECT_TRUE(coordinator_.registered);
+  EXPECT_EQ(StartRanks(1).code(), 0);
+  EXPECT_THAT(host_->spawned, ElementsAre(Id(1, 0), Id(1, 1)));
+  EXPECT_EQ(StartRanks(1).code(), 0) << "the same command again";
+  EXPECT_EQ(host_->spawned.size(), 2u);
+  EXPECT_EQ(coordinator_.EventsOf(v1::WorkerEvent::kRankStarted).size(), 2u);
+  EXPECT_EQ(host_->launches[Id(1, 0)].start.threads(), 1);
+}
+
+TEST_F(AgentTest, NewerGenerationEndsTheOlderAndWaitsForIt) {
+  StartRanks(1);
+  EXPECT_EQ(StartRanks(2).code(), 0);
+  EXPECT_EQ(host_->signals.size(), 2u);
+  EXPECT_EQ(host_->spawned.size(), 2u);
+  Exit(1, 0);
+  EXPECT_EQ(host_->spawned.size(), 2u);
+  Exit(1, 1);
+  EXPECT_THAT(host_->spawned, ElementsAre(Id(1, 0), Id(1, 1), Id(2, 0), Id(2, 1)));
+}
+
+TEST_F(AgentTest, StaleGenerationIsAborted) {
+  StartRanks(3);
+  EXPECT_EQ(StartRanks(2).code(), static_cast<int>(absl::StatusCode::kAborted));
+  EXPECT_EQ(StopRanks(2).code(), static_cast<int>(absl::StatusCode::kAborted));
+  EXPECT_THAT(host_->signals, IsEmpty());
+  CrashDaemon();
+  StartDaemon();
+  EXPECT_EQ(StartRanks(2).code(), static_cast<int>(absl::StatusCode::kAborted))
+      << "a restart must not forget it";
+}
+
+TEST_F(AgentTest, RankThatIgnoresTerminateIsKilledAfterTheGrace) {
+  StartRanks(1, 1);
+  StopRanks(1);
+  ASSERT_EQ(host_->signals.size(), 1u);
+  EXPECT_EQ(host_->signals[0].second, RankSignal::kTerminate);
+  Run(absl::Milliseconds(2900));
+  EXPECT_EQ(host_->signals.size(), 1u);
+  Run(absl::Milliseconds(200));
+  ASSERT_EQ(host_->signals.size(), 2u);
+  EXPECT_EQ(host_->signals[1].second, RankSignal::kKill);
+  Exit(1, 0);
+  ASSERT_EQ(Exits().size(), 1u);
+  EXPECT_TRUE(Exits()[0].rank_exited().stopped());
+  EXPECT_EQ(Exits()[0].rank_exited().message(), "cancelled");
+}
+
+TEST_F(AgentTest, SilentRankIsNamedAndKilled) {
+  StartRanks(1, 1);
+  for (int step = 0; step < 12; ++step) {
+    Progress(1, 0, "step", step);
+    Run(absl::Milliseconds(100));
+  }
+  Run(absl::Milliseconds(1500));
+  EXPECT_THAT(host_->signals, IsEmpty());
+  Run(absl::Seconds(1));
+  const auto hung = coordinator_.EventsOf(v1::WorkerEvent::kRankHung);
+  ASSERT_EQ(hung.size(), 1u);
+  EXPECT_EQ(hung[0].rank(), 0);
+  EXPECT_EQ(hung[0].rank_hung().step(), 11);
+  EXPECT_EQ(hung[0].rank_hung().phase(), "step");
+  EXPECT_EQ(hung[0].rank_hung().deadline().seconds(), 2);
+  ASSERT_EQ(host_->signals.size(), 1u);
+  EXPECT_EQ(host_->signals[0].second, RankSignal::kKill);
+  Exit(1, 0);
+  EXPECT_EQ(Exits()[0].rank_exited().status_code(), "DEADLINE_EXCEEDED");
+}
+
+TEST_F(AgentTest, RanksGoOnWithoutACoordinatorAndEventsAreReplayedInOrder) {
+  StartRanks(1);
+  coordinator_.up = false;
+  coordinator_.Break(absl::UnavailableError("reset"));
+  const size_t before = coordinator_.events.size();
+  for (int i = 0; i < 5; ++i)
+    host_->handler_->OnRankOutput(Id(1, 0), absl::StrCat("line ", i, "\n"), false, i * 7);
+  for (int second = 0; second < 600; ++second) {
+    for (int rank = 0; rank < 2; ++rank) Progress(1, rank, "step", second);
+    Run(absl::Seconds(1));
+  }
+  Exit(1, 1);
+  EXPECT_THAT(host_->signals, IsEmpty()) << "nobody is stopped because the coordinator is away";
+  EXPECT_GT(coordinator_.dials, 20);
+  EXPECT_LT(coordinator_.dials, 120) << "back-off";
+  coordinator_.up = true;
+  Run(absl::Seconds(20));
+  ASSERT_EQ(coordinator_.events.size(), before + 6);
+  for (int i = 0; i < 5; ++i)
+    EXPECT_EQ(coordinator_.events[before + i].log_lines().data(), absl::StrCat("line ", i, "\n"));
+  EXPECT_TRUE(coordinator_.events.back().has_rank_exited());
+  EXPECT_EQ(coordinator_.incarnations.front(), coordinator_.incarnations.back());
+  EXPECT_THAT(agent_->spool().Pending(), IsEmpty());
+}
+
+TEST_F(AgentTest, WhatIsNotAcknowledgedIsSentAgain) {
+  coordinator_.acknowledge = false;
+  StartRanks(1);
+  const std::vector<v1::WorkerEvent> first = coordinator_.events;
+  ASSERT_EQ(first.size(), 2u);
+  coordinator_.acknowledged_sequence = first[0].sequence();
+  coordinator_.Break(absl::UnavailableError("reset"));
+  Run(absl::Seconds(5));
+  ASSERT_EQ(coordinator_.events.size(), 3u);
+  EXPECT_EQ(coordinator_.events[2].sequence(), first[1].sequence());
+}
+
+TEST_F(AgentTest, ARestartedDaemonReportsTheRanksThatEndedWithIt) {
+  StartRanks(1);
+  Exit(1, 1);
+  const std::string incarnation = agent_->incarnation();
+  CrashDaemon();
+  StartDaemon();
+  EXPECT_NE(agent_->incarnation(), incarnation);
+  EXPECT_THAT(host_->swept, ElementsAre(Id(1, 0)));
+  Run(absl::Seconds(1));
+  ASSERT_EQ(Exits().size(), 2u);
+  EXPECT_EQ(Exits()[1].rank(), 0);
+  EXPECT_EQ(Exits()[1].rank_exited().status_code(), "ABORTED");
+  EXPECT_THAT(Exits()[1].rank_exited().message(), HasSubstr("daemon of node n0 ended"));
+  CrashDaemon();
+  StartDaemon();
+  Run(absl::Seconds(1));
+  EXPECT_EQ(Exits().size(), 2u) << "told once";
+}
+
+TEST_F(AgentTest, RanksThatTheCoordinatorDoesNotKeepAreStopped) {
+  StartRanks(1);
+  coordinator_.keep_all = false;
+  v1::RunningRank kept;
+  kept.set_job_id("job-1");
+  kept.set_generation(1);
+  kept.set_rank(1);
+  coordinator_.keep = {kept};
+  coordinator_.Break(absl::UnavailableError("reset"));
+  Run(absl::Seconds(2));
+  ASSERT_EQ(host_->signals.size(), 1u);
+  EXPECT_EQ(host_->signals[0].first, Id(1, 0));
+}
+
+TEST_F(AgentTest, AnOlderEpochIsNotObeyed) {
+  coordinator_.epoch = 5;
+  StartRanks(1);
+  coordinator_.epoch = 4;
+  v1::CoordinatorMessage message;
+  message.mutable_stop_ranks()->set_job_id("job-1");
+  message.mutable_stop_ranks()->set_generation(1);
+  coordinator_.Send(message);
+  Run();
+  EXPECT_THAT(host_->signals, IsEmpty());
+  EXPECT_FALSE(agent_->registered());
+  coordinator_.epoch = 6;
+  Run(absl::Seconds(30));
+  EXPECT_TRUE(agent_->registered());
+}
+
+TEST_F(AgentTest, AnotherIncarnationEndsThisOne) {
+  StartRanks(1, 1);
+  coordinator_.Break(absl::AbortedError("incarnation xyz is registered"));
+  Run();
+  ASSERT_EQ(host_->signals.size(), 1u);
+  EXPECT_THAT(ended_, IsEmpty());
+  Exit(1, 0);
+  ASSERT_EQ(ended_.size(), 1u);
+  EXPECT_TRUE(absl::IsAborted(ended_[0]));
+}
+
+TEST_F(AgentTest, RendezvousGoesThroughAndSurvivesABrokenStream) {
+  StartRanks(1);
+  v1::FromRank get;
+  get.mutable_rendezvous_get()->set_key("k");
+  host_->handler_->OnRankMessage(Id(1, 0), get);
+  Run();
+  EXPECT_THAT(host_->sent, IsEmpty());
+  coordinator_.Break(absl::UnavailableError("reset"));
+  coordinator_.values["k"] = "from elsewhere";
+  Run(absl::Seconds(2));
+  ASSERT_EQ(host_->sent.size(), 1u);
+  EXPECT_EQ(host_->sent[0].second.rendezvous_value().value(), "from elsewhere");
+  v1::FromRank put;
+  put.mutable_rendezvous_put()->set_key("own");
+  put.mutable_rendezvous_put()->set_value("v");
+  host_->handler_->OnRankMessage(Id(1, 0), put);
+  get.mutable_rendezvous_get()->set_key("own");
+  host_->handler_->OnRankMessage(Id(1, 1), get);
+  Run();
+  EXPECT_EQ(host_->sent.back().second.rendezvous_value().value(), "v");
+  EXPECT_EQ(coordinator_.values["own"], "v");
+}
+
+TEST_F(AgentTest, FastOutputIsLimitedAndCounted) {
+  StartRanks(1, 1);
+  const std::string chunk = std::string(1023, 'x') + "\n";
+  for (int i = 0; i < 2000; ++i) host_->handler_->OnRankOutput(Id(1, 0), chunk, false, i * 1024);
+  Run(absl::Seconds(1));
+  host_->handler_->OnRankOutput(Id(1, 0), "end\n", false, 2000 * 1024);
+  Run();
+  const auto lines = coordinator_.EventsOf(v1::WorkerEvent::kLogLines);
+  ASSERT_GT(lines.size(), 500u);
+  ASSERT_LT(lines.size(), 600u);
+  EXPECT_THAT(lines[lines.size() - 2].log_lines().data(),
+              HasSubstr(absl::StrCat(2000 - (lines.size() - 2), " lines")));
+  EXPECT_EQ(lines.back().log_lines().data(), "end\n");
+}
+
+TEST_F(AgentTest, SpawnFailureIsAnExit) {
+  host_->spawn_error = absl::ResourceExhaustedError("fork: no memory");
+  StartRanks(1, 1);
+  ASSERT_EQ(Exits().size(), 1u);
+  EXPECT_THAT(Exits()[0].rank_exited().message(), HasSubstr("fork: no memory"));
+  EXPECT_EQ(agent_->num_ranks(), 0u);
+}
+
+TEST_F(AgentTest, NeededFilesAreFetchedOnceForAllRanks) {
+  v1::CoordinatorMessage message;
+  auto* start = message.mutable_start_ranks();
+  start->set_job_id("job-1");
+  start->set_generation(1);
+  for (int rank = 0; rank < 2; ++rank) {
+    auto* slot = start->add_rank_table();
+    slot->set_rank(rank);
+    slot->set_slot(rank);
+    slot->set_node("n0");
+  }
+  start->mutable_restore()->set_job_id("job-0");
+  start->mutable_restore()->set_step(20);
+  start->mutable_restore()->add_files()->set_name("shard-r0.safetensors");
+  auto* source = start->add_sources();
+  source->set_file("shard-r0.safetensors");
+  source->add_endpoints("10.0.0.2:7000");
+  Command(std::move(message));
+  v1::FromRank need;
+  need.mutable_need_file()->set_file("shard-r0.safetensors");
+  host_->handler_->OnRankMessage(Id(1, 0), need);
+  host_->handler_->OnRankMessage(Id(1, 1), need);
+  ASSERT_EQ(fetcher_.fetches.size(), 1u);
+  const FetchRequest& request = fetcher_.fetches[0].first;
+  EXPECT_EQ(request.job_id, "job-0");
+  EXPECT_EQ(request.step, 20);
+  EXPECT_THAT(request.endpoints, ElementsAre("10.0.0.2:7000"));
+  EXPECT_EQ(request.destination, "/state/checkpoints/job-0/step-00000020/shard-r0.safetensors");
+  fetcher_.fetches[0].second(absl::OkStatus());
+  ASSERT_EQ(host_->sent.size(), 2u);
+  EXPECT_TRUE(host_->sent[0].second.file_ready().ok());
+  EXPECT_EQ(host_->sent[1].second.file_ready().path(), request.destination);
+  need.mutable_need_file()->set_file("../../etc/passwd");
+  host_->handler_->OnRankMessage(Id(1, 0), need);
+  EXPECT_FALSE(host_->sent.back().second.file_ready().ok());
+}
+
+TEST_F(AgentTest, ShutdownStopsRanksThenEnds) {
+  StartRanks(1, 1);
+  v1::CoordinatorMessage message;
+  message.mutable_shutdown_worker()->set_reason("cluster down");
+  Command(std::move(message));
+  EXPECT_THAT(ended_, IsEmpty());
+  EXPECT_EQ(StartRanks(2, 1).code(), static_cast<int>(absl::StatusCode::kUnavailable));
+  Exit(1, 0, 15);
+  ASSERT_EQ(ended_.size(), 1u);
+  EXPECT_TRUE(ended_[0].ok());
+}
+
+}  // namespace
+}  // namespace mt
