@@ -95,15 +95,15 @@ absl::StatusOr<BuildResult> BuildDataset(Env* env, Clock* clock, const Tokenizer
   // Between the old pair and the new one, so that a manifest never stands beside another's files.
   const absl::Status removed = env->RemoveFile(options.output_prefix + ".idx");
   if (!removed.ok() && !absl::IsNotFound(removed)) return removed;
-  MT_RETURN_IF_ERROR(WriteManifest(env, options.output_prefix,
-                                   {.files = result.files,
-                                    .type = std::string(TokenTypeName(result.type)),
-                                    .tokenizer = tokenizer.spec(),
-                                    .tokenizer_digest = tokenizer.digest(),
-                                    .vocab_size = tokenizer.vocab_size(),
-                                    .append_eod = options.append_eod,
-                                    .bad_lines = result.bad_lines,
-                                    .inputs = inputs}));
+  MT_RETURN_IF_ERROR(WriteDatasetManifest(env, options.output_prefix,
+                                          {.files = result.files,
+                                           .type = std::string(TokenTypeName(result.type)),
+                                           .tokenizer = tokenizer.spec(),
+                                           .tokenizer_digest = tokenizer.digest(),
+                                           .vocab_size = tokenizer.vocab_size(),
+                                           .append_eod = options.append_eod,
+                                           .bad_lines = result.bad_lines,
+                                           .inputs = inputs}));
   MT_RETURN_IF_ERROR(writer->Commit());
   report(true);
   return result;

@@ -9,9 +9,10 @@ constexpr int kFormatVersion = 1;
 
 }  // namespace
 
-std::string ManifestPath(const std::string& prefix) { return prefix + ".manifest.json"; }
+std::string DatasetManifestPath(const std::string& prefix) { return prefix + ".manifest.json"; }
 
-absl::Status WriteManifest(Env* env, const std::string& prefix, const DatasetManifest& manifest) {
+absl::Status WriteDatasetManifest(Env* env, const std::string& prefix,
+                                  const DatasetManifest& manifest) {
   nlohmann::ordered_json json;
   json["format_version"] = kFormatVersion;
   json["documents"] = manifest.files.num_documents;
@@ -30,15 +31,15 @@ absl::Status WriteManifest(Env* env, const std::string& prefix, const DatasetMan
   }
   // File names need not be UTF-8; what is not is replaced rather than thrown about.
   return WriteFileAtomically(
-      env, ManifestPath(prefix),
+      env, DatasetManifestPath(prefix),
       json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
-absl::StatusOr<DatasetManifest> ReadManifest(Env* env, const std::string& prefix) {
-  MT_ASSIGN_OR_RETURN(const std::string text, ReadFile(env, ManifestPath(prefix)));
+absl::StatusOr<DatasetManifest> ReadDatasetManifest(Env* env, const std::string& prefix) {
+  MT_ASSIGN_OR_RETURN(const std::string text, ReadFile(env, DatasetManifestPath(prefix)));
   const auto broken = [&](absl::string_view what) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(ManifestPath(prefix), ": ", what, "; remove it or build the data again"));
+    return absl::InvalidArgumentError(absl::StrCat(DatasetManifestPath(prefix), ": ", what,
+                                                   "; remove it or build the data again"));
   };
   const nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
   if (json.is_discarded()) return broken("is not JSON");

@@ -28,9 +28,10 @@ struct DatasetManifest {
   std::vector<DatasetInput> inputs;
 };
 
-std::string ManifestPath(const std::string& prefix);
-absl::Status WriteManifest(Env* env, const std::string& prefix, const DatasetManifest& manifest);
+std::string DatasetManifestPath(const std::string& prefix);
+absl::Status WriteDatasetManifest(Env* env, const std::string& prefix,
+                                  const DatasetManifest& manifest);
 // NOT_FOUND: none. INVALID_ARGUMENT: not a manifest of this format.
-absl::StatusOr<DatasetManifest> ReadManifest(Env* env, const std::string& prefix);
+absl::StatusOr<DatasetManifest> ReadDatasetManifest(Env* env, const std::string& prefix);
 
 }  // namespace mt

@@ -31,7 +31,7 @@ absl::StatusOr<DatasetReport> ScanDataset(Env* env, const std::string& prefix) {
           std::max(report.largest_id, *std::max_element(tokens.begin(), tokens.end()));
     }
   }
-  absl::StatusOr<DatasetManifest> manifest = ReadManifest(env, prefix);
+  absl::StatusOr<DatasetManifest> manifest = ReadDatasetManifest(env, prefix);
   if (manifest.ok()) {
     report.manifest = *std::move(manifest);
   } else if (!absl::IsNotFound(manifest.status())) {
@@ -53,7 +53,7 @@ absl::StatusOr<DatasetReport> VerifyDataset(Env* env, const std::string& prefix,
   const DatasetManifest& manifest = *report.manifest;
   const auto differs = [&](absl::string_view what, const auto& found, const auto& promised) {
     return absl::DataLossError(absl::StrCat(prefix, ": ", what, " ", found, ", but ",
-                                            ManifestPath(prefix), " says ", promised,
+                                            DatasetManifestPath(prefix), " says ", promised,
                                             "; copy the files again or rebuild them"));
   };
   if (manifest.type != std::string(TokenTypeName(report.type))) {
