@@ -3,6 +3,7 @@
 // MT_CONFORMANCE_SEED=<n> repeats one.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <random>
@@ -61,6 +62,39 @@ class ConformanceTest : public ::testing::Test {
   int32_t dtype_;
 };
 
+// A NaN in the first input is not hidden: where the reference gives NaN, so does the backend (it
+// may spread further).
+class NotANumberTest : public ::testing::Test {
+ public:
+  NotANumberTest(const mt_backend* backend, const Case& item) : backend_(backend), case_(item) {}
+
+  void TestBody() override {
+    Values values = MakeValues(case_, seed);
+    for (size_t t = 0; t < values.size(); ++t) {
+      const Tensor& tensor = case_.tensors[t];
+      if (tensor.element != Element::kData || tensor.role == Role::kOutput || values[t].empty())
+        continue;
+      values[t][values[t].size() / 2] = NAN;
+      break;
+    }
+    Problem exact(reference, case_, MT_F64, values), problem(backend_, case_, MT_F32, values);
+    if (!problem.supported()) GTEST_SKIP() << backend_->error_message();
+    ASSERT_EQ(exact.Run(), MT_OK) << reference->error_message();
+    ASSERT_EQ(problem.Run(), MT_OK) << backend_->error_message();
+    const Values expected = exact.Read(), actual = problem.Read();
+    for (size_t t = 0; t < expected.size(); ++t) {
+      for (size_t i = 0; i < expected[t].size(); ++i) {
+        ASSERT_TRUE(!std::isnan(expected[t][i]) || std::isnan(actual[t][i]))
+            << case_.tensors[t].name << "[" << i << "] = " << actual[t][i] << " hides a NaN";
+      }
+    }
+  }
+
+ private:
+  const mt_backend* backend_;
+  const Case& case_;
+};
+
 // A library either runs all operations in float32 or says which it lacks; the table must reach each
 // one.
 class CoverageTest : public ::testing::Test {
@@ -104,6 +138,10 @@ int Main(int argc, char** argv) {
         ::testing::RegisterTest(
             suite.c_str(), item.name.c_str(), nullptr, nullptr, __FILE__, __LINE__,
             [=, &item]() -> ::testing::Test* { return new ConformanceTest(backend, item, dtype); });
+        if (backend == reference) continue;
+        ::testing::RegisterTest(
+            (suite + "_nan").c_str(), item.name.c_str(), nullptr, nullptr, __FILE__, __LINE__,
+            [=, &item]() -> ::testing::Test* { return new NotANumberTest(backend, item); });
       }
     }
   }
