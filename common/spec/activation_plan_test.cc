@@ -1,0 +1,108 @@
+#include "common/spec/activation_plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace mt {
+namespace {
+
+using testing::HasSubstr;
+
+v1::JobSpec Job() {
+  v1::JobSpec spec;
+  v1::ModelSpec& model = *spec.mutable_model();
+  model.set_layers(4);
+  model.set_hidden(32);
+  model.set_heads(8);
+  model.set_kv_heads(4);
+  model.set_head_dim(4);
+  model.set_ffn(48);
+  model.set_vocab(100);
+  spec.mutable_data()->set_sequence_length(16);
+  v1::TrainingSpec& training = *spec.mutable_training();
+  training.set_steps(10);
+  training.set_global_batch(16);
+  training.set_micro_batch(2);
+  training.set_loss_chunk(8);
+  training.set_precision(v1::TrainingSpec::PRECISION_FP32);
+  training.set_recompute(v1::TrainingSpec::RECOMPUTE_NONE);
+  spec.mutable_parallel()->set_zero(1);
+  return spec;
+}
+
+// No two tensors that are alive at one moment share a byte; nothing lies outside the arena.
+TEST(ActivationPlanTest, LivingTensorsDoNotOverlap) {
+  for (const bool recompute : {false, true}) {
+    for (const bool sequence : {false, true}) {
+      v1::JobSpec spec = Job();
+      spec.mutable_parallel()->set_sequence(sequence);
+      if (recompute) spec.mutable_training()->set_recompute(v1::TrainingSpec::RECOMPUTE_BLOCK);
+      const Mesh mesh = *Mesh::Create(2, 1, 2);
+      for (int rank = 0; rank < 4; ++rank) {
+        const ActivationPlan plan = PlanActivations(spec, mesh, rank);
+        for (const PlannedTensor& a : plan.tensors) {
+          EXPECT_EQ(a.offset % 64, 0);
+          EXPECT_LE(a.offset + a.CopyBytes() * a.copies, plan.arena_bytes) << a.name;
+          for (const PlannedTensor& b : plan.tensors) {
+            if (&a == &b || a.last_use < b.first_use || b.last_use < a.first_use) continue;
+            EXPECT_TRUE(a.offset + a.CopyBytes() * a.copies <= b.offset ||
+                        b.offset + b.CopyBytes() * b.copies <= a.offset)
+                << a.name << " and " << b.name;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(ActivationPlanTest, RecomputationAndPipelineStagesChangeWhatIsKept) {
+  v1::JobSpec spec = Job();
+  const Mesh mesh = *Mesh::Create(1, 1, 4);
+  EXPECT_EQ(PlanActivations(spec, mesh, 0).Find("block.qkv")->copies,
+            4);  // 4 micro-batches in flight × 1 block
+  EXPECT_EQ(PlanActivations(spec, mesh, 3).Find("block.qkv")->copies, 1);
+  EXPECT_EQ(PlanActivations(spec, mesh, 0).Find("head.logits"), nullptr);
+  const int64_t kept = PlanActivations(spec, mesh, 0).arena_bytes;
+  spec.mutable_training()->set_recompute(v1::TrainingSpec::RECOMPUTE_BLOCK);
+  EXPECT_EQ(PlanActivations(spec, mesh, 0).Find("block.qkv")->copies, 1);
+  EXPECT_EQ(PlanActivations(spec, mesh, 0).Find("block.input")->copies, 4);
+  EXPECT_LT(PlanActivations(spec, mesh, 0).arena_bytes, kept / 2);
+}
+
+TEST(PlanMemoryTest, ZeroSharesTheOptimizerState) {
+  v1::JobSpec spec = Job();
+  const Mesh mesh = *Mesh::Create(1, 4, 1);
+  const RankMemory sharded = PlanMemory(spec, mesh, 0);
+  EXPECT_EQ(sharded.optimizer, 2 * sharded.weights / 4);
+  spec.mutable_parallel()->set_zero(0);
+  EXPECT_EQ(PlanMemory(spec, mesh, 0).optimizer, 2 * sharded.weights);
+}
+
+TEST(CheckSizesTest, NamesFieldValueAndRemedy) {
+  auto message = [](const v1::JobSpec& spec, int tensor, int data, int pipeline) {
+    const absl::Status status = CheckSizes(spec, *Mesh::Create(tensor, data, pipeline));
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    return std::string(status.message());
+  };
+  EXPECT_TRUE(CheckSizes(Job(), *Mesh::Create(4, 2, 4)).ok());
+  EXPECT_EQ(message(Job(), 3, 1, 1),
+            "model.heads = 8 does not divide over parallel.tensor = 3; set parallel.tensor to one "
+            "of 1, 2 or "
+            "model.heads to 9");
+  EXPECT_THAT(message(Job(), 8, 1, 1), HasSubstr("model.kv_heads = 4"));
+  EXPECT_THAT(message(Job(), 1, 3, 1), HasSubstr("set training.global_batch to 18"));
+  EXPECT_THAT(message(Job(), 1, 1, 5), HasSubstr("set parallel.pipeline to at most 4"));
+  v1::JobSpec spec = Job();
+  spec.mutable_parallel()->set_sequence(true);
+  EXPECT_THAT(message(spec, 1, 1, 1), HasSubstr("parallel.tensor = 1"));
+  spec.mutable_data()->set_sequence_length(5);
+  EXPECT_THAT(message(spec, 4, 1, 1), HasSubstr("set data.sequence_length to 8"));
+  spec = Job();
+  spec.mutable_model()->set_head_dim(3);
+  EXPECT_THAT(message(spec, 1, 1, 1), HasSubstr("odd"));
+  spec.mutable_model()->set_head_dim(0);
+  EXPECT_THAT(message(spec, 1, 1, 1), HasSubstr("model.head_dim = 0"));
+}
+
+}  // namespace
+}  // namespace mt
