@@ -1,4 +1,4 @@
-// Alerts, dashboards and docs/spec/metrics.md agree on every metric name and label.
+// The program, alerts, dashboards and docs/spec/metrics.md agree on every metric name and label.
 #include <yaml-cpp/yaml.h>
 
 #include <map>
@@ -133,6 +133,22 @@ TEST(MetricsNamesTest, EveryExpressionNamesExportedMetricsAndLabels) {
     EXPECT_TRUE(names > 0 || expression.text.rfind("up{", 0) == 0)
         << expression.where << ": " << expression.text;
   }
+}
+
+// Every family is exported by one call that names it, so the source is the list: what it exports in a given moment depends
+// on what has happened.
+TEST(MetricsNamesTest, TheProgramExportsExactlyTheTable) {
+  std::map<std::string, std::string> exported;
+  const std::string source = Source("coordinator/telemetry/telemetry.cc");
+  const std::regex call(R"re(\.(Gauge|Counter|Histogram)\(\s*"(mt_[a-z0-9_]+)")re");
+  for (std::sregex_iterator at(source.begin(), source.end(), call), end; at != end; ++at) {
+    std::string type = (*at)[1];
+    type[0] = static_cast<char>(type[0] - 'A' + 'a');
+    EXPECT_TRUE(exported.emplace((*at)[2], type).second) << (*at)[2] << " is exported twice";
+  }
+  std::map<std::string, std::string> documented;
+  for (const auto& [name, metric] : DocumentedMetrics()) documented[name] = metric.type;
+  EXPECT_EQ(exported, documented);
 }
 
 TEST(MetricsNamesTest, EveryMetricIsShownSomewhere) {
