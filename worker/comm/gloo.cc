@@ -11,6 +11,10 @@
 // flow while the members compute; a tag that holds kind and size pairs a send with its receive, in
 // order. Send copies its message and returns.
 //
+// A dead peer: Gloo 0.5 forgets to fail a send that was half written when its connection broke, and a wait that runs into
+// Gloo's own timeout closes every connection. So each peer has a sentinel, a receive that nobody ever sends: it fails for
+// certain when the connection does. A wait is interrupted a few times a second to look at the sentinel of its peer.
+//
 // Loopback: with the usual MTU of 65536, writes of more than a segment can meet the peer's delayed
 // acknowledgement (a ring of such writes was seen at 2 MB/s). Members of one host therefore cut
 // what they send into pieces of less than one segment.
@@ -23,11 +27,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstring>
 #include <deque>
 #include <map>
 #include <mutex>
 #include <set>
+#include <thread>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
@@ -39,6 +45,8 @@ namespace mt {
 namespace {
 
 constexpr int64_t kSmallBytes = 16 << 10;
+constexpr std::chrono::milliseconds kLeaveTimeout(2000);
+constexpr std::chrono::milliseconds kLookInterval(100);  // between looks at a sentinel
 constexpr int64_t kRemotePieceBytes = 1 << 20;
 constexpr int64_t kSameHostPieceBytes = 60000;  // with its header, one segment of a 65536-byte MTU
 constexpr size_t kMessagesInFlight =
@@ -129,7 +137,16 @@ void IgnoreBrokenPipes() {
     signal(SIGPIPE, SIG_IGN);
 }
 
-enum class Kind : uint64_t { kMessage = 1, kReduce, kGather, kSmall, kBroadcast, kBarrier };
+enum class Kind : uint64_t {
+  kMessage = 1,
+  kReduce,
+  kGather,
+  kSmall,
+  kBroadcast,
+  kBarrier,
+  kSentinel,
+  kLeave
+};
 // Members that call different operations never meet, and time out by name, instead of reading each
 // other's bytes.
 uint64_t Tag(Kind kind, int64_t bytes) {
@@ -143,19 +160,30 @@ class GlooCommunicator : public CheckedCommunicator {
       : CheckedCommunicator(options.name, options.rank, options.size, options.ranks),
         timeout_(std::max<int64_t>(absl::ToInt64Milliseconds(options.timeout), 1)),
         piece_bytes_(options.size, kRemotePieceBytes),
+        sentinels_(options.size),
         sent_(options.size) {}
 
   ~GlooCommunicator() override {
-    // What was sent is delivered before the connections go, if the peers are there to take it.
+    // Gloo closes with a reset, which drops what a peer has not read yet: so members leave together, if they can.
     if (context_ != nullptr && !broken_.load()) {
-      timeout_ = std::min(timeout_, std::chrono::milliseconds(2000));
+      timeout_ = std::min(timeout_, kLeaveTimeout);
       (void)Guard([&] {
         for (int i = 0; i < size(); ++i) {
           while (!sent_[i].empty()) FinishOldest(i);
         }
+        char* scratch = Scratch(size());
+        Exchange(
+            Kind::kLeave, 1, [&](int) { return &sentinel_byte_; },
+            [&](int i) { return scratch + i; });
       });
     }
     Close();
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      stopping_ = true;
+    }
+    stop_.notify_all();
+    if (interrupter_.joinable()) interrupter_.join();
   }
 
   absl::Status Join(const GlooOptions& options, Rendezvous* rendezvous) {
@@ -171,6 +199,15 @@ class GlooCommunicator : public CheckedCommunicator {
     for (const auto& [member, host] : store.hosts) {
       if (host == options.address) piece_bytes_[member] = kSameHostPieceBytes;
     }
+    MT_RETURN_IF_ERROR(Guard([&] {
+      for (int i = 0; i < size(); ++i) {
+        if (i == rank()) continue;
+        at_ = i;
+        sentinels_[i] = MakeBuffer(&sentinel_byte_, 1);
+        sentinels_[i]->recv(i, Tag(Kind::kSentinel, 1));
+      }
+    }));
+    interrupter_ = std::thread([this] { InterruptWaits(); });
     return absl::OkStatus();
   }
 
@@ -209,10 +246,7 @@ class GlooCommunicator : public CheckedCommunicator {
     broken_.store(true);
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      for (gloo::transport::UnboundBuffer* buffer : waiting_) {
-        buffer->abortWaitRecv();
-        buffer->abortWaitSend();
-      }
+      Interrupt();
     }
     if (context_ != nullptr && !closed_.exchange(true))
       (void)Guard([&] { context_->closeConnections(); });
@@ -235,28 +269,56 @@ class GlooCommunicator : public CheckedCommunicator {
       at += length;
     } while (at < bytes);
   }
+  // Until the destructor: makes waits return a few times a second, so that they look around.
+  void InterruptWaits() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (!stop_.wait_for(lock, kLookInterval, [&] { return stopping_; })) Interrupt();
+  }
+  void Interrupt() {  // with mutex_ held
+    for (gloo::transport::UnboundBuffer* buffer : waiting_) {
+      buffer->abortWaitRecv();
+      buffer->abortWaitSend();
+    }
+  }
+  // Throws what broke the connection to `peer`, if something did.
+  void LookAtSentinel(int peer) {
+    sentinels_[peer]->abortWaitRecv();  // so that the wait returns at once
+    (void)sentinels_[peer]->waitRecv(timeout_);
+  }
   // Waits `count` times for the completion of one piece.
   void WaitFor(gloo::transport::UnboundBuffer* buffer, int peer, int64_t count, bool receive) {
     at_ = peer;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      waiting_.insert(buffer);
-    }
-    const auto done = [&] {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      waiting_.erase(buffer);
-    };
-    try {
-      for (int64_t i = 0; i < count; ++i) {
-        if (broken_.load()) throw Aborted();
-        if (!(receive ? buffer->waitRecv(timeout_) : buffer->waitSend(timeout_))) throw Aborted();
+    const auto deadline = std::chrono::steady_clock::now() + timeout_;
+    const Listed listed(this, buffer);
+    for (int64_t i = 0; i < count;) {
+      if (broken_.load()) throw Aborted();
+      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
+          deadline - std::chrono::steady_clock::now());
+      const auto limit = std::max(left, std::chrono::milliseconds(1));
+      if (receive ? buffer->waitRecv(limit) : buffer->waitSend(limit)) {
+        ++i;
+      } else {
+        LookAtSentinel(peer);
       }
-    } catch (...) {
-      done();
-      throw;
     }
-    done();
   }
+  // Keeps a buffer among those that Interrupt reaches.
+  class Listed {
+   public:
+    Listed(GlooCommunicator* owner, gloo::transport::UnboundBuffer* buffer)
+        : owner_(owner), buffer_(buffer) {
+      const std::lock_guard<std::mutex> lock(owner_->mutex_);
+      owner_->waiting_.insert(buffer_);
+    }
+    ~Listed() {
+      const std::lock_guard<std::mutex> lock(owner_->mutex_);
+      owner_->waiting_.erase(buffer_);
+    }
+
+   private:
+    GlooCommunicator* const owner_;
+    gloo::transport::UnboundBuffer* const buffer_;
+  };
 
   // One round: to each other member i goes to(i), from it comes from(i), `bytes` each. Zero
   // pointers: nothing that way.
@@ -416,13 +478,18 @@ class GlooCommunicator : public CheckedCommunicator {
   std::chrono::milliseconds timeout_;
   std::shared_ptr<gloo::rendezvous::Context> context_;
   std::vector<int64_t> piece_bytes_;  // by peer
+  char sentinel_byte_ = 0;
+  std::vector<Buffer> sentinels_;  // by peer
   std::vector<std::deque<std::unique_ptr<Message>>> sent_;
   std::vector<std::unique_ptr<Message>> spare_;
   std::vector<char> scratch_, sum_, padded_;
   int at_ = -1;  // the peer we deal with, for errors
   std::atomic<bool> broken_{false}, closed_{false};
   std::mutex mutex_;
-  std::set<gloo::transport::UnboundBuffer*> waiting_;  // guarded by mutex_
+  std::set<gloo::transport::UnboundBuffer*> waiting_;  // guarded by mutex_, as is stopping_
+  bool stopping_ = false;
+  std::condition_variable stop_;
+  std::thread interrupter_;
 };
 
 }  // namespace

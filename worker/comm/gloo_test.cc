@@ -6,7 +6,7 @@
 namespace mt {
 namespace {
 
-GlooOptions Options(int rank, int size, absl::Duration timeout = absl::Seconds(60)) {
+GlooOptions Options(int rank, int size, absl::Duration timeout = absl::Seconds(15)) {
   GlooOptions options;
   options.name = "data";
   options.prefix = "job/1/data";
@@ -123,6 +123,7 @@ TEST(Gloo, ImpossibleAddressIsAnErrorNotAnException) {
 TEST(Gloo, AbortWakesThisMemberAndThePeers) {
   ProcessGroup group(2, [](int rank, Rendezvous* rendezvous) -> absl::Status {
     MT_ASSIGN_OR_RETURN(const auto comm, NewGlooCommunicator(Options(rank, 2), rendezvous));
+    MT_RETURN_IF_ERROR(comm->Barrier());  // both have joined
     char byte;
     if (rank == 0) return comm->Receive(&byte, 1, 1);
     std::thread aborter([&] { comm->Abort("asked to stop"); });
