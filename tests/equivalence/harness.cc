@@ -143,6 +143,26 @@ absl::Status HashedSamples::Fetch(std::span<const int64_t> sample_ids, std::span
   return absl::OkStatus();
 }
 
+std::vector<Layout> AllLayouts() {
+  std::vector<Layout> all;
+  for (const auto& [tensor, pipeline, data] :
+       {std::tuple(2, 1, 1), std::tuple(4, 1, 1), std::tuple(1, 2, 1), std::tuple(1, 4, 1),
+        std::tuple(1, 1, 2), std::tuple(1, 1, 4), std::tuple(2, 2, 1), std::tuple(2, 1, 2),
+        std::tuple(1, 2, 2), std::tuple(2, 2, 2)}) {
+    for (const bool sequence : {false, true}) {
+      for (const bool zero : {false, true}) {
+        if ((sequence && tensor == 1) || (zero && data == 1)) continue;
+        all.push_back({.tensor = tensor,
+                       .data = data,
+                       .pipeline = pipeline,
+                       .sequence = sequence,
+                       .zero = zero});
+      }
+    }
+  }
+  return all;
+}
+
 v1::JobSpec SmallJob() {
   v1::JobSpec spec;
   spec.set_name("equivalence");
@@ -250,9 +270,16 @@ absl::StatusOr<Outcome> RunJob(const RunOptions& options) {
   }
   for (std::thread& thread : threads) thread.join();
   MT_RETURN_IF_ERROR(first_error);
-  Outcome whole = *results[0];
-  for (size_t rank = 1; rank < world; ++rank) {
-    Outcome& part = *results[rank];
+  return MergeRanks(std::move(results));
+}
+
+absl::StatusOr<Outcome> MergeRanks(std::vector<absl::StatusOr<Outcome>> parts) {
+  for (size_t rank = 0; rank < parts.size(); ++rank) {
+    MT_RETURN_IF_ERROR(Annotate(parts[rank].status(), absl::StrCat("rank ", rank)));
+  }
+  Outcome whole = *std::move(parts[0]);
+  for (size_t rank = 1; rank < parts.size(); ++rank) {
+    Outcome& part = *parts[rank];
     // Every rank must report the same bits.
     if (part.losses != whole.losses || part.gradient_norms != whole.gradient_norms) {
       return absl::InternalError(absl::StrCat("rank ", rank, " reports other losses than rank 0"));
@@ -261,6 +288,49 @@ absl::StatusOr<Outcome> RunJob(const RunOptions& options) {
     Merge(std::move(part.state), &whole.state);
   }
   return whole;
+}
+
+absl::Status CheckEquivalent(const Outcome& outcome, const Outcome& expected, double tolerance) {
+  auto differs = [](auto&&... what) {
+    return absl::FailedPreconditionError(absl::StrCat(what...));
+  };
+  auto close = [&](double a, double b) { return std::abs(a - b) <= tolerance * std::abs(b); };
+  if (expected.losses.empty() || outcome.losses.size() != expected.losses.size()) {
+    return differs(outcome.losses.size(), " losses instead of ", expected.losses.size());
+  }
+  for (size_t step = 0; step < expected.losses.size(); ++step) {
+    if (!close(outcome.losses[step], expected.losses[step])) {
+      return differs("loss of step ", step + 1, " is ", outcome.losses[step], " instead of ",
+                     expected.losses[step], ", off by ",
+                     outcome.losses[step] - expected.losses[step]);
+    }
+  }
+  if (!close(outcome.gradient_norms[0], expected.gradient_norms[0])) {
+    return differs("gradient norm ", outcome.gradient_norms[0], " instead of ",
+                   expected.gradient_norms[0]);
+  }
+  if (expected.gradients.empty() || outcome.gradients.size() != expected.gradients.size() ||
+      outcome.state.size() != expected.state.size()) {
+    return differs(outcome.gradients.size(), " gradients and ", outcome.state.size(),
+                   " tensors instead of ", expected.gradients.size(), " and ",
+                   expected.state.size());
+  }
+  for (const auto& [name, gradient] : expected.gradients) {
+    const auto found = outcome.gradients.find(name);
+    if (found == outcome.gradients.end()) return differs("no gradient of ", name);
+    const double difference = Difference(found->second, gradient);
+    if (!(difference <= tolerance))
+      return differs("gradient of ", name, " differs by ", difference);
+  }
+  for (const auto& [name, tensor] : outcome.state) {
+    if (!expected.state.contains(name))
+      return differs("the state has ", name, ", which one rank has not");
+    for (int64_t i = 0; i < tensor.Elements(); ++i) {
+      const int times = tensor.times_written[static_cast<size_t>(i)];
+      if (times != 1) return differs(name, " element ", i, " is saved ", times, " times");
+    }
+  }
+  return absl::OkStatus();
 }
 
 double Difference(const LogicalTensor& a, const LogicalTensor& b) {

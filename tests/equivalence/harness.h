@@ -57,7 +57,11 @@ class HashedSamples : public BatchSource {
   const int64_t vocab_, sequence_;
 };
 
-// Four blocks, grouped queries, sizes that leave remainders wherever they may.
+// Every layout that must equal one rank: TP, PP, DP and their products up to eight ranks, each with and without sequence
+// parallelism and ZeRO-1 where they apply.
+std::vector<Layout> AllLayouts();
+
+// Five blocks, grouped queries, sizes that leave remainders wherever they may.
 v1::JobSpec SmallJob();
 
 struct Outcome {
@@ -85,5 +89,12 @@ absl::StatusOr<Outcome> RunRank(const RunOptions& options, int rank, RankGroups*
 // Largest |a - b| relative to the largest |b| of the tensor; infinity if shapes differ or an
 // element was not written once.
 double Difference(const LogicalTensor& a, const LogicalTensor& b);
+
+// Puts the parts of all ranks together. The first error of any; INTERNAL if ranks report different losses.
+absl::StatusOr<Outcome> MergeRanks(std::vector<absl::StatusOr<Outcome>> parts);
+
+// Losses, the first gradients and their norm agree within `tolerance`, relative, and the state is of the same tensors, each
+// element saved once. FAILED_PRECONDITION names the first that does not.
+absl::Status CheckEquivalent(const Outcome& outcome, const Outcome& expected, double tolerance);
 
 }  // namespace mt::equivalence
