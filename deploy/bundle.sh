@@ -6,7 +6,8 @@
 #
 # Invariants: every library is found through $ORIGIN and nowhere else; only glibc's own libraries come from the machine (they
 # must fit its loader and its kernel); MANIFEST lists every file's SHA-256 in a fixed order, so equal contents give an equal
-# digest (the SHA-256 of MANIFEST, also in DIGEST). The folder appears whole or not at all.
+# digest (the SHA-256 of MANIFEST, also in DIGEST). The folder appears whole or not at all. Libraries above 8 MiB are
+# gzipped; mt-worker unpacks them beside itself at its first start (worker/unpack_libraries.h) and itself needs none of them.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 bin=${1:-$root/build/bin}
@@ -50,6 +51,17 @@ for file in "$new"/*; do
     [[ $name =~ $glibc ]] && continue
     if [ "$path" != "$new/$name" ]; then echo "bundle: $(basename "$file") finds $name at $path" >&2; exit 1; fi
   done
+done
+
+packed=()
+for file in "$new"/*.so*; do
+  if [ "$(stat -c %s "$file")" -gt $((8 * 1024 * 1024)) ]; then packed+=("$(basename "$file")"); fi
+done
+for name in "${packed[@]}"; do
+  if ldd "$new/mt-worker" | grep -qF " $new/$name "; then
+    echo "bundle: mt-worker itself needs $name, so it cannot be packed" >&2; exit 1
+  fi
+  gzip -n -6 "$new/$name"
 done
 
 (cd "$new" && LC_ALL=C sha256sum -- * > .MANIFEST && mv .MANIFEST MANIFEST)

@@ -8,6 +8,7 @@
 #include "common/worker_command.h"
 #include "worker/daemon_main.h"
 #include "worker/train/rank_main.h"
+#include "worker/unpack_libraries.h"
 
 namespace {
 
@@ -24,6 +25,12 @@ constexpr char kUsage[] =
 int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "";
   const std::vector<std::string> rest(argv + std::min(argc, 2), argv + argc);
+  if (mode == "daemon" || mode == "rank" || mode == "version") {
+    if (const absl::Status status = mt::UnpackLibraries(mt::Env::Real()); !status.ok()) {
+      std::fprintf(stderr, "mt-worker: %s\n", std::string(status.message()).c_str());
+      return mt::kExitInternal;
+    }
+  }
   if (mode == "daemon") {
     absl::StatusOr<mt::WorkerCommand> command = mt::ParseWorkerCommand(rest);
     if (command.ok()) return mt::DaemonMain(std::move(*command));

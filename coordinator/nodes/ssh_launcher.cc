@@ -77,7 +77,7 @@ start)
     if [ -f "$root/incoming/$f" ]; then chmod 600 "$root/incoming/$f"; mv -f "$root/incoming/$f" "$root/tls/$f"; fi
   done
   mv -f "$root/incoming/coordinator" "$root/coordinator"
-  if alive "$root"; then echo "mt:daemon=$pid"; exit 0; fi
+  if alive "$root"; then echo "mt:daemon=$pid"; echo mt:done=1; exit 0; fi
   why=$("$bundle/mt-worker" version 2>&1 >/dev/null) || fail "mt-worker does not run on this machine ($(uname -m), $(ldd --version 2>/dev/null | head -n 1)): $why"
   set --
   while IFS= read -r argument; do set -- "$@" "$argument"; done
