@@ -13,7 +13,7 @@ namespace {
 absl::Status Unpack(Env* env, const std::string& packed, const std::string& target) {
   gzFile raw = gzopen(packed.c_str(), "rb");
   if (raw == nullptr) return absl::NotFoundError(absl::StrCat("cannot open ", packed));
-  const std::unique_ptr<gzFile_s, int (*)(gzFile)> input(raw, gzclose_r);
+  std::unique_ptr<gzFile_s, int (*)(gzFile)> input(raw, gzclose_r);
   const std::string temporary = absl::StrCat(target, ".", getpid(), ".new");
   absl::Status status = [&]() -> absl::Status {
     MT_ASSIGN_OR_RETURN(const auto output,
@@ -24,12 +24,10 @@ absl::Status Unpack(Env* env, const std::string& packed, const std::string& targ
       MT_RETURN_IF_ERROR(
           output->Append(absl::string_view(piece.data(), static_cast<size_t>(count))));
     }
-    // A file that is cut short gives no error before it is asked for.
-    int error = Z_OK;
-    const char* const message = gzerror(raw, &error);
-    if (count < 0 || error != Z_OK || !gzeof(raw)) {
-      return absl::DataLossError(
-          absl::StrCat(packed, ": ", message, "; copy the worker bundle again"));
+    // Closing tells whether the last read ended in the middle of the stream.
+    const int closed = gzclose_r(input.release());
+    if (count < 0 || closed != Z_OK) {
+      return absl::DataLossError(absl::StrCat(packed, " is damaged; copy the worker bundle again"));
     }
     MT_RETURN_IF_ERROR(output->Sync());
     MT_RETURN_IF_ERROR(output->Close());
