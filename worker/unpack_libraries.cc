@@ -10,25 +10,44 @@
 namespace mt {
 namespace {
 
+constexpr size_t kPieceBytes = 1 << 20;
+constexpr int kGzipWindow = 15 + 16;  // zlib: largest window, gzip header and trailer
+
+// Writes what `packed` holds; fine only when its end with length and CRC has been seen.
+absl::Status Inflate(Env* env, const std::string& packed, WritableFile* output) {
+  MT_ASSIGN_OR_RETURN(const auto input, env->NewRandomAccessFile(packed));
+  z_stream stream = {};
+  if (inflateInit2(&stream, kGzipWindow) != Z_OK)
+    return absl::ResourceExhaustedError("zlib: out of memory");
+  const std::unique_ptr<z_stream, int (*)(z_stream*)> closer(&stream, inflateEnd);
+  std::vector<char> in(kPieceBytes), out(kPieceBytes);
+  uint64_t offset = 0;
+  int result = Z_OK;
+  while (result != Z_STREAM_END) {
+    if (stream.avail_in == 0) {
+      MT_ASSIGN_OR_RETURN(const size_t count, input->Read(offset, in.size(), in.data()));
+      offset += count;
+      stream.next_in = reinterpret_cast<Bytef*>(in.data());
+      stream.avail_in = static_cast<uInt>(count);
+    }
+    stream.next_out = reinterpret_cast<Bytef*>(out.data());
+    stream.avail_out = static_cast<uInt>(out.size());
+    result = inflate(&stream, Z_NO_FLUSH);
+    if (result != Z_OK && result != Z_STREAM_END) {  // Z_BUF_ERROR: nothing left to read
+      return absl::DataLossError(absl::StrCat(packed, " is damaged; copy the worker bundle again"));
+    }
+    MT_RETURN_IF_ERROR(
+        output->Append(absl::string_view(out.data(), out.size() - stream.avail_out)));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Unpack(Env* env, const std::string& packed, const std::string& target) {
-  gzFile raw = gzopen(packed.c_str(), "rb");
-  if (raw == nullptr) return absl::NotFoundError(absl::StrCat("cannot open ", packed));
-  std::unique_ptr<gzFile_s, int (*)(gzFile)> input(raw, gzclose_r);
   const std::string temporary = absl::StrCat(target, ".", getpid(), ".new");
   absl::Status status = [&]() -> absl::Status {
     MT_ASSIGN_OR_RETURN(const auto output,
                         env->NewWritableFile(temporary, Env::WriteMode::kTruncate));
-    std::vector<char> piece(1 << 20);
-    int count = 0;
-    while ((count = gzread(raw, piece.data(), static_cast<unsigned>(piece.size()))) > 0) {
-      MT_RETURN_IF_ERROR(
-          output->Append(absl::string_view(piece.data(), static_cast<size_t>(count))));
-    }
-    // Closing tells whether the last read ended in the middle of the stream.
-    const int closed = gzclose_r(input.release());
-    if (count < 0 || closed != Z_OK) {
-      return absl::DataLossError(absl::StrCat(packed, " is damaged; copy the worker bundle again"));
-    }
+    MT_RETURN_IF_ERROR(Inflate(env, packed, output.get()));
     MT_RETURN_IF_ERROR(output->Sync());
     MT_RETURN_IF_ERROR(output->Close());
     return env->Rename(temporary, target);
