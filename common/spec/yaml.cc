@@ -34,6 +34,28 @@ constexpr int kMaxDepth = 32;
 constexpr int kMaxAliases = 64;
 constexpr size_t kMaxShown = 40;  // of a refused value, in messages
 
+// Protobuf's text must be; what is not would be refused only when it is sent.
+bool IsUtf8(absl::string_view text) {
+  for (size_t i = 0; i < text.size();) {
+    const auto byte = [&](size_t at) -> uint32_t {
+      return at < text.size() ? static_cast<unsigned char>(text[at]) : 0;
+    };
+    const uint32_t first = byte(i);
+    const int more = first < 0x80 ? 0 : first < 0xc2 ? -1 : first < 0xe0 ? 1 : first < 0xf0 ? 2 : 3;
+    if (more < 0 || first > 0xf4) return false;
+    uint32_t code = more == 0 ? first : first & (0x3f >> more);
+    for (int j = 1; j <= more; ++j) {
+      if ((byte(i + j) & 0xc0) != 0x80) return false;
+      code = code << 6 | (byte(i + j) & 0x3f);
+    }
+    // Overlong forms, surrogates, and beyond the last code point.
+    if ((more == 2 && code < 0x800) || (more == 3 && code < 0x10000)) return false;
+    if ((code >= 0xd800 && code < 0xe000) || code > 0x10ffff) return false;
+    i += more + 1;
+  }
+  return true;
+}
+
 // What a malformed document is refused with; its place is yaml-cpp's own.
 class Caps : public YAML::EventHandler {
  public:
@@ -143,6 +165,17 @@ class Reader {
 
   static std::string Join(const std::string& path, absl::string_view key) {
     return path.empty() ? std::string(key) : absl::StrCat(path, ".", key);
+  }
+
+  // Text that can be kept, shown and sent.
+  absl::Status CheckText(const YAML::Node& node, const std::string& path) const {
+    MT_RETURN_IF_ERROR(CheckScalar(node, path, "text"));
+    if (!IsUtf8(node.Scalar())) return Error(node, path, "text that is not UTF-8");
+    for (const char c : node.Scalar()) {
+      if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f)
+        return Error(node, path, "text with a control character");
+    }
+    return absl::OkStatus();
   }
 
  private:
@@ -335,15 +368,6 @@ class Reader {
     }
   }
 
-  absl::Status CheckText(const YAML::Node& node, const std::string& path) const {
-    MT_RETURN_IF_ERROR(CheckScalar(node, path, "text"));
-    for (const char c : node.Scalar()) {
-      if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f)
-        return Error(node, path, "text with a control character");
-    }
-    return absl::OkStatus();
-  }
-
   absl::Status ReadMap(const YAML::Node& node, const std::string& path,
                        const FieldDescriptor& field, Message* message) {
     if (!node.IsMap())
@@ -437,7 +461,8 @@ absl::Status Override(const std::string& text, v1::JobSpec* spec) {
     if (field->is_map()) {
       // The rest of the path is the entry's key: labels.team=red.
       const std::string key = absl::StrJoin(path.begin() + i + 1, path.end(), ".");
-      if (!node.IsScalar()) return reader.Error(node, here, "expected text");
+      MT_RETURN_IF_ERROR(reader.CheckText(YAML::Node(key), here));
+      MT_RETURN_IF_ERROR(reader.CheckText(node, here));
       auto* map = field->name() == "labels" ? spec->mutable_labels()
                                             : spec->mutable_runtime()->mutable_operations();
       (*map)[key] = node.Scalar();

@@ -181,6 +181,13 @@ TEST(ParseJobSpec, HostileTextIsRefusedAndDoesNotCrash) {
   for (int i = 0; i < 65; ++i) absl::StrAppend(&aliases, "  k", i, ": *x\n");
   EXPECT_THAT(ErrorOf(aliases), HasSubstr("more than 64 aliases"));
   EXPECT_THAT(ErrorOf(std::string("name: \"a\\x00b\"\n")), HasSubstr("control character"));
+  for (const char* text :
+       {"\xee\xff", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xe4\xb8"}) {
+    EXPECT_THAT(ErrorOf(absl::StrCat("name: ", text, "\n")),
+                ::testing::AnyOf(HasSubstr("not UTF-8"), HasSubstr("not readable")));
+    EXPECT_FALSE(ParseJobSpec("name: a", "job.yaml", {absl::StrCat("labels.a=", text)}).ok());
+  }
+  EXPECT_TRUE(ParseJobSpec("labels: {a: \"\u4e16\U0001F600\"}", "job.yaml").ok());
 }
 
 TEST(ParseJobSpec, OverridesObeyTheSameRules) {
