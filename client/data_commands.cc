@@ -19,7 +19,6 @@ constexpr int64_t kBadLinesShown = 10;
 struct Options {
   BuildOptions build;
   std::string tokenizer = "byte";
-  bool no_append_eod = false;
   std::string prefix;
   int64_t documents = 3;
   int64_t characters = 300;
@@ -42,7 +41,6 @@ std::string ProgressText(const BuildProgress& progress) {
 absl::StatusOr<ExitCode> Build(Session* session, Options& options) {
   MT_ASSIGN_OR_RETURN(const auto tokenizer, NewTokenizer(Env::Real(), options.tokenizer));
   BuildOptions build = options.build;
-  build.append_eod = !options.no_append_eod;
   const bool live = isatty(STDERR_FILENO) == 1;
   int64_t bad_lines = 0;
   build.on_bad_line = [&](const BadLine& bad) {
@@ -208,8 +206,8 @@ void AddBuild(CLI::App* data, Session* session, Options& o) {
                    "Refuse larger documents")
       ->transform(CLI::AsSizeValue(false))
       ->capture_default_str();
-  build->add_flag("--no-append-eod", o.no_append_eod,
-                  "Do not end documents with the end-of-document id");
+  build->add_flag("--append-eod,!--no-append-eod", o.build.append_eod,
+                  "End each document with the end-of-document id (the default)");
   build->add_flag("--strict", o.build.strict,
                   "Stop at the first bad JSONL line; default: report, count and skip it");
   build->add_flag("--overwrite", o.build.overwrite, "Replace an existing pair");

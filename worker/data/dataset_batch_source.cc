@@ -3,6 +3,15 @@
 #include <limits>
 
 namespace mt {
+namespace {
+
+// DATA_LOSS from a rank means that the checkpoint it started from is broken, and the one before is tried. Broken training
+// data is not that: another checkpoint would not help.
+absl::Status NotTheCheckpoint(const absl::Status& status) {
+  return absl::IsDataLoss(status) ? absl::FailedPreconditionError(status.message()) : status;
+}
+
+}  // namespace
 
 absl::Status DatasetBatchSource::Fetch(std::span<const int64_t> sample_ids,
                                        std::span<int32_t> tokens) {
@@ -13,8 +22,8 @@ absl::Status DatasetBatchSource::Fetch(std::span<const int64_t> sample_ids,
                                                    " tokens, not ", tokens.size()));
   }
   for (size_t i = 0; i < sample_ids.size(); ++i) {
-    MT_RETURN_IF_ERROR(
-        dataset_->Fetch(sample_ids[i], tokens.subspan(i * sample_tokens, sample_tokens)));
+    MT_RETURN_IF_ERROR(NotTheCheckpoint(
+        dataset_->Fetch(sample_ids[i], tokens.subspan(i * sample_tokens, sample_tokens))));
   }
   return absl::OkStatus();
 }
@@ -36,9 +45,15 @@ GptDatasetOptions TrainingDataOptions(const v1::JobSpec& spec) {
 
 absl::StatusOr<std::unique_ptr<DatasetBatchSource>> OpenTrainingData(Env* env,
                                                                      const v1::JobSpec& spec) {
-  MT_ASSIGN_OR_RETURN(std::unique_ptr<GptDataset> dataset,
-                      GptDataset::Open(env, TrainingDataOptions(spec)));
-  return std::make_unique<DatasetBatchSource>(std::move(dataset));
+  absl::StatusOr<std::unique_ptr<GptDataset>> dataset =
+      GptDataset::Open(env, TrainingDataOptions(spec));
+  if (!dataset.ok()) return NotTheCheckpoint(Annotate(dataset.status(), "data.train"));
+  return std::make_unique<DatasetBatchSource>(*std::move(dataset));
+}
+
+absl::Status CheckTrainingData(Env* env, const v1::JobSpec& spec) {
+  return NotTheCheckpoint(
+      Annotate(CheckTrainingData(env, TrainingDataOptions(spec)), "data.train"));
 }
 
 }  // namespace mt

@@ -25,8 +25,11 @@ class DatasetBatchSource : public BatchSource {
 // order never depends on where a run was interrupted.
 GptDatasetOptions TrainingDataOptions(const v1::JobSpec& spec);
 
-// Errors as GptDataset::Open.
+// Errors as GptDataset::Open, with FAILED_PRECONDITION in place of DATA_LOSS, which in a rank means its checkpoint.
 absl::StatusOr<std::unique_ptr<DatasetBatchSource>> OpenTrainingData(Env* env,
                                                                      const v1::JobSpec& spec);
+
+// The same for a whole spec, before any rank is started: CheckTrainingData of gpt_dataset.h. Reads up to 64 Mi tokens.
+absl::Status CheckTrainingData(Env* env, const v1::JobSpec& spec);
 
 }  // namespace mt

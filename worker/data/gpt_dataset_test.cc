@@ -95,6 +95,11 @@ TEST_F(GptDatasetTest, BatchesOfAJobAreItsSamplesByNumber) {
   EXPECT_EQ(tokens[9], 200);
   EXPECT_EQ(source->Fetch(ids, std::span<int32_t>(tokens).first(17)).code(),
             absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(CheckTrainingData(Env::Real(), spec).ok());
+  spec.mutable_model()->set_vocab(104);
+  EXPECT_EQ(CheckTrainingData(Env::Real(), spec).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(OpenTrainingData(Env::Real(), spec).value()->Fetch(ids, tokens).code(),
+            absl::StatusCode::kFailedPrecondition);
   spec.mutable_training()->set_steps(std::numeric_limits<int64_t>::max());
   EXPECT_EQ(OpenTrainingData(Env::Real(), spec).status().code(),
             absl::StatusCode::kInvalidArgument);
