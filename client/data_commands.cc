@@ -186,7 +186,9 @@ void AddBuild(CLI::App* data, Session* session, Options& o) {
       data->add_subcommand("build", "Turn .txt and .jsonl files into a Megatron .bin/.idx pair");
   build->add_option("INPUT", o.build.inputs, "Files: .txt, or .jsonl with one object per line")
       ->required();
-  build->add_option("--output", o.build.output_prefix, "Prefix of the pair; what data.train names")
+  build
+      ->add_option("--output-prefix", o.build.output_prefix,
+                   "Prefix of the pair; what data.train names")
       ->required()
       ->type_name("PREFIX");
   build->add_option("--tokenizer", o.tokenizer, "byte, or the path of a SentencePiece .model")
