@@ -187,7 +187,7 @@ void AddBuild(CLI::App* data, Session* session, Options& o) {
   build->add_option("INPUT", o.build.inputs, "Files: .txt, or .jsonl with one object per line")
       ->required();
   build
-      ->add_option("--output-prefix", o.build.output_prefix,
+      ->add_option("--output,--output-prefix", o.build.output_prefix,
                    "Prefix of the pair; what data.train names")
       ->required()
       ->type_name("PREFIX");

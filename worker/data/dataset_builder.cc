@@ -11,7 +11,7 @@ absl::Status CheckOutput(Env* env, const BuildOptions& options) {
   if (options.inputs.empty())
     return absl::InvalidArgumentError("no input files; name .txt or .jsonl files");
   if (options.output_prefix.empty())
-    return absl::InvalidArgumentError("no output prefix; give --output-prefix PREFIX");
+    return absl::InvalidArgumentError("no output prefix; give --output PREFIX");
   if (options.overwrite) return absl::OkStatus();
   for (absl::string_view suffix : {".idx", ".bin"}) {
     const std::string path = absl::StrCat(options.output_prefix, suffix);
