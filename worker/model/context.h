@@ -33,6 +33,9 @@ class ModelContext {
   const mt_dtype dtype;
   const double norm_eps;
   bool planning = false;
+  // In the first micro-batch of a step the first product that makes a matrix's gradient overwrites what the step before left,
+  // which saves clearing it. Embedding rows and norm weights are always added to.
+  bool first_micro_batch = false;
 
   int64_t element_bytes() const { return shape.element_bytes; }
   bool sequence_parallel() const { return shape.stream_rows != shape.rows; }
@@ -83,9 +86,9 @@ class ModelContext {
                               .ldd = in,
                               .alpha = 1});
   }
-  // dW (out, in) += dy^T x
+  // dW (out, in) += dy^T x, or = if `overwrite`
   absl::Status LinearWeightGradient(const void* dy, const void* x, void* dw, int64_t rows,
-                                    int64_t in, int64_t out) {
+                                    int64_t in, int64_t out, bool overwrite) {
     return Run<MT_OP_MATMUL>({.dtype = dtype,
                               .output_dtype = dtype,
                               .transpose_a = 1,
@@ -99,7 +102,7 @@ class ModelContext {
                               .d = dw,
                               .ldd = in,
                               .alpha = 1,
-                              .beta = 1});
+                              .beta = overwrite ? 0.0 : 1.0});
   }
 
   // All N rows of a stream tensor (stream_rows, C): itself, or under sequence parallelism gathered

@@ -123,10 +123,11 @@ absl::Status AttentionBackwardWeight(ModelContext& context, const BlockWeights& 
                                      const BlockActivations& a, const BlockScratch& scratch,
                                      const void* dy) {
   const RankShape& s = context.shape;
-  MT_RETURN_IF_ERROR(
-      context.LinearWeightGradient(dy, a.attention, g.output, s.rows, s.query, s.hidden));
+  MT_RETURN_IF_ERROR(context.LinearWeightGradient(dy, a.attention, g.output, s.rows, s.query,
+                                                  s.hidden, context.first_micro_batch));
   MT_ASSIGN_OR_RETURN(const void* x, context.GatherRows(a.first_norm, scratch.gathered_input));
-  return context.LinearWeightGradient(scratch.qkv_gradient, x, g.qkv, s.rows, s.hidden, s.qkv);
+  return context.LinearWeightGradient(scratch.qkv_gradient, x, g.qkv, s.rows, s.hidden, s.qkv,
+                                      context.first_micro_batch);
 }
 
 // ---- feed-forward half
@@ -188,10 +189,11 @@ absl::Status FeedForwardBackwardWeight(ModelContext& context, const BlockWeights
                                        const BlockActivations& a, const BlockScratch& scratch,
                                        const void* dy) {
   const RankShape& s = context.shape;
-  MT_RETURN_IF_ERROR(
-      context.LinearWeightGradient(dy, scratch.activated_again, g.down, s.rows, s.ffn, s.hidden));
+  MT_RETURN_IF_ERROR(context.LinearWeightGradient(dy, scratch.activated_again, g.down, s.rows,
+                                                  s.ffn, s.hidden, context.first_micro_batch));
   MT_ASSIGN_OR_RETURN(const void* x, context.GatherRows(a.second_norm, scratch.gathered_input));
-  return context.LinearWeightGradient(a.gate_up, x, g.gate_up, s.rows, s.hidden, 2 * s.ffn);
+  return context.LinearWeightGradient(a.gate_up, x, g.gate_up, s.rows, s.hidden, 2 * s.ffn,
+                                      context.first_micro_batch);
 }
 
 }  // namespace

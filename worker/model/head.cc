@@ -58,8 +58,8 @@ absl::Status LossChunk(ModelContext& context, const HeadWeights& weights,
   MT_RETURN_IF_ERROR(context.LinearInputGradient(t.logits, weights.head,
                                                  context.At(t.norm_gradient, first * s.hidden),
                                                  rows, s.hidden, s.vocab_rows));
-  return context.LinearWeightGradient(t.logits, chunk, gradients.head, rows, s.hidden,
-                                      s.vocab_rows);
+  return context.LinearWeightGradient(t.logits, chunk, gradients.head, rows, s.hidden, s.vocab_rows,
+                                      context.first_micro_batch && first == 0);
 }
 
 }  // namespace

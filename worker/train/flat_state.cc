@@ -141,9 +141,16 @@ absl::Status FlatState::Initialise(uint64_t seed) {
   return absl::OkStatus();
 }
 
-absl::Status FlatState::ClearGradients() {
-  return operations_->Run<MT_OP_FILL>(
-      {.dtype = dtype_, .data = gradients_, .count = layout_.size, .value = 0});
+absl::Status FlatState::ClearAddedGradients(bool table) {
+  auto clear = [&](int64_t first, int64_t count) {
+    return operations_->Run<MT_OP_FILL>(
+        {.dtype = dtype_, .data = At(gradients_, first), .count = count, .value = 0});
+  };
+  if (const LocalParameter* embedding = layout_.Find(kEmbeddingName);
+      table && embedding != nullptr) {
+    MT_RETURN_IF_ERROR(clear(embedding->flat_offset, embedding->Elements()));
+  }
+  return clear(layout_.matrices, layout_.end - layout_.matrices);
 }
 
 absl::Status FlatState::SumGradientsOverData(Communicator* data) {

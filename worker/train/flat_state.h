@@ -46,7 +46,8 @@ class FlatState {
   void* Gradient(absl::string_view name) const;
 
   absl::Status Initialise(uint64_t seed);
-  absl::Status ClearGradients();
+  // What a step only adds to: norm weights and, if asked, the embedding table. Other matrices are overwritten (context.h).
+  absl::Status ClearAddedGradients(bool table);
 
   // Sums over `data` (null = alone): afterwards the gradient of `owned()` is whole.
   absl::Status SumGradientsOverData(Communicator* data);

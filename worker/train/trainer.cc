@@ -231,6 +231,7 @@ absl::Status Trainer::State::AddLoss() {
 absl::Status Trainer::State::Execute(const Action& action, const TrainingPosition& position,
                                      PhaseSeconds* seconds) {
   const int64_t slot = action.micro_batch % stage->context().shape.in_flight;
+  stage->context().first_micro_batch = action.micro_batch == 0;
   switch (action.kind) {
     case ActionKind::kReceiveActivation: {
       PhaseTimer timer(&seconds->forward);
@@ -332,7 +333,9 @@ absl::StatusOr<StepResult> Trainer::Step() {
   s.loss_sum = 0;
   {
     PhaseTimer timer(&seconds.backward);
-    MT_RETURN_IF_ERROR(s.flat->ClearGradients());
+    // A tied table on a stage that is first and last is overwritten by the head, which runs before the embedding's backward.
+    const bool head_writes_table = s.last_stage && s.options.spec.model().tie_embeddings();
+    MT_RETURN_IF_ERROR(s.flat->ClearAddedGradients(/*table=*/s.first_stage && !head_writes_table));
   }
   for (const Action& action : s.schedule) {
     const absl::Status status = s.Execute(action, position_, &seconds);
