@@ -102,13 +102,17 @@ void CheckpointCatalogue::Complete(CheckpointRecord& record) {
   int64_t total = 0;
   for (const v1::CheckpointFile& file : *files) total += file.size_bytes();
   manifest.set_total_bytes(total);
-  // Layout-free: equal for equal contents (docs/spec/checkpoint.md). The commit itself checks that the slices cover every tensor.
+  // Layout-free: equal for equal contents (docs/spec/checkpoint.md).
   if (const absl::StatusOr<std::string> digest = WeightsDigest(manifest); digest.ok()) {
     manifest.set_weights_digest(*digest);
   } else {
     MT_LOG(Warning) << record.job_id() << " step " << record.step() << ": no digest of the contents: " << digest.status().message();
   }
   SetTime(manifest.mutable_created(), loop_->clock()->Now());
+  if (const absl::Status whole = CheckCoverage(manifest); !whole.ok()) {
+    Fail({record.job_id(), record.step()}, std::string(whole.message()));
+    return;
+  }
   record.set_state(record.path().empty() ? CheckpointRecord::STATE_REPLICATING : CheckpointRecord::STATE_COMMITTING);
   Advance({record.job_id(), record.step()});
 }

@@ -31,12 +31,12 @@ std::string CauseOf(const store::RankRecord& rank) {
   if (rank.has_hung()) return "hang";
   if (rank.state() == store::RankRecord::STATE_LOST) return "node_lost";
   const v1::RankExited& exit = rank.exit();
-  if (exit.signal() != 0) return "signal";
   const std::string& code = exit.status_code();
-  if (!exit.blame_rank().empty()) return "communicator";
-  if (code == "DATA_LOSS") return "checkpoint";
   // A daemon that was started again reports so the ranks that ended with its predecessor.
   if (code == "ABORTED") return "node_lost";
+  if (exit.signal() != 0) return "signal";
+  if (!exit.blame_rank().empty()) return "communicator";
+  if (code == "DATA_LOSS") return "checkpoint";
   if (code == "UNAVAILABLE" || code == "DEADLINE_EXCEEDED") return "communicator";
   return "exit";
 }

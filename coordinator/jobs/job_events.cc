@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "absl/strings/match.h"
 #include "common/log.h"
 #include "common/proto_time.h"
 #include "coordinator/jobs/failure.h"
@@ -162,7 +163,9 @@ void JobManager::OnLogLines(const std::string& node, const v1::WorkerEvent& even
   *chunk.mutable_time() = event.time();
   chunk.set_data(lines.data());
   chunk.set_is_stderr(lines.is_stderr());
-  const int64_t end = lines.offset() + static_cast<int64_t>(lines.data().size());
+  // The daemon's own remarks ("[mt: 9 lines came too fast ...") are not in the rank's file and have no place there.
+  const bool remark = absl::StartsWith(lines.data(), "[mt: ");
+  const int64_t end = remark ? -1 : lines.offset() + static_cast<int64_t>(lines.data().size());
   const auto stored = options_.logs->Append(event.job_id(), std::move(chunk), end);
   // The lines are still in the rank's own file on its node; the job must not wait for our disk.
   if (!stored.ok() && log_complaints_.insert(event.job_id()).second) {

@@ -96,7 +96,7 @@ absl::StatusOr<LogStore::JobLog*> LogStore::Open(const std::string& job_id) {
 absl::StatusOr<bool> LogStore::Append(const std::string& job_id, v1::LogChunk chunk, int64_t end_offset) {
   MT_ASSIGN_OR_RETURN(JobLog* const log, Open(job_id));
   const auto stored = log->end_offsets.find({chunk.attempt(), chunk.rank()});
-  if (stored != log->end_offsets.end() && end_offset <= stored->second) return false;
+  if (end_offset >= 0 && stored != log->end_offsets.end() && end_offset <= stored->second) return false;
   if (log->file == nullptr || log->segments.back().size >= kSegmentBytes) {
     if (log->file != nullptr) MT_RETURN_IF_ERROR(log->file->Sync());
     log->file = nullptr;
@@ -130,7 +130,8 @@ absl::StatusOr<bool> LogStore::Append(const std::string& job_id, v1::LogChunk ch
   }
   segment.size += entry.size();
   log->last_sequence = record.chunk().sequence();
-  log->end_offsets[{record.chunk().attempt(), record.chunk().rank()}] = end_offset;
+  int64_t& end = log->end_offsets[{record.chunk().attempt(), record.chunk().rank()}];
+  end = std::max(end, end_offset);
   unsynced_.insert(job_id);
   changed_.insert(job_id);
   return true;

@@ -34,7 +34,8 @@ class LogStore {
   ~LogStore();
 
   // Numbers and appends one chunk (its `sequence` is set here). `end_offset` is where the chunk ends in the rank's own log
-  // file. Returns false without storing when that was stored before. RESOURCE_EXHAUSTED when the disk is full.
+  // file; -1: it is not from there, and is stored always. Returns false without storing when that was stored before.
+  // RESOURCE_EXHAUSTED when the disk is full.
   absl::StatusOr<bool> Append(const std::string& job_id, v1::LogChunk chunk, int64_t end_offset);
   // Makes everything appended durable.
   absl::Status Sync();
