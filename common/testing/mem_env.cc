@@ -14,6 +14,7 @@ namespace {
 struct Inode {
   std::string data;
   std::string durable;  // at the last Sync
+  bool only_grown = true;  // since the last Sync: it begins with `durable`
 };
 
 std::string Normalize(const std::string& path) {
@@ -81,7 +82,12 @@ class MemWritableFile : public WritableFile {
     std::lock_guard lock(state_->mutex);
     MT_RETURN_IF_ERROR(Alive());
     MT_RETURN_IF_ERROR(state_->Fault("sync", path_));
-    inode_->durable = inode_->data;
+    if (inode_->only_grown) {
+      inode_->durable.append(inode_->data, inode_->durable.size());
+    } else {
+      inode_->durable = inode_->data;
+    }
+    inode_->only_grown = true;
     return absl::OkStatus();
   }
   absl::Status Close() override { return absl::OkStatus(); }
@@ -154,6 +160,7 @@ void MemEnv::Crash() {
   state_->names = state_->durable_names;
   for (auto& [path, inode] : state_->names) {
     inode->data = inode->durable;
+    inode->only_grown = true;
     for (std::string folder = Parent(path); state_->folders.insert(folder).second; folder = Parent(folder)) {
     }
   }
@@ -183,6 +190,7 @@ absl::Status MemEnv::CorruptByte(const std::string& path, uint64_t offset) {
   Inode& inode = *it->second;
   if (offset >= inode.data.size()) return absl::OutOfRangeError(absl::StrCat(path, " has ", inode.data.size(), " bytes"));
   inode.data[offset] ^= 1;
+  inode.only_grown = false;
   if (offset < inode.durable.size()) inode.durable[offset] = inode.data[offset];
   return absl::OkStatus();
 }
@@ -194,6 +202,7 @@ absl::Status MemEnv::TruncateFile(const std::string& path, uint64_t size) {
   Inode& inode = *it->second;
   inode.data.resize(std::min<uint64_t>(size, inode.data.size()));
   inode.durable.resize(std::min<uint64_t>(size, inode.durable.size()));
+  inode.only_grown = false;
   state_->Recount();
   return absl::OkStatus();
 }
@@ -215,6 +224,7 @@ absl::StatusOr<std::unique_ptr<WritableFile>> MemEnv::NewWritableFile(const std:
   } else if (mode == WriteMode::kTruncate) {
     state_->used -= it->second->data.size();
     it->second->data.clear();
+    it->second->only_grown = it->second->durable.empty();
   }
   return std::make_unique<MemWritableFile>(state_, it->second, path);
 }

@@ -8,6 +8,7 @@ namespace mt {
 // through tasks of the scheduler, never by a direct call.
 struct SimNetwork::Connection : std::enable_shared_from_this<SimNetwork::Connection> {
   SimNetwork* network = nullptr;
+  uint64_t number = 0;
   std::string node;
   // Worker end.
   EventLoop* worker_loop = nullptr;
@@ -47,6 +48,10 @@ SimNetwork::SimNetwork(SimScheduler* scheduler, Random* random) : SimNetwork(sch
 SimNetwork::SimNetwork(SimScheduler* scheduler, Random* random, Options options)
     : scheduler_(scheduler), random_(random), options_(options) {}
 SimNetwork::~SimNetwork() = default;
+
+bool SimNetwork::ByNumber::operator()(const std::shared_ptr<Connection>& a, const std::shared_ptr<Connection>& b) const {
+  return a->number < b->number;
+}
 
 absl::Duration SimNetwork::Latency() {
   return options_.min_latency + (options_.max_latency - options_.min_latency) * random_->Uniform();
@@ -175,6 +180,7 @@ class SimDialer : public CoordinatorDialer {
     std::erase_if(dialled_, [](const auto& weak) { return weak.expired(); });
     dialled_.push_back(connection);
     connection->network = network;
+    connection->number = ++network->last_connection_;
     connection->node = node_;
     connection->worker_loop = loop_;
     connection->on_message = std::move(on_message);

@@ -57,7 +57,12 @@ class SimNetwork {
   WorkerStreamHandler* handler_ = nullptr;
   uint64_t server_life_ = 0;
   std::set<std::string> partitioned_;
-  std::set<std::shared_ptr<Connection>> connections_;
+  // In order of creation: an order by address would make runs of one seed differ.
+  struct ByNumber {
+    bool operator()(const std::shared_ptr<Connection>& a, const std::shared_ptr<Connection>& b) const;
+  };
+  uint64_t last_connection_ = 0;
+  std::set<std::shared_ptr<Connection>, ByNumber> connections_;
 };
 
 }  // namespace mt
