@@ -120,26 +120,27 @@ void CheckpointCatalogue::Complete(CheckpointRecord& record) {
 void CheckpointCatalogue::Advance(const Key& key) {
   const CheckpointRecord* record = Find(key.first, key.second);
   if (record == nullptr) return;
-  if (record->state() == CheckpointRecord::STATE_REPLICATING) Replicate(ledger_->EditCheckpoint(key.first, key.second));
-  if (record->state() == CheckpointRecord::STATE_COMMITTING) SendManifest(ledger_->EditCheckpoint(key.first, key.second));
+  if (record->state() == CheckpointRecord::STATE_REPLICATING) Replicate(*record);
+  if (record->state() == CheckpointRecord::STATE_COMMITTING) SendManifest(*record);
 }
 
 int CheckpointCatalogue::Copies(const CheckpointRecord& record) const {
   return 1 + std::max(0, record.manifest().spec().checkpoint().replicas());
 }
 
-void CheckpointCatalogue::Replicate(CheckpointRecord& record) {
+void CheckpointCatalogue::Replicate(const CheckpointRecord& record) {
   const std::vector<std::string>& ring = nodes_->names();
-  struct Request {
-    v1::FetchFiles fetch;
-  };
-  std::map<std::string, Request> requests;  // by target
+  std::map<std::string, v1::FetchFiles> requests;  // by target
   bool waiting = false, degraded = false;
   for (const v1::CheckpointFile& file : record.manifest().files()) {
     const int missing = Copies(record) - file.nodes_size();
     if (missing <= 0) continue;
     int under_way = 0;
-    for (const std::string& name : ring) under_way += fetching_.contains({record.job_id(), record.step(), file.name(), name});
+    const auto first = fetching_.lower_bound({record.job_id(), record.step(), file.name(), ""});
+    for (auto it = first; it != fetching_.end() && std::get<0>(*it) == record.job_id() && std::get<1>(*it) == record.step() &&
+                          std::get<2>(*it) == file.name(); ++it) {
+      ++under_way;
+    }
     std::vector<std::string> endpoints;
     bool source_may_return = false;
     for (const std::string& holder : file.nodes()) {
@@ -154,7 +155,7 @@ void CheckpointCatalogue::Replicate(CheckpointRecord& record) {
       if (Contains(record.failed_targets(), absl::StrCat(file.name(), "@", target))) continue;
       if (!fetching_.insert({record.job_id(), record.step(), file.name(), target}).second) continue;
       ++under_way;
-      v1::FetchFiles& fetch = requests[target].fetch;
+      v1::FetchFiles& fetch = requests[target];
       fetch.set_job_id(record.job_id());
       fetch.set_step(record.step());
       *fetch.add_files() = file;
@@ -163,7 +164,6 @@ void CheckpointCatalogue::Replicate(CheckpointRecord& record) {
       source.set_job_id(record.job_id());
       source.set_step(record.step());
       for (const std::string& endpoint : endpoints) source.add_endpoints(endpoint);
-      AddOnce(record.mutable_holders(), target);
     }
     if (under_way > 0) {
       waiting = true;
@@ -177,9 +177,10 @@ void CheckpointCatalogue::Replicate(CheckpointRecord& record) {
       degraded = true;  // no node is left that could take another copy
     }
   }
-  for (auto& [target, request] : requests) {
+  for (auto& [target, fetch] : requests) {
+    AddOnce(ledger_->EditCheckpoint(record.job_id(), record.step()).mutable_holders(), target);
     v1::CoordinatorMessage message;
-    *message.mutable_fetch_files() = std::move(request.fetch);
+    *message.mutable_fetch_files() = std::move(fetch);
     nodes_->Send(target, std::move(message));
   }
   if (waiting) return;
@@ -187,10 +188,10 @@ void CheckpointCatalogue::Replicate(CheckpointRecord& record) {
     ledger_->AddEvent("checkpoint_degraded", record.job_id(), "", record.generation(),
                       absl::StrCat("step ", record.step(), " has fewer copies than checkpoint.replicas asks: no other node can take one"));
   }
-  Commit(record);
+  Commit(ledger_->EditCheckpoint(record.job_id(), record.step()));
 }
 
-void CheckpointCatalogue::SendManifest(CheckpointRecord& record) {
+void CheckpointCatalogue::SendManifest(const CheckpointRecord& record) {
   const Key key(record.job_id(), record.step());
   if (const auto at = manifest_at_.find(key); at != manifest_at_.end() && nodes_->IsConnected(at->second)) return;
   // Rank 0's node if it is there; any other node of the job sees the same folder.

@@ -71,8 +71,8 @@ class CheckpointCatalogue {
   using Key = std::pair<std::string, int64_t>;
   void Complete(store::CheckpointRecord& record);
   void Advance(const Key& key);
-  void Replicate(store::CheckpointRecord& record);
-  void SendManifest(store::CheckpointRecord& record);
+  void Replicate(const store::CheckpointRecord& record);
+  void SendManifest(const store::CheckpointRecord& record);
   void Commit(store::CheckpointRecord& record);
   void Fail(const Key& key, const std::string& why);
   void Retain(const std::string& job_id);
