@@ -128,7 +128,10 @@ absl::Status Daemon::Start() {
   identity.set_data_interface(data.interface);
   identity.set_data_interface_reason(data.reason);
   identity.set_shards_endpoint(absl::StrCat(host, ":", port));
-  for (const std::string& backend : DescribeBackends()) identity.add_backends(backend);
+  for (const std::string& backend : DescribeBackends()) {
+    MT_LOG(Info) << "backend " << backend;
+    identity.add_backends(backend);
+  }
 
   loop_ = NewThreadEventLoop("agent");
   dialer_ = NewGrpcCoordinatorDialer(loop_.get(), env_, command_.coordinator, tls);
