@@ -39,7 +39,7 @@ value = json.load(sys.stdin)
 for key in sys.argv[1].split("."):
     value = value[int(key)] if isinstance(value, list) else value.get(key, {} if not key.isdigit() else None)
 print(value if value not in ({}, None) else "")' "$1"; }
-status() { mtctl -o json status "$job" 2>/dev/null | field "$1"; }
+status() { mtctl status "$job" -o json 2>/dev/null | field "$1"; }
 step_is_past() { local step; step=$(status progress.step) || return 1; [ "${step:-0}" -ge "$1" ]; }
 
 text=/usr/share/common-licenses
@@ -61,7 +61,7 @@ mtctl nodes
 
 run() {  # name of what is killed
   local victim=$1
-  job=$(mtctl -o name submit job.yaml 2>/dev/null || mtctl -o json submit job.yaml | field id)
+  job=$(mtctl submit job.yaml -o json | field id)
   if [ "$victim" != nothing ]; then
     # Past a checkpoint, before the end.
     until_true 120 "job $job reaches step $((steps / 3))" step_is_past $((steps / 3))
