@@ -1,10 +1,10 @@
 // The client library: finds a coordinator, connects over mTLS and calls it. mtctl is made of it.
 //
-// Where the coordinator is, first that is given: --endpoint, MT_ENDPOINT, the context named by
-// --context or MT_CONTEXT, the current context in <config folder>/current-context. A context is an
-// endpoint file, <config folder>/contexts/<name>.json, written by the coordinator when it starts
-// (common/endpoint_file.h) or by `mtctl dev up`; an endpoint is the path of such a file, or
-// host:port (then certificates come from --tls-dir or MT_TLS_DIR, or --insecure).
+// Where the coordinator is, the first that is given: --endpoint, MT_ENDPOINT, the context named by --context or MT_CONTEXT,
+// the current context. An endpoint is the path of an endpoint file (common/endpoint_file.h) or host:port, whose certificates
+// are in --tls-dir or MT_TLS_DIR (ca.crt, operator.crt, operator.key) unless --insecure. A context is a name for an endpoint
+// file, whose path is in <config folder>/contexts/<name>; <config folder>/current-context names the one that is used. `mtctl dev up` and
+// `mtctl cluster up` write both.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -15,6 +15,7 @@
 
 #include "common/exit_codes.h"
 #include "common/status.h"
+#include "common/tls/credentials.h"
 #include "mt/v1/checkpoints.grpc.pb.h"
 #include "mt/v1/cluster.grpc.pb.h"
 #include "mt/v1/jobs.grpc.pb.h"
@@ -24,7 +25,7 @@ namespace mt::client {
 struct ConnectOptions {
   std::string endpoint;  // path of an endpoint file, or host:port
   std::string context;
-  std::string tls_directory;  // with host:port: ca.pem, client.pem, client-key.pem
+  std::string tls_directory;  // with host:port
   bool insecure = false;
   absl::Duration timeout =
       absl::Seconds(10);  // of each unary call; connecting gets at most 2 s of it
@@ -32,20 +33,21 @@ struct ConnectOptions {
 
 struct Endpoint {
   std::string address;  // host:port
-  std::string ca_pem, certificate_pem, key_pem;
-  bool insecure = false;
-  std::string source;  // where it was found, for messages
+  TlsFiles tls;         // empty = without TLS
+  std::string source;   // where it was found, for messages
+  std::string metrics;  // URL, if known
 };
 
-// NOT_FOUND (no endpoint is configured: says how to start or name one), INVALID_ARGUMENT (malformed
-// endpoint file).
+// UNAVAILABLE (no endpoint is configured: says how to start or name one), INVALID_ARGUMENT (malformed endpoint file).
 absl::StatusOr<Endpoint> FindEndpoint(const ConnectOptions& options);
 std::string ConfigDirectory();  // $MT_CONFIG_DIR, or $HOME/.mt
+// Makes `endpoint_file` a context and the current one.
+absl::Status SaveContext(const std::string& name, const std::string& endpoint_file);
 
 // Thread-safe.
 class Client {
  public:
-  // UNAVAILABLE within 2 s if nobody answers there.
+  // UNAVAILABLE within 2 s if nobody answers there; PERMISSION_DENIED if the certificates do not fit.
   static absl::StatusOr<std::unique_ptr<Client>> Connect(const ConnectOptions& options);
 
   v1::Jobs::Stub& jobs() { return *jobs_; }
@@ -53,8 +55,6 @@ class Client {
   v1::Checkpoints::Stub& checkpoints() { return *checkpoints_; }
   const Endpoint& endpoint() const { return endpoint_; }
   const ConnectOptions& options() const { return options_; }
-  // Waits until the channel is usable; false at the deadline.
-  bool WaitConnected(absl::Duration timeout);
 
   // One unary call with the options' deadline (or `timeout` when positive).
   template <typename Stub, typename Request, typename Response>
