@@ -1,0 +1,125 @@
+#include "client/application.h"
+
+#include <cstdio>
+
+#include "client/checkpoint_commands.h"
+#include "client/cluster_commands.h"
+#include "client/completion.h"
+#include "client/data_commands.h"
+#include "client/jobs_commands.h"
+#include "client/submit_commands.h"
+#include "client/top.h"
+#include "common/spec/yaml.h"
+
+#ifndef MT_VERSION
+#error "MT_VERSION is given by client/CMakeLists.txt"
+#endif
+
+namespace mt::client {
+namespace {
+
+void AddVersion(CLI::App* app, Session* session) {
+  CLI::App* version = app->add_subcommand("version", "Version of mtctl, and of the coordinator if there is one");
+  AddFormatOption(version, session);
+  version->callback([session] {
+    session->action = [session]() -> absl::StatusOr<ExitCode> {
+      Json json = {{"mtctl", MT_VERSION}};
+      if (const absl::StatusOr<Client*> client = session->client(); client.ok()) {
+        const auto status = (*client)->Call((*client)->cluster(), &v1::Cluster::Stub::Status, v1::ClusterStatusRequest());
+        if (status.ok()) json["coordinator"] = status->version();
+      }
+      if (session->json()) {
+        session->Print(json);
+      } else {
+        for (const auto& [name, value] : json.items()) std::printf("%s %s\n", name.c_str(), Safe(value.get<std::string>()).c_str());
+      }
+      return kExitOk;
+    };
+  });
+}
+
+// What to do next after an error that brought no advice of its own.
+std::string DefaultNext(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kUnavailable:
+      return "start a coordinator with `mtctl dev up`, or name one with --endpoint; `mtctl cluster status` tells if it answers";
+    case absl::StatusCode::kPermissionDenied:
+    case absl::StatusCode::kUnauthenticated:
+      return "use a certificate of this cluster with the role that is needed: --tls-dir DIR, or MT_ENDPOINT";
+    case absl::StatusCode::kDeadlineExceeded: return "mtctl cluster status";
+    case absl::StatusCode::kResourceExhausted: return "mtctl nodes -o wide";
+    default: return "mtctl events";
+  }
+}
+
+void Complain(const absl::Status& status) {
+  std::fprintf(stderr, "mtctl: %s\n", std::string(status.message()).c_str());
+  const std::string next = NextOf(status);
+  std::fprintf(stderr, "next: %s\n", (next.empty() ? DefaultNext(status) : next).c_str());
+}
+
+// The command that a mistyped word was meant to be.
+std::string DidYouMean(const CLI::App& app, int argc, const char* const* argv) {
+  const CLI::App* at = &app;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (!word.empty() && word[0] == '-') continue;
+    std::vector<std::string> names;
+    const CLI::App* found = nullptr;
+    for (const CLI::App* sub : at->get_subcommands(nullptr)) {
+      names.push_back(sub->get_name());
+      if (sub->check_name(word)) found = sub;
+    }
+    if (names.empty()) return "";
+    if (found == nullptr) return NearestWord(word, names);
+    at = found;
+  }
+  return "";
+}
+
+}  // namespace
+
+std::unique_ptr<CLI::App> NewApplication(Session* session) {
+  auto app = std::make_unique<CLI::App>("mtctl: train large language models on a cluster", "mtctl");
+  app->require_subcommand(1);
+  app->fallthrough();  // global options may stand after the command
+  app->add_option("--endpoint", session->connect.endpoint, "Coordinator: an endpoint file or host:port; default MT_ENDPOINT, then the context");
+  app->add_option("--context", session->connect.context, "A cluster by the name it was brought up with");
+  app->add_option("--tls-dir", session->connect.tls_directory, "With host:port: folder of ca.crt and operator.crt/.key")->type_name("DIR");
+  app->add_flag("--insecure", session->connect.insecure, "With host:port: without TLS");
+  app->add_flag_callback("--no-color", [] { SetColour(false); }, "Without colours (also NO_COLOR)");
+  app->add_flag_callback("-q,--quiet", [] { SetQuiet(true); }, "No messages, only data and errors");
+  AddClusterCommands(app.get(), session);
+  AddSubmitCommands(app.get(), session);
+  AddJobsCommands(app.get(), session);
+  AddCheckpointCommands(app.get(), session);
+  AddDataCommands(app.get(), session);
+  AddTopCommand(app.get(), session);
+  AddVersion(app.get(), session);
+  AddCompletionCommand(app.get(), session);
+  app->footer("Exit codes: 0 ok, 1 internal, 2 usage, 3 not found, 4 not allowed, 5 precondition, 6 no coordinator, 7 deadline, "
+              "8 job failed, 130 interrupted (docs/guide/mtctl.md)");
+  return app;
+}
+
+int RunMtctl(int argc, const char* const* argv) {
+  Session session;
+  const std::unique_ptr<CLI::App> app = NewApplication(&session);
+  try {
+    app->parse(argc, argv);
+  } catch (const CLI::CallForHelp& e) {
+    return app->exit(e);
+  } catch (const CLI::ParseError& e) {
+    std::fprintf(stderr, "mtctl: %s\n", e.what());
+    const std::string meant = DidYouMean(*app, argc, argv);
+    std::fprintf(stderr, "next: %s\n", meant.empty() ? "mtctl --help, or mtctl COMMAND --help" : absl::StrCat("did you mean `", meant, "`?").c_str());
+    return kExitUsage;
+  }
+  if (!session.action) return kExitInternal;
+  const absl::StatusOr<ExitCode> result = session.action();
+  if (result.ok()) return *result;
+  Complain(result.status());
+  return ExitCodeOf(result.status());
+}
+
+}  // namespace mt::client
