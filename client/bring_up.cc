@@ -4,6 +4,8 @@
 
 #include <thread>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
 #include "client/local_programs.h"
 #include "common/endpoint_file.h"
 #include "common/env.h"
