@@ -8,6 +8,7 @@
 
 #include <cstring>
 #include <filesystem>
+#include <thread>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
@@ -149,17 +150,26 @@ std::string TailOf(const std::string& path, int lines) {
   return absl::StrJoin(all, "\n");
 }
 
-absl::StatusOr<Json> ResolvedKernels(const v1::JobSpec& spec) {
+absl::StatusOr<MachineKernels> ResolveKernels(const v1::JobSpec& spec) {
   MT_ASSIGN_OR_RETURN(const std::string worker, FindProgram("mt-worker"));
-  std::vector<std::string> command = {worker, "kernels"};
+  const v1::ParallelSpec& p = spec.parallel();
+  const int ranks = std::max(1, p.tensor() * p.pipeline() * p.data());
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  const int threads = spec.runtime().threads_per_rank() > 0 ? spec.runtime().threads_per_rank() : std::max(1, cores / ranks);
+  std::vector<std::string> command = {
+      worker, "kernels", absl::StrCat("--threads=", threads),
+      absl::StrCat("--precision=", spec.training().precision() == v1::TrainingSpec::PRECISION_FP64 ? "fp64" : "fp32")};
   if (!spec.runtime().backend().empty()) command.push_back(absl::StrCat("--backend=", spec.runtime().backend()));
   for (const auto& [operation, backend] : spec.runtime().operations()) {
     command.push_back(absl::StrCat("--operation=", operation, "=", backend));
   }
-  MT_ASSIGN_OR_RETURN(const std::string text, Capture(command));
-  Json json = Json::parse(text, nullptr, false);
-  if (!json.is_array()) return absl::InternalError(absl::StrCat(worker, " kernels: its answer is not a JSON list"));
-  return json;
+  const absl::StatusOr<std::string> text = Capture(command);
+  if (!text.ok()) return absl::FailedPreconditionError(text.status().message());
+  const Json json = Json::parse(*text, nullptr, false);
+  if (!json.is_object() || !json.contains("operations") || !json.contains("peak_flops") || !json["peak_flops"].is_number()) {
+    return absl::InternalError(absl::StrCat(worker, " kernels: its answer is not understood; is it of another version?"));
+  }
+  return MachineKernels{.operations = json["operations"], .peak_flops = json["peak_flops"].get<double>()};
 }
 
 }  // namespace mt::client

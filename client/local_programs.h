@@ -28,7 +28,12 @@ absl::StatusOr<std::string> Capture(const std::vector<std::string>& command);
 // The last lines of a file, for messages.
 std::string TailOf(const std::string& path, int lines);
 
-// Operation, backend and kernel of every operation that the job needs, resolved by `mt-worker kernels` on this machine.
-absl::StatusOr<Json> ResolvedKernels(const v1::JobSpec& spec);
+// What `mt-worker kernels` finds on this machine for the job's backend, overrides, precision and threads.
+struct MachineKernels {
+  Json operations;        // [{"operation", "backend", "kernel"}]
+  double peak_flops = 0;  // FLOP/s of one rank's matrix products, measured
+};
+// NOT_FOUND: no mt-worker here. FAILED_PRECONDITION: it declines, e.g. an operation that no backend has.
+absl::StatusOr<MachineKernels> ResolveKernels(const v1::JobSpec& spec);
 
 }  // namespace mt::client

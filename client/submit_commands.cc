@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "client/follow.h"
 #include "client/jobs_commands.h"
@@ -57,7 +58,6 @@ absl::StatusOr<ClusterShape> FindShape(Session* session, const Options& options)
   if (options.slots > 0) shape.slots = options.slots;
   if (!options.memory.empty()) {
     // A number with a unit: 16GiB, 512MiB.
-    const std::map<std::string, uint64_t> units = CLI::AsSizeValue(false).get_mapping();
     std::string text = options.memory;
     uint64_t bytes = 0;
     const std::string refused = CLI::AsSizeValue(false)(text);
@@ -79,26 +79,28 @@ absl::StatusOr<ClusterShape> FindShape(Session* session, const Options& options)
 absl::StatusOr<ExitCode> Plan(Session* session, const Options& options) {
   const absl::StatusOr<v1::JobSpec> spec = LoadSpec(options.file, options.overrides);
   if (!spec.ok()) return spec.status();
-  MT_ASSIGN_OR_RETURN(const ClusterShape shape, FindShape(session, options));
+  MT_ASSIGN_OR_RETURN(ClusterShape shape, FindShape(session, options));
+  const absl::StatusOr<MachineKernels> kernels = ResolveKernels(*spec);
+  if (!kernels.ok() && !absl::IsNotFound(kernels.status())) return kernels.status();
+  // The nodes' own peak is known once the job runs; until then this machine's stands for it.
+  if (kernels.ok() && shape.peak_flops_per_slot == 0) shape.peak_flops_per_slot = kernels->peak_flops;
   MT_ASSIGN_OR_RETURN(const JobPlan plan, PlanJob(*spec, shape));
-  const absl::StatusOr<Json> kernels = ResolvedKernels(*spec);
   if (session->json()) {
     Json json = PlanToJson(*spec, plan);
-    if (kernels.ok()) json["kernels"] = *kernels;
+    if (kernels.ok()) json["kernels"] = kernels->operations;
     session->Print(json);
   } else {
     std::string text = PlanToText(*spec, plan, shape, session->wide());
     if (kernels.ok()) {
       Table table({{"OPERATION"}, {"BACKEND"}, {"KERNEL"}});
-      for (const Json& k : *kernels) table.AddRow({k.value("operation", ""), k.value("backend", ""), k.value("kernel", "")});
-      absl::StrAppend(&text, "\nkernels on this machine\n", table.Render(false));
+      for (const Json& k : kernels->operations) {
+        table.AddRow({k.value("operation", ""), k.value("backend", ""), k.value("kernel", "")});
+      }
+      absl::StrAppend(&text, "\nkernels on this machine, ", Count(shape.peak_flops_per_slot), "FLOP/s per rank\n", table.Render(false));
     }
     std::fwrite(text.data(), 1, text.size(), stdout);
   }
-  if (!kernels.ok()) {
-    if (absl::IsUnimplemented(kernels.status()) || absl::IsInvalidArgument(kernels.status())) return kernels.status();
-    Note(absl::StrCat("kernels not resolved: ", kernels.status().message()));
-  }
+  if (!kernels.ok()) Note(absl::StrCat("kernels not resolved: ", kernels.status().message()));
   const absl::Status fits = CheckFits(*spec, shape);
   if (!fits.ok()) return WithNext(fits, absl::StrCat("mtctl plan ", options.file, " --set parallel.data=1"));
   if (shape.slots == 0) Note("not compared with a cluster: none is configured and --slots is not given");

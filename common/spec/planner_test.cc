@@ -90,7 +90,8 @@ TEST(CheckFits, MoreRanksThanSlotsNamesTheNearestLayouts) {
       status.message(),
       HasSubstr("parallel = tensor 2 × pipeline 2 × data 2: needs 8 slots and the cluster has 4"));
   EXPECT_THAT(status.message(),
-              HasSubstr("nearest layouts that fit: tensor 2 × pipeline 2 × data 1"));
+              HasSubstr("nearest layouts that fit: tensor 2 × pipeline 1 × data 2; "))
+      << "of equally near ones the one without a bubble is first";
 }
 
 TEST(CheckFits, TooLittleMemoryIsRefusedByRankAndSize) {

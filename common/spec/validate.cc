@@ -120,6 +120,8 @@ class Validator {
     } else if (absl::EndsWith(d.train(), ".bin") || absl::EndsWith(d.train(), ".idx")) {
       Add("data.train", "`", d.train(), "`: is a prefix; write it without the ending: ",
           d.train().substr(0, d.train().size() - 4));
+    } else if (d.train()[0] != '/') {
+      Add("data.train", "`", d.train(), "`: must be absolute, as every node sees it");
     }
     if (!d.tokenizer().empty() && d.tokenizer() != "byte" &&
         !absl::EndsWith(d.tokenizer(), ".model")) {

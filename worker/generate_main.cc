@@ -1,0 +1,88 @@
+#include "worker/generate_main.h"
+
+#include <cstdio>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_split.h"
+#include "common/env.h"
+#include "common/exit_codes.h"
+#include "worker/backend/operations.h"
+#include "worker/checkpoint/loader.h"
+#include "worker/checkpoint/manifest.h"
+#include "worker/data/tokenizer.h"
+#include "worker/train/generate.h"
+
+namespace mt {
+namespace {
+
+struct Flags {
+  std::string checkpoint, prompt, backend;
+  GenerateOptions options;
+};
+
+absl::StatusOr<Flags> Parse(const std::vector<std::string>& arguments) {
+  Flags flags;
+  for (const std::string& argument : arguments) {
+    const std::pair<std::string, std::string> pair = absl::StrSplit(argument, absl::MaxSplits('=', 1));
+    const auto& [name, value] = pair;
+    bool good = argument.find('=') != std::string::npos;
+    if (name == "--checkpoint") {
+      flags.checkpoint = value;
+    } else if (name == "--prompt") {
+      flags.prompt = value;
+    } else if (name == "--backend") {
+      flags.backend = value;
+    } else if (name == "--tokens") {
+      good = good && absl::SimpleAtoi(value, &flags.options.max_tokens) && flags.options.max_tokens > 0;
+    } else if (name == "--temperature") {
+      good = good && absl::SimpleAtod(value, &flags.options.temperature) && flags.options.temperature >= 0;
+    } else if (name == "--seed") {
+      good = good && absl::SimpleAtoi(value, &flags.options.seed);
+    } else {
+      good = false;
+    }
+    if (!good) return absl::InvalidArgumentError(absl::StrCat("generate: `", argument, "` is not understood"));
+  }
+  if (flags.checkpoint.empty()) return absl::InvalidArgumentError("generate: --checkpoint=FOLDER is needed");
+  return flags;
+}
+
+absl::Status Generate(Flags flags) {
+  MT_ASSIGN_OR_RETURN(const std::string json, ReadFile(Env::Real(), JoinPath(flags.checkpoint, "manifest.json"), 1 << 30));
+  MT_ASSIGN_OR_RETURN(const v1::CheckpointManifest manifest, ManifestFromJson(json));
+  const v1::JobSpec& spec = manifest.spec();
+  if (spec.data().tokenizer().empty()) {
+    return absl::FailedPreconditionError("data.tokenizer was not set in this job, so its tokens cannot be turned into text");
+  }
+  MT_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, NewTokenizer(Env::Real(), spec.data().tokenizer()));
+  const bool fp64 = spec.training().precision() == v1::TrainingSpec::PRECISION_FP64;
+  MT_ASSIGN_OR_RETURN(const std::unique_ptr<Operations> operations,
+                      Operations::Create({.backend = flags.backend.empty() && fp64 ? "reference" : flags.backend}));
+  MT_ASSIGN_OR_RETURN(const std::unique_ptr<Generator> generator,
+                      Generator::Create(spec.model(), spec.training().precision(), spec.data().sequence_length(), operations.get()));
+  MT_RETURN_IF_ERROR(LoadCheckpoint(manifest, generator->LoadTargets(), FolderResolver(flags.checkpoint)));
+  std::vector<int32_t> prompt;
+  MT_RETURN_IF_ERROR(tokenizer->Encode(flags.prompt, &prompt));
+  // Without a prompt, a text begins where another has ended.
+  if (prompt.empty() && tokenizer->eod() >= 0) prompt.push_back(tokenizer->eod());
+  flags.options.stop_token = tokenizer->eod();
+  MT_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, generator->Generate(prompt, flags.options));
+  // The vocabulary is padded: its last ids stand for no text.
+  std::erase_if(tokens, [&](int32_t token) { return token >= tokenizer->vocab_size(); });
+  MT_ASSIGN_OR_RETURN(const std::string text, tokenizer->Decode(tokens));
+  std::printf("%s%s\n", flags.prompt.c_str(), text.c_str());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int GenerateMain(const std::vector<std::string>& arguments) {
+  const absl::StatusOr<Flags> flags = Parse(arguments);
+  const absl::Status status = flags.ok() ? Generate(*flags) : flags.status();
+  if (status.ok()) return kExitOk;
+  std::fprintf(stderr, "mt-worker: %s\n", std::string(status.message()).c_str());
+  if (absl::IsNotFound(status)) return kExitNotFound;
+  return absl::IsInternal(status) ? kExitInternal : kExitPrecondition;
+}
+
+}  // namespace mt
