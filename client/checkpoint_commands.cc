@@ -177,7 +177,8 @@ absl::StatusOr<v1::CheckpointRef> ParseCheckpoint(const std::string& text) {
 }
 
 void AddCheckpointCommands(CLI::App* app, Session* session) {
-  static Options o;
+  static Options o;  // CLI11 keeps references to it
+  o = Options();
   CLI::App* checkpoint = app->add_subcommand("checkpoint", "A job's checkpoints")->require_subcommand(1);
   CLI::App* list = Named(checkpoint, "list", "Committed checkpoints, newest first", &o, "JOB");
   AddFormatOption(list, session);

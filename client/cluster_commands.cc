@@ -229,7 +229,8 @@ Table NodesTable(const std::vector<v1::Node>& nodes, absl::Time now) {
 }
 
 void AddClusterCommands(CLI::App* app, Session* session) {
-  static Options o;
+  static Options o;  // CLI11 keeps references to it
+  o = Options();
   AddUpAndDown(app, session, &o);
   CLI::App* nodes = app->add_subcommand("nodes", "Nodes, their slots, jobs and data interfaces");
   AddFormatOption(nodes, session);

@@ -255,6 +255,7 @@ std::string DescribeJob(const v1::Job& job, absl::Time now) {
 
 void AddJobsCommands(CLI::App* app, Session* session) {
   static Options o;  // CLI11 keeps references to it
+  o = Options();
   CLI::App* list = app->add_subcommand("list", "List jobs, newest first")->alias("ls");
   list->add_option("--state", o.states, "Only jobs in this state (repeatable)")->type_name("STATE");
   AddFormatOption(list, session);

@@ -48,9 +48,11 @@ std::string NextOf(const absl::Status& status) {
 void AddFormatOption(CLI::App* command, Session* session) {
   static const std::map<std::string, Format> kFormats = {
       {"table", Format::kTable}, {"wide", Format::kWide}, {"json", Format::kJson}, {"yaml", Format::kYaml}};
+  // A command whose --output is a file keeps it; -o is the form everywhere.
+  const bool taken = command->get_option_no_throw("--output") != nullptr;
   command
       ->add_option_function<std::string>(
-          "-o,--output", [session](const std::string& name) { session->format = kFormats.at(name); },
+          taken ? "-o" : "-o,--output", [session](const std::string& name) { session->format = kFormats.at(name); },
           "How to print: table, wide, json or yaml")
       ->check(CLI::IsMember({"table", "wide", "json", "yaml"}))
       ->type_name("FORMAT");

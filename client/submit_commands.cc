@@ -247,7 +247,8 @@ Json PlanToJson(const v1::JobSpec& spec, const JobPlan& plan) {
 }
 
 void AddSubmitCommands(CLI::App* app, Session* session) {
-  static Options o;
+  static Options o;  // CLI11 keeps references to it
+  o = Options();
   const auto with_spec = [&](const std::string& name, const std::string& help) {
     CLI::App* command = app->add_subcommand(name, help);
     command->add_option("FILE", o.file, "Job spec (docs/guide/job-spec.md)")->required();

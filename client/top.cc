@@ -164,7 +164,8 @@ std::string TopFrame(const v1::ClusterStatus& status, const std::vector<v1::Job>
 }
 
 void AddTopCommand(CLI::App* app, Session* session) {
-  static Options o;
+  static Options o;  // CLI11 keeps references to it
+  o = Options();
   CLI::App* top = app->add_subcommand("top", "Jobs, loss curves, tokens/s and nodes, live");
   top->add_flag("--once", o.once, "Print one frame and end (also when the output is not a terminal)");
   top->add_option("--interval", o.interval, "Seconds between frames")->check(CLI::Range(0.1, 3600.0))->capture_default_str();

@@ -7,6 +7,8 @@
 #include "common/exit_codes.h"
 #include "common/worker_command.h"
 #include "worker/daemon_main.h"
+#include "worker/generate_main.h"
+#include "worker/kernels_main.h"
 #include "worker/train/rank_main.h"
 #include "worker/unpack_libraries.h"
 
@@ -18,6 +20,10 @@ constexpr char kUsage[] =
     "[--interface IF]\n"
     "                   [--tls FOLDER | --insecure] [--bundle-digest HEX] [--listen ADDRESS]\n"
     "  mt-worker rank      one rank of a job; the daemon starts it with a socket as descriptor 3\n"
+    "  mt-worker generate --checkpoint=FOLDER --prompt=TEXT [--tokens=N] [--temperature=T] [--seed=S] "
+    "[--backend=NAME]\n"
+    "  mt-worker kernels [--backend=NAME] [--operation=NAME=BACKEND] [--precision=fp32|fp64] "
+    "[--threads=N]\n"
     "  mt-worker version\n";
 
 }  // namespace
@@ -38,6 +44,8 @@ int main(int argc, char** argv) {
     return mt::kExitUsage;
   }
   if (mode == "rank" && rest.empty()) return mt::RankMain(/*fd=*/3);
+  if (mode == "generate") return mt::GenerateMain(rest);
+  if (mode == "kernels") return mt::KernelsMain(rest);
   if (mode == "version" || mode == "--version") {
     std::printf("mt-worker %s\n", MT_VERSION);
     return mt::kExitOk;
