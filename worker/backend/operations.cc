@@ -45,7 +45,8 @@ absl::StatusOr<std::unique_ptr<Operations>> Operations::Create(const Options& op
     if (std::find(all.begin(), all.end(), backend) == all.end()) all.push_back(backend);
   }
   for (const Backend* backend : all) {
-    const int device = backend == own ? options.device : 0;
+    // A backend in host memory has one device, however many slots its node has.
+    const int device = backend == own && !backend->host_memory() ? options.device : 0;
     MT_RETURN_IF_ERROR(backend->ToStatus(backend->abi().open(device, options.threads), "open"));
   }
   return operations;
