@@ -565,6 +565,8 @@ std::vector<Case> ConformanceCases() {
   cases.push_back(Matmul(4, 4, 0, false, false, 1));
   cases.push_back(
       Matmul(24, 40, 2048, true, false, 1));  // few results, long sums: a weight gradient
+  cases.push_back(Matmul(512, 70, 100, true, false, 1));  // rows of A a power of two apart
+  cases.push_back(Matmul(30, 3000, 20, false, true, 0));
   for (const bool backward : {false, true}) {
     cases.push_back(Embedding(backward, 1, 1, 0, 4));
     cases.push_back(Embedding(backward, 61, 33, 10, 20));

@@ -75,6 +75,8 @@ const char* KernelName(int32_t operation, const void*) {
 
 int64_t Workspace(int32_t operation, const void* args) {
   switch (operation) {
+    case MT_OP_MATMUL:
+      return MatmulWorkspace(*static_cast<const mt_matmul_args*>(args));
     case MT_OP_SQUARED_SUM:
       return SquaredSumWorkspace(*static_cast<const mt_squared_sum_args*>(args));
     case MT_OP_RMSNORM_BACKWARD:

@@ -32,6 +32,7 @@ void CrossEntropyGradient(const mt_cross_entropy_args& args);
 void CrossEntropyCombine(const mt_cross_entropy_combine_args& args);
 
 // Scratch in bytes.
+int64_t MatmulWorkspace(const mt_matmul_args& args);
 int64_t SquaredSumWorkspace(const mt_squared_sum_args& args);
 int64_t RmsNormBackwardWorkspace(const mt_rmsnorm_args& args);
 int64_t AttentionForwardWorkspace(const mt_attention_args& args);

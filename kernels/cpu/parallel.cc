@@ -16,6 +16,13 @@ int Threads() {
   return threads > 0 ? threads : 1;
 }
 
+void KeepLibrariesOnThisThread() {
+  thread_local bool done = false;
+  if (done) return;
+  omp_set_num_threads(1);  // of this thread only; ParallelBlocks always says how many it wants
+  done = true;
+}
+
 int ThreadNumber() { return omp_get_thread_num(); }
 
 }  // namespace mt::cpu

@@ -15,6 +15,10 @@ namespace mt::cpu {
 void SetThreads(int threads);
 int Threads();
 
+// Keeps oneDNN on the calling thread where it is called outside a parallel region: otherwise it would take every core, whatever
+// `open` was told, and split its work by their number.
+void KeepLibrariesOnThisThread();
+
 inline int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Calls body(block) for block = 0 .. blocks - 1, each once, in any order, on up to Threads()
@@ -24,6 +28,7 @@ template <typename Body>
 void ParallelBlocks(int64_t blocks, const Body& body) {
   const int threads = static_cast<int>(std::min<int64_t>(Threads(), blocks));
   if (threads <= 1) {
+    KeepLibrariesOnThisThread();
     for (int64_t block = 0; block < blocks; ++block) body(block);
     return;
   }
