@@ -29,6 +29,10 @@ absl::Status PeerError(absl::StatusCode code, absl::string_view message, int mem
   return status;
 }
 
+std::optional<int> BlamedMember(const absl::Status& status) {
+  return IntPayload(status, kMemberPayload);
+}
+
 std::optional<int> BlamedRank(const absl::Status& status) {
   return IntPayload(status, kRankPayload);
 }
@@ -53,6 +57,7 @@ absl::Status CheckedCommunicator::Latch(const absl::Status& status, const char* 
                      absl::StrCat(name(), " group, ", MemberName(rank()), ": ", operation, " ",
                                   operation_, detail, ": ", status.message()));
   if (const std::optional<int> member = IntPayload(status, kMemberPayload); member.has_value()) {
+    named.SetPayload(kMemberPayload, absl::Cord(absl::StrCat(*member)));
     named.SetPayload(kRankPayload,
                      absl::Cord(absl::StrCat(ranks_.empty() ? *member : ranks_[*member])));
   }

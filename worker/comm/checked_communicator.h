@@ -17,6 +17,8 @@ namespace mt {
 
 // An error that blames group member `member`.
 absl::Status PeerError(absl::StatusCode code, absl::string_view message, int member);
+// The member that an error of this group blames, if it does.
+std::optional<int> BlamedMember(const absl::Status& status);
 
 class CheckedCommunicator : public Communicator {
  public:

@@ -71,7 +71,8 @@ struct alignas(64) Header {
   uint64_t magic, nonce;
   int64_t size, slot_bytes;
   std::atomic<uint32_t> failure;  // 0 none, 1 being written, 2 readable
-  int32_t failed_member;
+  int32_t failed_member;          // who failed first, and
+  int32_t blamed_member;          // whom it blames: itself, or the peer that it missed
   char reason[512];
 };
 
@@ -221,7 +222,8 @@ class SharedMemoryCommunicator : public CheckedCommunicator {
     if (header()->failure.load() == 2) {
       const int by = header()->failed_member;
       return PeerError(absl::StatusCode::kAborted,
-                       absl::StrCat(MemberName(by), " failed: ", header()->reason), by);
+                       absl::StrCat(MemberName(by), " failed: ", header()->reason),
+                       header()->blamed_member);
     }
     for (int i = 0; i < size(); ++i) {
       if (i == rank() || !needed(i)) continue;
@@ -420,9 +422,11 @@ class SharedMemoryCommunicator : public CheckedCommunicator {
   }
 
   // ---- failure
-  void DoAbort(absl::string_view reason) override { Fail(reason); }
-  void OnFailure(const absl::Status& status) override { Fail(status.message()); }
-  void Fail(absl::string_view reason) {
+  void DoAbort(absl::string_view reason) override { Fail(reason, rank()); }
+  void OnFailure(const absl::Status& status) override {
+    Fail(status.message(), BlamedMember(status).value_or(rank()));
+  }
+  void Fail(absl::string_view reason, int blamed) {
     if (segment_ == nullptr) return;
     uint32_t none = 0;
     if (header()->failure.compare_exchange_strong(none, 1)) {
@@ -430,6 +434,7 @@ class SharedMemoryCommunicator : public CheckedCommunicator {
       std::memcpy(header()->reason, reason.data(), length);
       header()->reason[length] = '\0';
       header()->failed_member = rank();
+      header()->blamed_member = blamed;
       header()->failure.store(2);
     }
     RingAll();

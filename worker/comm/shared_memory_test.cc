@@ -97,6 +97,7 @@ TEST(SharedMemory, KilledPeerIsNamedByTheSurvivors) {
         << result.message;
     EXPECT_NE(result.message.find("rank 12 (member 2) has ended"), std::string::npos)
         << result.message;
+    EXPECT_EQ(result.blamed, 12) << result.message;  // not the one who told
     EXPECT_NE(result.message.find("tensor group"), std::string::npos) << result.message;
     EXPECT_NE(result.message.find("all-reduce"), std::string::npos) << result.message;
   }
