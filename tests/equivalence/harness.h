@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,9 @@ struct Layout {
   bool sequence = false, zero = false;
   std::string Name() const;  // "TP2_SP_DP2_ZeRO"
 };
+
+// For gtest's messages.
+inline void PrintTo(const Layout& layout, std::ostream* out) { *out << layout.Name(); }
 
 // A logical tensor put together from boxes.
 struct LogicalTensor {

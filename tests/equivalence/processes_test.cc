@@ -223,6 +223,7 @@ struct Precision {
   int64_t steps;
   double tolerance;
 };
+void PrintTo(const Precision& precision, std::ostream* out) { *out << precision.backend; }
 constexpr Precision kFloat64 = {"reference", v1::TrainingSpec::PRECISION_FP64, 20, 1e-9};
 constexpr Precision kFloat32 = {"cpu", v1::TrainingSpec::PRECISION_FP32, 5, 1e-5};
 

@@ -19,6 +19,7 @@ struct Precision {
   v1::TrainingSpec::Precision precision;
   double tolerance;
 };
+void PrintTo(const Precision& precision, std::ostream* out) { *out << precision.backend; }
 constexpr Precision kFloat64 = {"reference", v1::TrainingSpec::PRECISION_FP64, 1e-9};
 constexpr Precision kFloat32 = {"cpu", v1::TrainingSpec::PRECISION_FP32, 1e-5};
 
