@@ -1,9 +1,12 @@
 // Real processes: shells that misbehave as ranks do.
 #include "worker/agent/process_host.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <signal.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -184,6 +187,40 @@ TEST_F(ProcessHostTest, OutputIsAppendedToTheLogFile) {
   std::stringstream text;
   text << std::ifstream(folder_ / "rank-0.log").rdbuf();
   EXPECT_THAT(text.str(), ::testing::AnyOf("earlier\nnow\nfault\n", "earlier\nfault\nnow\n"));
+}
+
+// The daemon is killed: its rank ends with it, by the parent-death signal.
+TEST_F(ProcessHostTest, RanksDieWithTheDaemon) {
+  int told[2];
+  ASSERT_EQ(pipe2(told, O_CLOEXEC), 0);
+  const pid_t daemon = fork();
+  if (daemon == 0) {
+    auto loop = NewThreadEventLoop("daemon");
+    ProcessHostOptions options;
+    options.program = "/bin/sh";
+    options.arguments = {"-c", "trap '' HUP TERM; sleep 1000; sleep 1000"};
+    options.scope = folder_.string();
+    auto host = NewProcessHost(options, loop.get());
+    if (!host.ok()) _exit(1);
+    (*host)->SetHandler(&recorder_);
+    RankLaunch launch;
+    launch.id = id_;
+    launch.log_path = (folder_ / "daemon.log").string();
+    loop->Post([&] {  // as in the daemon: forked on the loop's thread
+      const int32_t pid = (*host)->Spawn(std::move(launch)).value_or(-1);
+      (void)!write(told[1], &pid, sizeof(pid));
+    });
+    pause();
+  }
+  int32_t rank = -1;
+  ASSERT_EQ(read(told[0], &rank, sizeof(rank)), static_cast<ssize_t>(sizeof(rank)));
+  pollfd rank_ends{static_cast<int>(syscall(SYS_pidfd_open, rank, 0)), POLLIN, 0};
+  ASSERT_GE(rank_ends.fd, 0);
+  kill(daemon, SIGKILL);
+  waitpid(daemon, nullptr, 0);
+  EXPECT_EQ(poll(&rank_ends, 1, 60000), 1);
+  close(rank_ends.fd);
+  EXPECT_TRUE(KillTree(Tag(), 0, absl::Seconds(20)).ok());  // the shell's own child
 }
 
 // What the daemon's crash leaves behind is found by its tag alone, also in another session.

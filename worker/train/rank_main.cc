@@ -161,7 +161,8 @@ absl::Status RankRun::Prepare() {
   operations_options_.backend = spec_.runtime().backend();
   operations_options_.overrides = {spec_.runtime().operations().begin(),
                                    spec_.runtime().operations().end()};
-  operations_options_.device = start_.slot();
+  MT_ASSIGN_OR_RETURN(const Backend* chosen, ChooseBackend(spec_.runtime().backend()));
+  operations_options_.device = chosen->host_memory() ? 0 : start_.slot();
   operations_options_.threads = start_.threads();
   MT_ASSIGN_OR_RETURN(operations_, Operations::Create(operations_options_));
   options.operations = operations_.get();
