@@ -55,6 +55,13 @@ class RankRun {
   }
 
   bool paused() const { return paused_; }
+  // The rank that a communicator error blames.
+  std::optional<int> blamed() const {
+    for (const auto& communicator : watched_) {
+      if (communicator->blamed().has_value()) return communicator->blamed();
+    }
+    return std::nullopt;
+  }
   int64_t step() const {
     return trainer_ == nullptr ? start_.restore().step() : trainer_->position().step;
   }
@@ -375,10 +382,10 @@ int RankMain(int fd) {
   if (!status.ok()) {
     finished->set_status_code(absl::StatusCodeToString(status.code()));
     finished->set_message(std::string(status.message()));
-    if (const std::optional<int> blamed = BlamedRank(status); blamed.has_value())
+    if (const std::optional<int> blamed = run.blamed(); blamed.has_value())
       finished->set_blame_rank(absl::StrCat(*blamed));
     std::fflush(stdout);
-    MT_LOG(Error) << status.ToString();
+    MT_LOG(Error) << absl::StatusCodeToString(status.code()) << ": " << status.message();
   }
   channel.Send(message);
   return status.ok() ? 0 : 1;

@@ -2,6 +2,7 @@
 // Costs two stores per call.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -43,12 +44,16 @@ class WatchedCommunicator : public Communicator {
   }
   void Abort(absl::string_view reason) override { inner_->Abort(reason); }
 
+  // The global rank that the first failed call blames.
+  std::optional<int> blamed() const { return blamed_; }
+
  private:
   template <typename Call>
   absl::Status Watch(const char* operation, Call call) {
     channel_->EnterCollective(&name(), operation);
     absl::Status status = call();
     channel_->LeaveCollective();
+    if (!status.ok() && !blamed_.has_value()) blamed_ = BlamedRank(status);
     bytes_moved_ = inner_->bytes_moved();
     time_spent_ = inner_->seconds_spent();
     return status;
@@ -56,6 +61,7 @@ class WatchedCommunicator : public Communicator {
 
   Communicator* const inner_;
   RankChannel* const channel_;
+  std::optional<int> blamed_;
 };
 
 }  // namespace mt
