@@ -57,7 +57,7 @@ v1::JobSpec RandomSpec(Random& random, int number) {
   spec.mutable_parallel()->set_tensor(1 << pick(3));
   spec.mutable_parallel()->set_data(1 + pick(4));
   spec.mutable_parallel()->set_pipeline(1 + pick(2));
-  spec.mutable_training()->set_steps(20 + pick(60));
+  spec.mutable_training()->set_steps(15 + pick(45));
   spec.mutable_checkpoint()->set_every_steps(poison ? 10 : pick(5) == 0 ? 0 : 3 + pick(10));
   spec.mutable_checkpoint()->set_keep_last(1 + pick(3));
   spec.mutable_checkpoint()->set_replicas(1 + pick(2));
@@ -270,7 +270,7 @@ void SimCluster::KillDaemon(Node& node) {
 
 void SimCluster::ScheduleFaults() {
   const absl::Duration until = scheduler_.now() + options_.fault_time;
-  for (absl::Duration at = absl::Seconds(15); at < until; at += absl::Seconds(1 + 12 * Uniform())) {
+  for (absl::Duration at = absl::Seconds(15); at < until; at += absl::Seconds(1 + 7 * Uniform())) {
     scheduler_.At(at, [this] {
       const double dice = Uniform();
       if (options_.coordinator_faults && (dice < 0.25 || !options_.node_faults)) {
@@ -563,7 +563,7 @@ std::vector<std::string> SimCluster::Run() {
     auto job = std::make_unique<JobOfPeople>();
     job->request.set_request_id(absl::StrCat("request-", i));
     *job->request.mutable_spec() = RandomSpec(*random_, i);
-    SubmitLater(*job, absl::Seconds(5 + 60 * Uniform()));
+    SubmitLater(*job, absl::Seconds(5 + 40 * Uniform()));
     if (options_.people && i % 4 == 1) {
       // Paused and resumed again and again, the last thing being a resume.
       for (double at = 30; at < 400; at += 40) {

@@ -20,11 +20,11 @@ namespace mt {
 struct SimOptions {
   uint64_t seed = 1;
   int nodes = 100;
-  int jobs = 10;
+  int jobs = 9;
   bool node_faults = true;          // ranks, daemons, machines, single partitions, disks
   bool coordinator_faults = true;   // kills (also in the middle of a commit), stops, full disk, the whole network away
   bool people = true;               // cancel, pause, resume
-  absl::Duration fault_time = absl::Minutes(4);
+  absl::Duration fault_time = absl::Seconds(150);
   absl::Duration limit = absl::Minutes(60);   // everything must have ended by then
   bool verbose = false;
 };

@@ -2,8 +2,9 @@
 // A failing seed is printed as a line that replays it.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <iostream>
+#include <mutex>
+#include <thread>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -17,52 +18,64 @@ uint64_t only_seed = 0;
 bool verbose = false;
 std::string program;
 
-void RunSeeds(const std::string& test, int seeds, const std::function<SimOptions(uint64_t)>& make) {
-  SimCluster::Statistics total;
-  int64_t steps = 0;
-  for (uint64_t seed = only_seed ? only_seed : 1; seed <= (only_seed ? only_seed : static_cast<uint64_t>(seeds)); ++seed) {
-    SimOptions options = make(seed);
-    options.seed = seed;
-    options.verbose = verbose;
-    SimCluster cluster(options);
-    const std::vector<std::string> violations = cluster.Run();
-    for (const std::string& what : violations) ADD_FAILURE() << "seed " << seed << " " << what;
-    if (!violations.empty()) {
-      std::cout << "replay: " << program << " --gtest_filter=" << test << " --seed=" << seed << "\n";
-    }
-    steps += cluster.steps();
-    const auto& s = cluster.statistics;
-    total.rank_kills += s.rank_kills;
-    total.hangs += s.hangs;
-    total.daemon_kills += s.daemon_kills;
-    total.machine_crashes += s.machine_crashes;
-    total.partitions += s.partitions;
-    total.coordinator_deaths += s.coordinator_deaths;
-    total.full_disks += s.full_disks;
-    total.corruptions += s.corruptions;
-    total.succeeded += s.succeeded;
-    total.failed += s.failed;
-    total.cancelled += s.cancelled;
-    total.restarts += s.restarts;
-  }
-  std::cout << test << ": " << steps << " tasks; faults: " << total.rank_kills << " rank kills, " << total.hangs << " hangs, "
-            << total.daemon_kills << " daemon kills, " << total.machine_crashes << " machine crashes, " << total.partitions
-            << " partitions, " << total.coordinator_deaths << " coordinator deaths, " << total.full_disks << " full disks, "
-            << total.corruptions << " corrupt files; jobs: " << total.succeeded << " succeeded, " << total.failed << " failed (poisoned), "
-            << total.cancelled << " cancelled, " << total.restarts << " restarts\n";
+void Add(SimCluster::Statistics& total, const SimCluster::Statistics& s) {
+  total.rank_kills += s.rank_kills;
+  total.hangs += s.hangs;
+  total.daemon_kills += s.daemon_kills;
+  total.machine_crashes += s.machine_crashes;
+  total.partitions += s.partitions;
+  total.coordinator_deaths += s.coordinator_deaths;
+  total.full_disks += s.full_disks;
+  total.corruptions += s.corruptions;
+  total.succeeded += s.succeeded;
+  total.failed += s.failed;
+  total.cancelled += s.cancelled;
+  total.restarts += s.restarts;
 }
 
-TEST(SimulationTest, EverythingAtOnce) {
-  RunSeeds("SimulationTest.EverythingAtOnce", 80, [](uint64_t) { return SimOptions(); });
+// Each seed is a world of its own, so the seeds share the machine's cores; one seed runs in one thread.
+void RunSeeds(const std::string& test, uint64_t seeds, const SimOptions& given) {
+  std::mutex mutex;
+  SimCluster::Statistics s;
+  int64_t tasks = 0;
+  uint64_t next = only_seed ? only_seed : 1;
+  const uint64_t last = only_seed ? only_seed : seeds;
+  auto work = [&] {
+    while (true) {
+      SimOptions options = given;
+      {
+        std::lock_guard lock(mutex);
+        if (next > last) return;
+        options.seed = next++;
+      }
+      options.verbose = verbose;
+      SimCluster cluster(options);
+      const std::vector<std::string> violations = cluster.Run();
+      std::lock_guard lock(mutex);
+      for (const std::string& what : violations) ADD_FAILURE() << "seed " << options.seed << " " << what;
+      if (!violations.empty()) {
+        std::cout << "replay: " << program << " --gtest_filter=" << test << " --seed=" << options.seed << std::endl;
+      }
+      tasks += cluster.steps();
+      Add(s, cluster.statistics);
+    }
+  };
+  std::vector<std::thread> threads;
+  for (unsigned i = 0; i < std::max(1u, std::thread::hardware_concurrency()); ++i) threads.emplace_back(work);
+  for (std::thread& thread : threads) thread.join();
+  std::cout << test << ": " << tasks << " tasks; faults: " << s.rank_kills << " rank kills, " << s.hangs << " hangs, " << s.daemon_kills
+            << " daemon kills, " << s.machine_crashes << " machine crashes, " << s.partitions << " partitions, " << s.coordinator_deaths
+            << " coordinator deaths, " << s.full_disks << " full disks, " << s.corruptions << " corrupt files; jobs: " << s.succeeded
+            << " succeeded, " << s.failed << " failed (poisoned), " << s.cancelled << " cancelled, " << s.restarts << " restarts\n";
 }
+
+TEST(SimulationTest, EverythingAtOnce) { RunSeeds("SimulationTest.EverythingAtOnce", 80, SimOptions()); }
 
 TEST(SimulationTest, CoordinatorFaultsAloneRestartNothing) {
-  RunSeeds("SimulationTest.CoordinatorFaultsAloneRestartNothing", 20, [](uint64_t) {
-    SimOptions options;
-    options.node_faults = false;
-    options.people = false;
-    return options;
-  });
+  SimOptions options;
+  options.node_faults = false;
+  options.people = false;
+  RunSeeds("SimulationTest.CoordinatorFaultsAloneRestartNothing", 20, options);
 }
 
 TEST(SimulationTest, SameSeedSameRun) {
