@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <thread>
 
 #include "common/spec/activation_plan.h"
 #include "tests/equivalence/harness.h"
@@ -162,6 +163,39 @@ TEST_F(TrainerTest, MemoryIsAsPlanned) {
   EXPECT_EQ(memory.gradients, plan.gradients);
   EXPECT_EQ(memory.optimizer, plan.optimizer);
   EXPECT_EQ(memory.activations, plan.activations);
+}
+
+// Megatron's order: micro-batch m of data rank r takes samples [m B D + r B, + B) of the step's global batch.
+TEST_F(TrainerTest, SamplesComeInMegatronsOrderUnderAnyDataSplit) {
+  class Recorder : public BatchSource {
+   public:
+    absl::Status Fetch(std::span<const int64_t> ids, std::span<int32_t> tokens) override {
+      seen.insert(seen.end(), ids.begin(), ids.end());
+      std::fill(tokens.begin(), tokens.end(), 1);
+      return absl::OkStatus();
+    }
+    std::vector<int64_t> seen;
+  };
+  v1::JobSpec spec = SmallJob();  // a global batch of 8 in micro-batches of 2
+  auto groups = NewInProcessGroup("data", 2);
+  Recorder recorders[2];
+  std::vector<std::thread> ranks;
+  for (int rank = 0; rank < 2; ++rank) {
+    ranks.emplace_back([&, rank] {
+      auto operations = Operations::Create({.backend = "reference", .threads = 1});
+      auto trainer = Trainer::Create({.spec = spec,
+                                      .mesh = *Mesh::Create(1, 2, 1),
+                                      .rank = rank,
+                                      .groups = {.data = groups[rank].get()},
+                                      .operations = operations->get(),
+                                      .samples = &recorders[rank]});
+      EXPECT_TRUE(trainer.ok() && (*trainer)->InitialiseWeights().ok() && (*trainer)->Step().ok() &&
+                  (*trainer)->Step().ok());
+    });
+  }
+  for (std::thread& rank : ranks) rank.join();
+  EXPECT_THAT(recorders[0].seen, testing::ElementsAre(0, 1, 4, 5, 8, 9, 12, 13));
+  EXPECT_THAT(recorders[1].seen, testing::ElementsAre(2, 3, 6, 7, 10, 11, 14, 15));
 }
 
 // A model that has learned one cycle of tokens goes on with it.
