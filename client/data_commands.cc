@@ -25,6 +25,12 @@ struct Options {
   int64_t vocab_size = 0;
 };
 
+// JSON is UTF-8: a cut text, or a file's name, need not be.
+std::string Utf8(const std::string& text) {
+  return Json::parse(Json(text).dump(-1, ' ', false, Json::error_handler_t::replace))
+      .get<std::string>();
+}
+
 std::string ProgressText(const BuildProgress& progress) {
   const double seconds = std::max(absl::ToDoubleSeconds(progress.elapsed), 1e-9);
   const double share = progress.input_bytes_total == 0
@@ -59,7 +65,7 @@ absl::StatusOr<ExitCode> Build(Session* session, Options& options) {
     Note(absl::StrCat(result->bad_lines - kBadLinesShown, " further bad lines were skipped"));
   }
   if (session->json()) {
-    session->Print({{"prefix", build.output_prefix},
+    session->Print({{"prefix", Utf8(build.output_prefix)},
                     {"documents", result->files.num_documents},
                     {"tokens", result->files.num_tokens},
                     {"token_type", std::string(TokenTypeName(result->type))},
@@ -69,18 +75,22 @@ absl::StatusOr<ExitCode> Build(Session* session, Options& options) {
                     {"seconds", absl::ToDoubleSeconds(result->progress.elapsed)}});
     return kExitOk;
   }
-  std::printf("%s.bin, %s.idx: %s documents, %s tokens (%s, vocabulary %d), %s, %s\n",
-              build.output_prefix.c_str(), build.output_prefix.c_str(),
-              Count(static_cast<double>(result->files.num_documents)).c_str(),
-              Count(static_cast<double>(result->files.num_tokens)).c_str(),
-              std::string(TokenTypeName(result->type)).c_str(), tokenizer->vocab_size(),
-              Bytes(static_cast<int64_t>(result->files.bin_bytes)).c_str(),
-              ProgressText(result->progress).c_str());
+  const double seconds = std::max(absl::ToDoubleSeconds(result->progress.elapsed), 1e-9);
+  std::printf(
+      "%s.bin, %s.idx: %s documents, %s tokens (%s, vocabulary %d), %s; %.1f s, %.1f MB/s, %s "
+      "tokens/s\n",
+      build.output_prefix.c_str(), build.output_prefix.c_str(),
+      Count(static_cast<double>(result->files.num_documents)).c_str(),
+      Count(static_cast<double>(result->files.num_tokens)).c_str(),
+      std::string(TokenTypeName(result->type)).c_str(), tokenizer->vocab_size(),
+      Bytes(static_cast<int64_t>(result->files.bin_bytes)).c_str(), seconds,
+      static_cast<double>(result->progress.input_bytes_done) / seconds / 1e6,
+      Count(static_cast<double>(result->files.num_tokens) / seconds).c_str());
   return kExitOk;
 }
 
 Json ReportJson(const std::string& prefix, const DatasetReport& report) {
-  Json json = {{"prefix", prefix},
+  Json json = {{"prefix", Utf8(prefix)},
                {"token_type", std::string(TokenTypeName(report.type))},
                {"documents", report.num_documents},
                {"sequences", report.num_sequences},
@@ -91,7 +101,7 @@ Json ReportJson(const std::string& prefix, const DatasetReport& report) {
                {"longest_sequence", report.longest},
                {"empty_sequences", report.empty_sequences}};
   if (report.manifest.has_value()) {
-    json["tokenizer"] = report.manifest->tokenizer;
+    json["tokenizer"] = Utf8(report.manifest->tokenizer);
     json["vocab_size"] = report.manifest->vocab_size;
   }
   return json;
@@ -112,7 +122,7 @@ absl::StatusOr<std::vector<std::string>> FirstDocuments(const Options& options,
     }
     if (tokenizer != nullptr) {
       MT_ASSIGN_OR_RETURN(const std::string text, tokenizer->Decode(ids));
-      texts.push_back(text.substr(0, options.characters));
+      texts.push_back(Utf8(text.substr(0, options.characters)));
       continue;
     }
     std::string numbers;
