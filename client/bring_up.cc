@@ -19,12 +19,27 @@ absl::StatusOr<v1::ListNodesResponse> Nodes(Client* client) {
   return client->Call(client->cluster(), &v1::Cluster::Stub::ListNodes, v1::ListNodesRequest());
 }
 
-bool Settled(const v1::ListNodesResponse& nodes) {
-  for (const v1::Node& node : nodes.nodes()) {
-    if (node.state() == v1::NODE_STATE_STARTING || node.state() == v1::NODE_STATE_UNSPECIFIED) return false;
+// Ready, or not coming: a node that is down has said why, but the first try after a restart may still come through, so
+// "down" counts only when it lasts.
+class Settling {
+ public:
+  bool Settled(const v1::ListNodesResponse& nodes, absl::Time now) {
+    bool down = false;
+    for (const v1::Node& node : nodes.nodes()) {
+      if (node.state() == v1::NODE_STATE_STARTING || node.state() == v1::NODE_STATE_UNSPECIFIED) {
+        down_since_ = absl::InfiniteFuture();
+        return false;
+      }
+      down = down || node.state() == v1::NODE_STATE_DOWN || node.state() == v1::NODE_STATE_SUSPECT;
+    }
+    if (!down) return nodes.nodes_size() > 0;
+    down_since_ = std::min(down_since_, now);
+    return now - down_since_ > absl::Seconds(5);
   }
-  return nodes.nodes_size() > 0;
-}
+
+ private:
+  absl::Time down_since_ = absl::InfiniteFuture();
+};
 
 absl::Status EndedEarly(const std::string& log, int code) {
   return absl::FailedPreconditionError(
@@ -55,12 +70,13 @@ absl::StatusOr<v1::ListNodesResponse> StartCoordinator(Session* session, const B
     MT_ASSIGN_OR_RETURN(pid, SpawnDaemon(command, log));
   }
   const absl::Time deadline = absl::Now() + options.timeout;
+  Settling settling;
   while (true) {
     int code = 0;
     if (pid != 0 && HasExited(pid, &code)) return EndedEarly(log, code);
     if (client.ok()) {
       const absl::StatusOr<v1::ListNodesResponse> nodes = Nodes(*client);
-      if (nodes.ok() && Settled(*nodes)) {
+      if (nodes.ok() && settling.Settled(*nodes, absl::Now())) {
         MT_RETURN_IF_ERROR(SaveContext(options.context, endpoint));
         return nodes;
       }

@@ -375,7 +375,7 @@ TEST(TopFrame, FitsTheScreenAndTellsWhatMatters) {
   job.mutable_progress()->set_tokens_per_second(12345);
   for (float loss : {5.f, 4.f, 2.5f}) job.mutable_progress()->add_loss_history(loss);
   const std::string frame = TopFrame(status, {job}, absl::UnixEpoch(), 0, 0);
-  for (const char* text : {"slots 4/4", "tiny-1", "5/10", "12.3k", "█▄▁", "suspect", "stream lost"}) EXPECT_THAT(frame, HasSubstr(text));
+  for (const char* text : {"slots 4/4", "tiny-1", "5/10", "12.3k", "█▅▁", "suspect", "stream lost"}) EXPECT_THAT(frame, HasSubstr(text));
   const std::string small = TopFrame(status, {job}, absl::UnixEpoch(), 20, 3);
   EXPECT_EQ(std::count(small.begin(), small.end(), '\n'), 3);
   for (absl::string_view line : {absl::string_view(small).substr(0, small.find('\n'))}) EXPECT_LE(DisplayWidth(line), 20u);
