@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <iterator>
 #include <random>
 
 #include "kernels/abi/operation_names.h"
@@ -95,6 +97,35 @@ class NotANumberTest : public ::testing::Test {
   const Case& case_;
 };
 
+// Several ranks share a host: a backend that was told to use one thread starts no others. Runs before any other test.
+class OneThreadTest : public ::testing::Test {
+ public:
+  OneThreadTest(const mt_backend* backend, const std::vector<Case>& cases)
+      : backend_(backend), cases_(cases) {}
+
+  void TestBody() override {
+    const auto threads = [] {
+      return std::distance(std::filesystem::directory_iterator("/proc/self/task"),
+                           std::filesystem::directory_iterator());
+    };
+    const auto before = threads();
+    ASSERT_EQ(backend_->open(0, 1), MT_OK) << backend_->error_message();
+    for (const Case& item : cases_) {
+      if (item.name != "matmul/m300_n520_k40_nt_strided" &&
+          item.name != "attention_backward/t130_b2_h8_k2_d20_causal")
+        continue;
+      Problem problem(backend_, item, MT_F32, MakeValues(item, seed));
+      if (!problem.supported()) continue;
+      ASSERT_EQ(problem.Run(), MT_OK) << backend_->error_message();
+      EXPECT_EQ(threads(), before) << item.name << " started threads";
+    }
+  }
+
+ private:
+  const mt_backend* backend_;
+  const std::vector<Case>& cases_;
+};
+
 // A library either runs all operations in float32 or says which it lacks; the table must reach each
 // one.
 class CoverageTest : public ::testing::Test {
@@ -130,6 +161,9 @@ int Main(int argc, char** argv) {
       return 2;
     }
     if (i == 1) reference = backend;
+    ::testing::RegisterTest(
+        backend->name, "OneThreadMeansOne", nullptr, nullptr, __FILE__, __LINE__,
+        [=]() -> ::testing::Test* { return new OneThreadTest(backend, cases); });
     for (const int32_t dtype : {MT_F32, MT_F64}) {
       if (backend != reference && dtype == MT_F64) continue;
       const std::string suite =
