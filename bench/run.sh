@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
 # Compares one rank with PyTorch in one run, at the default shape, and keeps the figures in bench/results/.
 #
-#   bench/run.sh [--build FOLDER] [--python PYTHON] [--threads N] [--rounds N]
+#   bench/run.sh [--build FOLDER] [--python PYTHON] [--threads N] [--rounds N] [--steps N]
 #
 # Without --python a virtual environment is made in build/bench-venv and PyTorch installed from PyPI (once). Both programs train
 # the same model from the same weights on the same tokens, in turn, `rounds` times; the best median step of each counts, so that
 # what else the machine does falls on both alike. Their losses must agree, or the run fails.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-build=$root/build python="" threads=2 rounds=3
+build=$root/build python="" threads=2 rounds=3 steps=15
 while [ $# -gt 0 ]; do
   case $1 in
     --build) build=$2 ;;
     --python) python=$2 ;;
     --threads) threads=$2 ;;
     --rounds) rounds=$2 ;;
-    *) echo "usage: $0 [--build FOLDER] [--python PYTHON] [--threads N] [--rounds N]" >&2; exit 2 ;;
+    --steps) steps=$2 ;;
+    *) echo "usage: $0 [--build FOLDER] [--python PYTHON] [--threads N] [--rounds N] [--steps N]" >&2; exit 2 ;;
   esac
   shift 2
 done
@@ -31,7 +32,7 @@ export OPENBLAS_CORETYPE=${OPENBLAS_CORETYPE:-SKYLAKEX}  # only a PyTorch built 
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-common=(--tokens "$work/tokens.bin" --threads "$threads")
+common=(--tokens "$work/tokens.bin" --threads "$threads" --steps "$steps" --warmup $((steps / 3)))
 mkdir "$work/weights"
 "$build/bin/mt-bench" "${common[@]}" --write-tokens --weights-out "$work/weights" >"$work/first.json" 2>/dev/null
 for round in $(seq "$rounds"); do
