@@ -43,8 +43,12 @@ start_sshd() {
     start_sshd "$1" "$ssh_folder/$1.conf" "$ssh_folder/$1.log"
 }
 
+# Some of them end because others did, before it is their turn.
 kill_host() {
-  ip netns pids "$1" | xargs --no-run-if-empty kill -9
+  local pids
+  while pids=$(ip netns pids "$1") && [ -n "$pids" ]; do
+    kill -9 $pids 2>/dev/null || true
+  done
 }
 
 # until_true SECONDS WHAT COMMAND...: asks again until it succeeds; fails loudly when the time is over.
