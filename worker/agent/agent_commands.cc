@@ -60,18 +60,22 @@ absl::Status Agent::StartRanks(v1::StartRanks start) {
 }
 
 absl::Status Agent::StopRanks(const v1::StopRanks& stop) {
-  const auto found = jobs_.find(stop.job_id());
-  if (found == jobs_.end()) return absl::OkStatus();
-  Job& job = found->second;
+  MT_RETURN_IF_ERROR(ValidateComponent("job id", stop.job_id()));
+  Job& job = jobs_[stop.job_id()];
   if (stop.generation() < job.generation)
     return Stale(stop.job_id(), stop.generation(), job.generation);
-  job.waiting_to_start = false;
+  job.waiting_to_start = false;  // what has not started by now never will
   if (stop.at_step_boundary()) {
     v1::CheckpointNow command;
     command.set_job_id(stop.job_id());
     command.set_generation(stop.generation());
     command.set_then_stop(true);
     return CheckpointNow(command);
+  }
+  // A repeated StartRanks of this generation does nothing from now on.
+  if (job.generation < stop.generation()) {
+    job.generation = stop.generation();
+    MT_RETURN_IF_ERROR(SaveRecord());
   }
   for (auto& [id, rank] : ranks_) {
     if (id.job_id != stop.job_id()) continue;

@@ -172,6 +172,14 @@ TEST_F(AgentTest, StaleGenerationIsAborted) {
       << "a restart must not forget it";
 }
 
+TEST_F(AgentTest, WhatWasStoppedBeforeItStartedNeverStarts) {
+  StopRanks(2);
+  EXPECT_EQ(StartRanks(2).code(), 0);
+  EXPECT_THAT(host_->spawned, IsEmpty());
+  StartRanks(3);
+  EXPECT_EQ(host_->spawned.size(), 2u);
+}
+
 TEST_F(AgentTest, RankThatIgnoresTerminateIsKilledAfterTheGrace) {
   StartRanks(1, 1);
   StopRanks(1);
