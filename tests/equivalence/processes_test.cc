@@ -165,13 +165,17 @@ absl::StatusOr<Outcome> Serve(int fd, Board* board) {
     slot.set_data_address("127.0.0.1");
     groups_options.rank_table.push_back(slot);
   }
-  absl::StatusOr<RankGroups> groups = BuildGroups(groups_options, &rendezvous);
   absl::StatusOr<Outcome> outcome = absl::UnknownError("");
-  if (groups.ok()) {
-    outcome = RunRank(options, rank, &*groups);
-    if (!outcome.ok()) groups->Abort(outcome.status().message());
-  } else {
-    outcome = groups.status();
+  {
+    // Groups are left before the process ends: members wait for each other, so that none takes data with it that a slower
+    // one has yet to read.
+    absl::StatusOr<RankGroups> groups = BuildGroups(groups_options, &rendezvous);
+    if (groups.ok()) {
+      outcome = RunRank(options, rank, &*groups);
+      if (!outcome.ok()) groups->Abort(outcome.status().message());
+    } else {
+      outcome = groups.status();
+    }
   }
   if (outcome.ok()) {
     Packer packer{"R"};
