@@ -85,8 +85,13 @@ class LoopStream : public grpc::ServerWriteReactor<T>,
   virtual void Start() = 0;
   virtual void Next() = 0;  // calls Write or End, or neither (then somebody calls Poke later)
   virtual void Closed() {}  // once, before the call is finished: drop subscriptions
+  // Also from within Next: what it reads may be what tells the subscribers.
   void Poke() {
-    if (!writing_ && !finished_) Next();
+    poked_ = true;
+    if (in_next_) return;
+    in_next_ = true;
+    while (!writing_ && !finished_ && std::exchange(poked_, false)) Next();
+    in_next_ = false;
   }
   void Write(T message) {
     writing_ = true;
@@ -104,6 +109,8 @@ class LoopStream : public grpc::ServerWriteReactor<T>,
 
  private:
   std::shared_ptr<LoopStream> self_;
+  bool poked_ = false;
+  bool in_next_ = false;
   bool writing_ = false;
   bool finished_ = false;
   T message_;
