@@ -26,11 +26,12 @@ class Settling {
   bool Settled(const v1::ListNodesResponse& nodes, absl::Time now) {
     bool down = false;
     for (const v1::Node& node : nodes.nodes()) {
-      if (node.state() == v1::NODE_STATE_STARTING || node.state() == v1::NODE_STATE_UNSPECIFIED) {
+      if (node.state() == v1::NODE_STATE_STARTING || node.state() == v1::NODE_STATE_SUSPECT ||
+          node.state() == v1::NODE_STATE_UNSPECIFIED) {
         down_since_ = absl::InfiniteFuture();
         return false;
       }
-      down = down || node.state() == v1::NODE_STATE_DOWN || node.state() == v1::NODE_STATE_SUSPECT;
+      down = down || node.state() == v1::NODE_STATE_DOWN;
     }
     if (!down) return nodes.nodes_size() > 0;
     down_since_ = std::min(down_since_, now);
