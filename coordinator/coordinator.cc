@@ -90,6 +90,7 @@ class CoordinatorCore : public NodeListener {
   }
 
   void Tick() {
+    checkpoints->OnNodeChanged();
     jobs->TouchAll();  // decisions that depend on time alone: ranks to be given up
     Settle();
     tick = options.loop->After(absl::Seconds(1), [this] { Tick(); });
@@ -106,11 +107,12 @@ class CoordinatorCore : public NodeListener {
   std::map<std::string, std::vector<v1::HeldCheckpoint>> held;  // by node, from its registration until it is settled
   std::function<void()> when_idle;
   absl::Time started;
-  EventLoop::TimerId tick = 0, notify_timer = 0;
+  EventLoop::TimerId tick = 0, notify_timer = 0, shutdown_timer = 0;
 
   ~CoordinatorCore() override {
     options.loop->Cancel(tick);
     options.loop->Cancel(notify_timer);
+    options.loop->Cancel(shutdown_timer);
   }
 };
 
@@ -264,6 +266,9 @@ void Coordinator::Shutdown(bool graceful, std::function<void()> done) {
   auto end_workers = [core = core_.get(), done = std::move(done)] { core->nodes->ShutdownWorkers(done); };
   if (graceful && status.ok() && core_->jobs->HasActiveJobs()) {
     core_->when_idle = std::move(end_workers);
+    core_->shutdown_timer = core_->options.loop->After(core_->options.tunables.pause_grace, [core = core_.get()] {
+      if (core->when_idle) std::exchange(core->when_idle, nullptr)();
+    });
   } else {
     end_workers();
   }

@@ -39,7 +39,9 @@ class CoordinatorTest : public ::testing::Test {
     options.env = &env_;
     options.random = random_.get();
     options.store = store_.get();
-    for (const char* name : {"n1", "n2"}) options.nodes.push_back({.name = name, .slots = 2});
+    for (const char* name : {"n1", "n2"}) {
+      if (name != removed_) options.nodes.push_back({.name = name, .slots = 2});
+    }
     options.state_directory = "/state";
     options.on_fatal = [this](absl::Status status) { fatal_ = status; };
     auto coordinator = Coordinator::Create(options);
@@ -149,6 +151,7 @@ class CoordinatorTest : public ::testing::Test {
   std::map<std::string, int64_t> sequence_;
   std::map<std::string, std::string> incarnation_;
   absl::Status fatal_;
+  std::string removed_;  // from the hostfile
 };
 
 using Body = v1::CoordinatorMessage;
@@ -385,6 +388,39 @@ TEST_F(CoordinatorTest, RestartedDaemonMeansLostRanks) {
   Register("n1", "i2");
   EXPECT_EQ(Get(id).attempt(), 2);
   EXPECT_EQ(Get(id).failure().cause(), "node_lost");
+}
+
+TEST_F(CoordinatorTest, NodeThatLeftTheHostfileIsGivenUpAndTheJobMoves) {
+  Register("n2");
+  const std::string id = Submit(1);
+  Step("n2", id, 1, 1);
+  removed_ = "n2";
+  Restart();
+  Register("n1");
+  for (int i = 0; i < 40; ++i) {
+    v1::WorkerMessage beat;
+    beat.mutable_heartbeat();
+    Say("n1", beat);
+    Run(absl::Seconds(1));
+  }
+  EXPECT_EQ(Get(id).attempt(), 2);
+  EXPECT_EQ(Get(id).ranks(0).node(), "n1");
+  auto stranger = Register("n2");
+  EXPECT_EQ(stranger->closed->code(), absl::StatusCode::kPermissionDenied);
+}
+
+TEST_F(CoordinatorTest, CommittedLastStepIsSuccessAlsoIfARankDiesOnItsWayOut) {
+  Register("n1");
+  const std::string id = Submit(1);
+  Step("n1", id, 1, 10);
+  Shard("n1", id, 1, 0, 10, 1);
+  auto committed = Event(id, 1, -1);
+  committed.mutable_manifest_committed()->set_step(10);
+  committed.mutable_manifest_committed()->set_ok(true);
+  Tell("n1", committed);
+  Exit("n1", id, 1, 0, [](v1::RankExited& exit) { exit.set_signal(9); });
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_SUCCEEDED);
+  EXPECT_EQ(Get(id).attempt(), 1);
 }
 
 TEST_F(CoordinatorTest, CertificateForAnotherNodeIsRefused) {

@@ -26,6 +26,8 @@ struct CoordinatorTunables {
   absl::Duration group_commit = absl::Milliseconds(20);
   // A full state disk is tried again this often.
   absl::Duration full_disk_retry = absl::Seconds(1);
+  // A graceful shutdown waits so long for jobs to write their checkpoints, then ends them anyway.
+  absl::Duration pause_grace = absl::Minutes(5);
   // Waiting for workers to end at shutdown.
   absl::Duration shutdown_grace = absl::Seconds(30);
 

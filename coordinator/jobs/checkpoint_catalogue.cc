@@ -168,7 +168,7 @@ void CheckpointCatalogue::Replicate(const CheckpointRecord& record) {
     if (under_way > 0) {
       waiting = true;
     } else if (endpoints.empty()) {
-      if (!source_may_return) {
+      if (!source_may_return && nodes_->MayGiveUp()) {
         Fail({record.job_id(), record.step()}, absl::StrCat("the node that wrote ", file.name(), " was lost before a copy was made"));
         return;
       }
@@ -212,7 +212,7 @@ void CheckpointCatalogue::SendManifest(const CheckpointRecord& record) {
     nodes_->Send(node, std::move(message));
     return;
   }
-  if (!may_return) Fail(key, "all nodes of the job were lost before its manifest was written");
+  if (!may_return && nodes_->MayGiveUp()) Fail(key, "all nodes of the job were lost before its manifest was written");
 }
 
 void CheckpointCatalogue::OnManifestCommitted(const std::string& node, const v1::WorkerEvent& event) {

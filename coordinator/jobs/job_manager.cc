@@ -146,7 +146,6 @@ void JobManager::GiveUpLostRanks(const JobRecord& job, const AttemptRecord& atte
   }
   if (given_up.empty()) return;
   const std::string& id = job.job().id();
-  const bool isolated = 2 * nodes_->NumReady() < static_cast<int>(nodes_->names().size());
   const bool ending = attempt.failed() || attempt.stopping();
   if (!ending) {
     const auto progress = ledger_->state().progress.find(id);
@@ -154,9 +153,9 @@ void JobManager::GiveUpLostRanks(const JobRecord& job, const AttemptRecord& atte
     const absl::Duration patience = std::max(options_.down_after, 2 * absl::Seconds(step_seconds));
     if (loop_->clock()->Monotonic() - last_progress_[id] < patience) return;  // somebody still sees it advance
   }
-  if (isolated && (all_down || !ending)) {
+  if (!nodes_->MayGiveUp() && (all_down || !ending)) {
     SetReason(id, job.job().state(), absl::StrCat("the coordinator reaches ", nodes_->NumReady(), " of ", nodes_->names().size(),
-                                                  " nodes and may be cut off itself: it waits before it gives ranks up"));
+                                                  " nodes and may be cut off itself (or was): it waits before it gives ranks up"));
     return;
   }
   for (const int i : given_up) {
@@ -295,13 +294,14 @@ void JobManager::Judge(const JobRecord& job, const AttemptRecord& attempt) {
     SetReason(id, job.job().state(), open);
     return;
   }
+  // All there is to do is done and safe, also when a rank died on its way out.
+  if (job.job().last_checkpoint_step() >= job.job().spec().training().steps()) {
+    End(id, v1::JOB_STATE_SUCCEEDED, kExitOk, "");
+    return;
+  }
   const bool all_finished = std::all_of(attempt.ranks().begin(), attempt.ranks().end(),
                                         [](const RankRecord& rank) { return rank.exit().finished(); });
   if (!attempt.failed() && all_finished) {
-    if (job.job().last_checkpoint_step() >= job.job().spec().training().steps()) {
-      End(id, v1::JOB_STATE_SUCCEEDED, kExitOk, "");
-      return;
-    }
     AttemptRecord& edited = ledger_->EditAttempt(id, generation);
     edited.set_failed(true);
     edited.mutable_failure()->set_attempt(generation);

@@ -34,6 +34,7 @@ NodeTable::~NodeTable() {
 
 void NodeTable::Start() {
   const absl::Duration now = options_.loop->clock()->Monotonic();
+  isolated_at_ = now;
   for (auto& [name, node] : nodes_) {
     const store::NodeRecord* record = Record(name);
     const bool known = record != nullptr && !record->incarnation().empty();
@@ -98,6 +99,8 @@ void NodeTable::OnMessage(std::shared_ptr<WorkerStream> stream, v1::WorkerMessag
       node.last_heartbeat = options_.loop->clock()->Now();
       node.disk_free_bytes = message.heartbeat().disk_free_bytes();
       UpdateUnwanted(node, {message.heartbeat().running().begin(), message.heartbeat().running().end()});
+      // Kept events are sent right after Registered, and this stream is ordered.
+      if (!node.settled) SettleNode(node);
       break;
     case v1::WorkerMessage::kEvent: ApplyEvent(node, message.event()); break;
     case v1::WorkerMessage::kCommandResult: OnCommandResult(message.node(), message.command_result()); break;
@@ -288,6 +291,7 @@ void NodeTable::Tick() {
     }
     MaybeLaunch(node, now);
   }
+  if (2 * NumReady() < static_cast<int>(names_.size())) isolated_at_ = now;
   tick_due_ = now + tick_interval_;
   tick_timer_ = options_.loop->After(tick_interval_, [this] { Tick(); });
   options_.listener->Settle();
@@ -326,7 +330,9 @@ void NodeTable::SendNow(const std::string& name, v1::CoordinatorMessage message)
 }
 
 void NodeTable::Send(const std::string& name, v1::CoordinatorMessage message, std::function<void(absl::Status)> on_result) {
-  Node& node = nodes_.at(name);
+  const auto it = nodes_.find(name);
+  if (it == nodes_.end()) return;  // it has left the hostfile since the job was placed
+  Node& node = it->second;
   const uint64_t stream_number = node.stream_number;
   std::string id;
   if (on_result) {
@@ -435,6 +441,11 @@ std::string NodeTable::ShardsEndpoint(const std::string& name) const {
 
 int NodeTable::NumReady() const {
   return static_cast<int>(std::count_if(names_.begin(), names_.end(), [&](const std::string& name) { return IsReady(name); }));
+}
+
+bool NodeTable::MayGiveUp() const {
+  return 2 * NumReady() >= static_cast<int>(names_.size()) &&
+         options_.loop->clock()->Monotonic() - isolated_at_ >= options_.tunables.down_after;
 }
 
 v1::Node NodeTable::Describe(const std::string& name) const {

@@ -4,8 +4,8 @@
 //  - At most one stream and one incarnation speak for a node. The same incarnation may register again (its newest stream
 //    counts); another one means that the daemon was restarted, and the one before it is never let in again (ABORTED).
 //  - Every event sequence of an incarnation is applied once; it is acknowledged when what it changed is durable.
-//  - A node is settled when its stream is registered and every event that it had kept has been applied: only then does the
-//    absence of a rank mean anything.
+//  - A node is settled when its stream is registered and every event that it had kept has been applied (the newest one, or
+//    any heartbeat, which comes behind them, tells): only then does the absence of a rank mean anything.
 //  - Silence alone kills nothing: SUSPECT changes nothing for jobs, DOWN only says that the node is not counted on. If this
 //    very process slept (its timers are late), all deadlines move by as much.
 #pragma once
@@ -84,6 +84,9 @@ class NodeTable {
   std::string DataInterface(const std::string& node) const;
   std::string ShardsEndpoint(const std::string& node) const;  // empty unless connected
   int NumReady() const;
+  // False while (and for a while after) fewer than half of the nodes are reachable: then it is probably the coordinator that is
+  // cut off, and nothing is to be concluded from a node's silence.
+  bool MayGiveUp() const;
   v1::Node Describe(const std::string& node) const;  // without slots_used and jobs
 
   // Sends when what was changed before is durable; lost when the node is not connected then (the listener sends again when
@@ -149,6 +152,7 @@ class NodeTable {
   int64_t last_command_ = 0;
   EventLoop::TimerId tick_timer_ = 0, shutdown_timer_ = 0;
   absl::Duration tick_due_, tick_interval_;
+  absl::Duration isolated_at_;  // when fewer than half were reachable last
   std::function<void()> shutdown_done_;
   bool shutting_down_ = false;
   int64_t stale_messages_ = 0, restarts_ = 0;

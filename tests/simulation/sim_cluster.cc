@@ -65,7 +65,7 @@ v1::JobSpec RandomSpec(Random& random, int number) {
   // Enough that chance alone never ends a job; poisoned ones end by the default.
   spec.mutable_fault()->set_max_attempts_without_progress(poison ? 3 : 1000);
   SetDuration(spec.mutable_fault()->mutable_min_step_deadline(), absl::Seconds(10));
-  SetDuration(spec.mutable_fault()->mutable_start_deadline(), absl::Seconds(60));
+  SetDuration(spec.mutable_fault()->mutable_start_deadline(), absl::Minutes(5));
   SetDuration(spec.mutable_fault()->mutable_stop_grace(), absl::Seconds(5));
   return spec;
 }
@@ -550,7 +550,13 @@ void SimCluster::CheckEnd() {
         if (!poison) Violation(absl::StrCat(job->id, " failed: ", stored.reason()));
         if (stored.exit_code() != kExitNoProgress) Violation(job->id + " failed with another exit code");
         break;
-      default: Violation(absl::StrCat(job->id, " has not ended: ", v1::JobState_Name(stored.state()), ", ", stored.reason()));
+      default: {
+        std::string ranks;
+        for (const auto& rank : disk_->state.attempts[{job->id, stored.attempt()}].ranks()) {
+          absl::StrAppend(&ranks, " ", rank.placement().node(), ":", store::RankRecord::State_Name(rank.state()));
+        }
+        Violation(absl::StrCat(job->id, " has not ended: ", v1::JobState_Name(stored.state()), ", ", stored.reason(), ranks));
+      }
     }
     if (!options_.node_faults && !options_.people && !poison && stored.attempt() != 1) {
       Violation(absl::StrCat(job->id, " was restarted although only the coordinator was disturbed: ", stored.failure().message()));

@@ -250,6 +250,8 @@ void Agent::CheckHangs() {
   hang_timer_ = loop_->After(kHangCheckInterval, [this] { CheckHangs(); });
   const absl::Duration now = loop_->clock()->Monotonic();
   for (auto& [id, rank] : ranks_) {
+    // Until the first step ranks wait for rendezvous values that come through the coordinator: while it is away nobody hangs.
+    if (!registered_ && !rank.hang->has_stepped()) rank.hang->Pardon(now);
     if (rank.stopped || rank.hung || rank.has_finished || !rank.hang->IsHung(now)) continue;
     rank.hung = true;
     v1::WorkerEvent event = NewEvent(id);

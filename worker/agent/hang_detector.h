@@ -29,6 +29,9 @@ class HangDetector {
   // Present deadline, counted from the last progress.
   absl::Duration Deadline(absl::Duration now) const;
   bool IsHung(absl::Duration now) const { return now - progressed_ >= Deadline(now); }
+  // Silence until now does not count.
+  void Pardon(absl::Duration now) { progressed_ = now; }
+  bool has_stepped() const { return steps_seen_ > 0; }
   absl::Duration Silent(absl::Duration now) const { return now - progressed_; }
 
   const std::string& phase() const { return phase_; }
