@@ -23,7 +23,7 @@ using testing::HasSubstr;
 
 // A program that behaves as a daemon towards its launcher; the launchers do not care what is in a bundle.
 constexpr char kDaemon[] =
-    "#!/bin/sh\n[ \"$1\" != version ] || exit 0\nprintf '%s\\n' \"$@\" >arguments\nexec tail -f "
+    "#!/bin/sh\n[ \"$1\" != version ] || exit 0\nexec tail -f "
     "/dev/null\n";
 
 // A process that has ended may stay a zombie for as long as its parent, which is not us, likes.
