@@ -320,6 +320,8 @@ void CheckpointCatalogue::Retain(const std::string& job_id) {
       if (newer_committed && keep <= 0 && !IsPinned(it->first)) drop.push_back(record.step());
       --keep;
       newer_committed = true;
+    } else if (keep <= 0 && IsUnresolved(record.state())) {
+      drop.push_back(record.step());  // overtaken: it would be deleted as soon as it were committed
     } else if (newer_committed && (record.state() == CheckpointRecord::STATE_COLLECTING || record.state() == CheckpointRecord::STATE_BAD)) {
       drop.push_back(record.step());
     }
@@ -416,6 +418,12 @@ void CheckpointCatalogue::OnNodeSettled(const std::string& node, const std::vect
 
 void CheckpointCatalogue::Settle() {
   if (!std::exchange(nodes_changed_, false)) return;
+  // An answer that does not come is asked for again: copying is idempotent, a file that is there is confirmed at once.
+  if (const absl::Duration now = loop_->clock()->Monotonic(); now - asked_again_ > absl::Minutes(2)) {
+    asked_again_ = now;
+    fetching_.clear();
+    manifest_at_.clear();
+  }
   std::vector<Key> waiting;
   for (const auto& [key, record] : ledger_->state().checkpoints) {
     if (IsUnresolved(record.state())) waiting.push_back(key);

@@ -94,6 +94,7 @@ class CheckpointCatalogue {
   std::map<std::string, Metrics> metrics_;
   std::map<Key, std::pair<double, double>> slowest_;                               // stall, persist of the unfinished one
   bool nodes_changed_ = false;
+  absl::Duration asked_again_;
 };
 
 }  // namespace mt
