@@ -19,19 +19,22 @@ namespace mt::client {
 namespace {
 
 void AddVersion(CLI::App* app, Session* session) {
-  CLI::App* version = app->add_subcommand("version", "Version of mtctl, and of the coordinator if there is one");
+  CLI::App* version =
+      app->add_subcommand("version", "Version of mtctl, and of the coordinator if there is one");
   AddFormatOption(version, session);
   version->callback([session] {
     session->action = [session]() -> absl::StatusOr<ExitCode> {
       Json json = {{"mtctl", MT_VERSION}};
       if (const absl::StatusOr<Client*> client = session->client(); client.ok()) {
-        const auto status = (*client)->Call((*client)->cluster(), &v1::Cluster::Stub::Status, v1::ClusterStatusRequest());
+        const auto status = (*client)->Call((*client)->cluster(), &v1::Cluster::Stub::Status,
+                                            v1::ClusterStatusRequest());
         if (status.ok()) json["coordinator"] = status->version();
       }
       if (session->json()) {
         session->Print(json);
       } else {
-        for (const auto& [name, value] : json.items()) std::printf("%s %s\n", name.c_str(), Safe(value.get<std::string>()).c_str());
+        for (const auto& [name, value] : json.items())
+          std::printf("%s %s\n", name.c_str(), Safe(value.get<std::string>()).c_str());
       }
       return kExitOk;
     };
@@ -42,13 +45,18 @@ void AddVersion(CLI::App* app, Session* session) {
 std::string DefaultNext(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kUnavailable:
-      return "start a coordinator with `mtctl dev up`, or name one with --endpoint; `mtctl cluster status` tells if it answers";
+      return "start a coordinator with `mtctl dev up`, or name one with --endpoint; `mtctl cluster "
+             "status` tells if it answers";
     case absl::StatusCode::kPermissionDenied:
     case absl::StatusCode::kUnauthenticated:
-      return "use a certificate of this cluster with the role that is needed: --tls-dir DIR, or MT_ENDPOINT";
-    case absl::StatusCode::kDeadlineExceeded: return "mtctl cluster status";
-    case absl::StatusCode::kResourceExhausted: return "mtctl nodes -o wide";
-    default: return "mtctl events";
+      return "use a certificate of this cluster with the role that is needed: --tls-dir DIR, or "
+             "MT_ENDPOINT";
+    case absl::StatusCode::kDeadlineExceeded:
+      return "mtctl cluster status";
+    case absl::StatusCode::kResourceExhausted:
+      return "mtctl nodes -o wide";
+    default:
+      return "mtctl events";
   }
 }
 
@@ -83,12 +91,19 @@ std::unique_ptr<CLI::App> NewApplication(Session* session) {
   auto app = std::make_unique<CLI::App>("mtctl: train large language models on a cluster", "mtctl");
   app->require_subcommand(1);
   app->fallthrough();  // global options may stand after the command
-  app->add_option("--endpoint", session->connect.endpoint, "Coordinator: an endpoint file or host:port; default MT_ENDPOINT, then the context");
-  app->add_option("--context", session->connect.context, "A cluster by the name it was brought up with");
-  app->add_option("--tls-dir", session->connect.tls_directory, "With host:port: folder of ca.crt and operator.crt/.key")->type_name("DIR");
+  app->add_option(
+      "--endpoint", session->connect.endpoint,
+      "Coordinator: an endpoint file or host:port; default MT_ENDPOINT, then the context");
+  app->add_option("--context", session->connect.context,
+                  "A cluster by the name it was brought up with");
+  app->add_option("--tls-dir", session->connect.tls_directory,
+                  "With host:port: folder of ca.crt and operator.crt/.key")
+      ->type_name("DIR");
   app->add_flag("--insecure", session->connect.insecure, "With host:port: without TLS");
-  app->add_flag_callback("--no-color", [] { SetColour(false); }, "Without colours (also NO_COLOR)");
-  app->add_flag_callback("-q,--quiet", [] { SetQuiet(true); }, "No messages, only data and errors");
+  app->add_flag_callback(
+      "--no-color", [] { SetColour(false); }, "Without colours (also NO_COLOR)");
+  app->add_flag_callback(
+      "-q,--quiet", [] { SetQuiet(true); }, "No messages, only data and errors");
   AddClusterCommands(app.get(), session);
   AddSubmitCommands(app.get(), session);
   AddJobsCommands(app.get(), session);
@@ -97,8 +112,10 @@ std::unique_ptr<CLI::App> NewApplication(Session* session) {
   AddTopCommand(app.get(), session);
   AddVersion(app.get(), session);
   AddCompletionCommand(app.get(), session);
-  app->footer("Exit codes: 0 ok, 1 internal, 2 usage, 3 not found, 4 not allowed, 5 precondition, 6 no coordinator, 7 deadline, "
-              "8 job failed, 130 interrupted (docs/guide/mtctl.md)");
+  app->footer(
+      "Exit codes: 0 ok, 1 internal, 2 usage, 3 not found, 4 not allowed, 5 precondition, 6 no "
+      "coordinator, 7 deadline, "
+      "8 job failed, 130 interrupted (docs/guide/mtctl.md)");
   return app;
 }
 
@@ -112,7 +129,9 @@ int RunMtctl(int argc, const char* const* argv) {
   } catch (const CLI::ParseError& e) {
     std::fprintf(stderr, "mtctl: %s\n", e.what());
     const std::string meant = DidYouMean(*app, argc, argv);
-    std::fprintf(stderr, "next: %s\n", meant.empty() ? "mtctl --help, or mtctl COMMAND --help" : absl::StrCat("did you mean `", meant, "`?").c_str());
+    std::fprintf(stderr, "next: %s\n",
+                 meant.empty() ? "mtctl --help, or mtctl COMMAND --help"
+                               : absl::StrCat("did you mean `", meant, "`?").c_str());
     return kExitUsage;
   }
   if (!session.action) return kExitInternal;

@@ -43,19 +43,24 @@ class Settling {
 };
 
 absl::Status EndedEarly(const std::string& log, int code) {
-  return absl::FailedPreconditionError(
-      absl::StrCat("mt-coordinator ended with code ", code, "; the end of ", log, ":\n", TailOf(log, 15)));
+  return absl::FailedPreconditionError(absl::StrCat("mt-coordinator ended with code ", code,
+                                                    "; the end of ", log, ":\n", TailOf(log, 15)));
 }
 
 }  // namespace
 
-std::string EndpointPath(const std::string& state_directory) { return JoinPath(state_directory, "endpoint.json"); }
-std::string CoordinatorLog(const std::string& state_directory) { return JoinPath(state_directory, "coordinator.log"); }
+std::string EndpointPath(const std::string& state_directory) {
+  return JoinPath(state_directory, "endpoint.json");
+}
+std::string CoordinatorLog(const std::string& state_directory) {
+  return JoinPath(state_directory, "coordinator.log");
+}
 
 absl::StatusOr<v1::ListNodesResponse> StartCoordinator(Session* session, const BringUp& options) {
   Env* env = Env::Real();
   MT_RETURN_IF_ERROR(env->CreateDirectories(options.state_directory));
-  const std::string endpoint = EndpointPath(options.state_directory), log = CoordinatorLog(options.state_directory);
+  const std::string endpoint = EndpointPath(options.state_directory),
+                    log = CoordinatorLog(options.state_directory);
   session->connect.endpoint = endpoint;
   int pid = 0;
   absl::StatusOr<Client*> client = session->Reconnect();
@@ -86,15 +91,18 @@ absl::StatusOr<v1::ListNodesResponse> StartCoordinator(Session* session, const B
       client = session->Reconnect();
     }
     if (absl::Now() > deadline) {
-      return WithNext(absl::DeadlineExceededError(absl::StrCat("not all nodes came up within ", absl::FormatDuration(options.timeout),
-                                                               "; the coordinator goes on trying; the end of ", log, ":\n", TailOf(log, 10))),
-                      "mtctl nodes");
+      return WithNext(
+          absl::DeadlineExceededError(absl::StrCat(
+              "not all nodes came up within ", absl::FormatDuration(options.timeout),
+              "; the coordinator goes on trying; the end of ", log, ":\n", TailOf(log, 10))),
+          "mtctl nodes");
     }
     std::this_thread::sleep_for(kPoll);
   }
 }
 
-absl::Status StopCoordinator(Session* session, const std::string& context, const std::string& state_directory, bool graceful,
+absl::Status StopCoordinator(Session* session, const std::string& context,
+                             const std::string& state_directory, bool graceful,
                              absl::Duration timeout) {
   Env* env = Env::Real();
   const std::string path = EndpointPath(state_directory);
@@ -110,7 +118,8 @@ absl::Status StopCoordinator(Session* session, const std::string& context, const
   if (client.ok()) {
     v1::ShutdownRequest request;
     request.set_graceful(graceful);
-    const auto answer = (*client)->Call((*client)->cluster(), &v1::Cluster::Stub::Shutdown, request, timeout);
+    const auto answer =
+        (*client)->Call((*client)->cluster(), &v1::Cluster::Stub::Shutdown, request, timeout);
     // It may end before its answer is out.
     if (!answer.ok() && !absl::IsUnavailable(answer.status())) return answer.status();
   } else if (!absl::IsUnavailable(client.status())) {
@@ -120,10 +129,12 @@ absl::Status StopCoordinator(Session* session, const std::string& context, const
   bool asked = client.ok();
   while (IsRunning(file.pid, "mt-coordinator")) {
     if (!asked || absl::Now() > deadline) {
-      Note(absl::StrCat("the coordinator (pid ", file.pid, ") does not answer; ending its process"));
+      Note(
+          absl::StrCat("the coordinator (pid ", file.pid, ") does not answer; ending its process"));
       kill(static_cast<pid_t>(file.pid), asked ? SIGKILL : SIGTERM);
       if (asked && absl::Now() > deadline + absl::Seconds(5)) {
-        return absl::InternalError(absl::StrCat("the coordinator's process ", file.pid, " cannot be ended"));
+        return absl::InternalError(
+            absl::StrCat("the coordinator's process ", file.pid, " cannot be ended"));
       }
       asked = true;
     }

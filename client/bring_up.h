@@ -10,7 +10,7 @@
 namespace mt::client {
 
 struct BringUp {
-  std::string context;                 // "dev" or the cluster's name
+  std::string context;  // "dev" or the cluster's name
   std::string state_directory;
   std::vector<std::string> arguments;  // of mt-coordinator, besides --state and --endpoint-file
   absl::Duration timeout = absl::Seconds(120);
@@ -22,7 +22,8 @@ struct BringUp {
 absl::StatusOr<v1::ListNodesResponse> StartCoordinator(Session* session, const BringUp& options);
 
 // Asks it to end, waits until its process has; kills it if it does not. Fine if it is not running.
-absl::Status StopCoordinator(Session* session, const std::string& context, const std::string& state_directory, bool graceful,
+absl::Status StopCoordinator(Session* session, const std::string& context,
+                             const std::string& state_directory, bool graceful,
                              absl::Duration timeout);
 
 std::string EndpointPath(const std::string& state_directory);

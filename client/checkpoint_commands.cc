@@ -41,13 +41,24 @@ absl::StatusOr<ExitCode> List(Session* session, const Options& o) {
     Note(absl::StrCat(o.checkpoint, " has no committed checkpoint yet"));
     return kExitOk;
   }
-  Table table({{"STEP", false, true}, {"STATE"}, {"LOSS", false, true}, {"FILES", false, true}, {"SIZE", false, true}, {"AGE", false, true},
-               {"WHERE"}, {"DIGEST", true}, {"REASON"}});
+  Table table({{"STEP", false, true},
+               {"STATE"},
+               {"LOSS", false, true},
+               {"FILES", false, true},
+               {"SIZE", false, true},
+               {"AGE", false, true},
+               {"WHERE"},
+               {"DIGEST", true},
+               {"REASON"}});
   for (const v1::CheckpointInfo& info : list->checkpoints()) {
     const v1::CheckpointManifest& m = info.manifest();
-    table.AddRow({absl::StrCat(m.step()), Paint(StateOf(info), info.state() == v1::CheckpointInfo::STATE_BAD ? Colour::kRed : Colour::kGreen),
-                  Number(m.loss()), absl::StrCat(m.files_size()), Bytes(m.total_bytes()), Age(m.created(), absl::Now()),
-                  Safe(info.location()), Safe(m.weights_digest()), Safe(info.reason())});
+    table.AddRow(
+        {absl::StrCat(m.step()),
+         Paint(StateOf(info),
+               info.state() == v1::CheckpointInfo::STATE_BAD ? Colour::kRed : Colour::kGreen),
+         Number(m.loss()), absl::StrCat(m.files_size()), Bytes(m.total_bytes()),
+         Age(m.created(), absl::Now()), Safe(info.location()), Safe(m.weights_digest()),
+         Safe(info.reason())});
   }
   table.Print(session->wide());
   return kExitOk;
@@ -57,7 +68,8 @@ absl::StatusOr<ExitCode> Show(Session* session, const Options& o) {
   MT_ASSIGN_OR_RETURN(const v1::CheckpointRef reference, ParseCheckpoint(o.checkpoint));
   MT_ASSIGN_OR_RETURN(Client * client, session->client());
   const auto info = client->Call(client->checkpoints(), &v1::Checkpoints::Stub::Show, reference);
-  if (!info.ok()) return WithNext(info.status(), absl::StrCat("mtctl checkpoint list ", reference.job_id()));
+  if (!info.ok())
+    return WithNext(info.status(), absl::StrCat("mtctl checkpoint list ", reference.job_id()));
   const v1::CheckpointManifest& m = info->manifest();
   if (o.digest) {
     std::printf("%s\n", Safe(m.weights_digest()).c_str());
@@ -67,18 +79,22 @@ absl::StatusOr<ExitCode> Show(Session* session, const Options& o) {
     session->Print(MessageToJson(*info));
     return kExitOk;
   }
-  std::printf("job              %s\nstep             %lld\nstate            %s%s\n", Safe(m.job_id()).c_str(),
-              static_cast<long long>(m.step()), StateOf(*info).c_str(), info->reason().empty() ? "" : (": " + Safe(info->reason())).c_str());
-  std::printf("consumed         %lld sequences\nloss             %s\nlayout written   %s\n", static_cast<long long>(m.consumed_samples()),
-              Number(m.loss(), 6).c_str(), Layout(m.spec().parallel()).c_str());
-  std::printf("size             %s in %d files\ndigest           %s\n", Bytes(m.total_bytes()).c_str(), m.files_size(),
-              Safe(m.weights_digest()).c_str());
-  std::printf("parent           %s\nwhere            %s\n\n", m.parent_step() < 0 ? "none" : absl::StrCat("step ", m.parent_step()).c_str(),
+  std::printf("job              %s\nstep             %lld\nstate            %s%s\n",
+              Safe(m.job_id()).c_str(), static_cast<long long>(m.step()), StateOf(*info).c_str(),
+              info->reason().empty() ? "" : (": " + Safe(info->reason())).c_str());
+  std::printf("consumed         %lld sequences\nloss             %s\nlayout written   %s\n",
+              static_cast<long long>(m.consumed_samples()), Number(m.loss(), 6).c_str(),
+              Layout(m.spec().parallel()).c_str());
+  std::printf("size             %s in %d files\ndigest           %s\n",
+              Bytes(m.total_bytes()).c_str(), m.files_size(), Safe(m.weights_digest()).c_str());
+  std::printf("parent           %s\nwhere            %s\n\n",
+              m.parent_step() < 0 ? "none" : absl::StrCat("step ", m.parent_step()).c_str(),
               Safe(info->location()).c_str());
   Table table({{"FILE"}, {"SIZE", false, true}, {"XXH3-128"}, {"NODES"}});
   for (const v1::CheckpointFile& file : m.files()) {
     std::string nodes;
-    for (const std::string& node : file.nodes()) absl::StrAppend(&nodes, nodes.empty() ? "" : ",", Safe(node));
+    for (const std::string& node : file.nodes())
+      absl::StrAppend(&nodes, nodes.empty() ? "" : ",", Safe(node));
     table.AddRow({Safe(file.name()), Bytes(file.size_bytes()), Safe(file.xxh3_128()), nodes});
   }
   table.Print(session->wide());
@@ -88,19 +104,24 @@ absl::StatusOr<ExitCode> Show(Session* session, const Options& o) {
 absl::StatusOr<ExitCode> Verify(Session* session, const Options& o) {
   MT_ASSIGN_OR_RETURN(const v1::CheckpointRef reference, ParseCheckpoint(o.checkpoint));
   MT_ASSIGN_OR_RETURN(Client * client, session->client());
-  const auto answer = client->Call(client->checkpoints(), &v1::Checkpoints::Stub::Verify, reference, absl::Hours(1));
-  if (!answer.ok()) return WithNext(answer.status(), absl::StrCat("mtctl checkpoint list ", reference.job_id()));
+  const auto answer = client->Call(client->checkpoints(), &v1::Checkpoints::Stub::Verify, reference,
+                                   absl::Hours(1));
+  if (!answer.ok())
+    return WithNext(answer.status(), absl::StrCat("mtctl checkpoint list ", reference.job_id()));
   if (session->json()) {
     session->Print(MessageToJson(*answer));
   } else {
     Table table({{"FILE"}, {"NODE"}, {"RESULT"}, {"MESSAGE"}});
     for (const auto& file : answer->files()) {
-      table.AddRow({Safe(file.name()), Safe(file.node()), file.ok() ? Paint("ok", Colour::kGreen) : Paint("BAD", Colour::kRed), Safe(file.message())});
+      table.AddRow({Safe(file.name()), Safe(file.node()),
+                    file.ok() ? Paint("ok", Colour::kGreen) : Paint("BAD", Colour::kRed),
+                    Safe(file.message())});
     }
     table.Print(session->wide());
   }
   if (answer->ok()) return kExitOk;
-  return WithNext(absl::DataLossError(absl::StrCat(o.checkpoint, " is not whole")), absl::StrCat("mtctl checkpoint list ", reference.job_id()));
+  return WithNext(absl::DataLossError(absl::StrCat(o.checkpoint, " is not whole")),
+                  absl::StrCat("mtctl checkpoint list ", reference.job_id()));
 }
 
 absl::StatusOr<ExitCode> Pull(Session* session, const Options& o) {
@@ -125,8 +146,10 @@ class TemporaryFolder {
   }
   absl::Status Create() {
     const char* base = std::getenv("TMPDIR");
-    std::string name = JoinPath(base == nullptr || *base == '\0' ? "/tmp" : base, "mtctl-generate-XXXXXX");
-    if (mkdtemp(name.data()) == nullptr) return absl::InternalError(absl::StrCat("cannot make a temporary folder ", name));
+    std::string name =
+        JoinPath(base == nullptr || *base == '\0' ? "/tmp" : base, "mtctl-generate-XXXXXX");
+    if (mkdtemp(name.data()) == nullptr)
+      return absl::InternalError(absl::StrCat("cannot make a temporary folder ", name));
     path_ = name;
     return absl::OkStatus();
   }
@@ -142,23 +165,34 @@ absl::StatusOr<ExitCode> Generate(Session* session, const Options& o) {
   std::string folder = o.checkpoint;
   if (!Exists(Env::Real(), JoinPath(folder, "manifest.json"))) {
     if (folder.find('/') != std::string::npos) {
-      return absl::NotFoundError(absl::StrCat(folder, " holds no manifest.json; name a checkpoint's own folder (…/step-00000100) or a job"));
+      return absl::NotFoundError(absl::StrCat(
+          folder,
+          " holds no manifest.json; name a checkpoint's own folder (…/step-00000100) or a job"));
     }
     MT_ASSIGN_OR_RETURN(const v1::CheckpointRef reference, ParseCheckpoint(o.checkpoint));
     MT_RETURN_IF_ERROR(temporary.Create());
     MT_ASSIGN_OR_RETURN(folder, PullCheckpoint(session, reference, temporary.path()));
   }
-  std::vector<std::string> command = {worker, "generate", absl::StrCat("--checkpoint=", folder), absl::StrCat("--prompt=", o.prompt),
-                                      absl::StrCat("--tokens=", o.tokens), absl::StrCat("--temperature=", o.temperature),
+  std::vector<std::string> command = {worker,
+                                      "generate",
+                                      absl::StrCat("--checkpoint=", folder),
+                                      absl::StrCat("--prompt=", o.prompt),
+                                      absl::StrCat("--tokens=", o.tokens),
+                                      absl::StrCat("--temperature=", o.temperature),
                                       absl::StrCat("--seed=", o.seed)};
   if (!o.backend.empty()) command.push_back(absl::StrCat("--backend=", o.backend));
   MT_ASSIGN_OR_RETURN(const int code, Run(command));
   return static_cast<ExitCode>(code);
 }
 
-CLI::App* Named(CLI::App* parent, const std::string& name, const std::string& help, Options* o, const std::string& what) {
+CLI::App* Named(CLI::App* parent, const std::string& name, const std::string& help, Options* o,
+                const std::string& what) {
   CLI::App* command = parent->add_subcommand(name, help);
-  command->add_option(what, o->checkpoint, what == "JOB" ? "Job id" : "Job id for its newest committed checkpoint, or JOB@STEP")->required();
+  command
+      ->add_option(
+          what, o->checkpoint,
+          what == "JOB" ? "Job id" : "Job id for its newest committed checkpoint, or JOB@STEP")
+      ->required();
   return command;
 }
 
@@ -168,8 +202,10 @@ absl::StatusOr<v1::CheckpointRef> ParseCheckpoint(const std::string& text) {
   const std::vector<std::string> parts = absl::StrSplit(text, '@');
   v1::CheckpointRef reference;
   int64_t step = -1;
-  if (parts[0].empty() || parts.size() > 2 || (parts.size() == 2 && (!absl::SimpleAtoi(parts[1], &step) || step < 0))) {
-    return absl::InvalidArgumentError(absl::StrCat("checkpoint `", text, "`: use JOB or JOB@STEP, such as tiny-x1y2@200"));
+  if (parts[0].empty() || parts.size() > 2 ||
+      (parts.size() == 2 && (!absl::SimpleAtoi(parts[1], &step) || step < 0))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("checkpoint `", text, "`: use JOB or JOB@STEP, such as tiny-x1y2@200"));
   }
   reference.set_job_id(parts[0]);
   reference.set_step(step);
@@ -179,31 +215,47 @@ absl::StatusOr<v1::CheckpointRef> ParseCheckpoint(const std::string& text) {
 void AddCheckpointCommands(CLI::App* app, Session* session) {
   static Options o;  // CLI11 keeps references to it
   o = Options();
-  CLI::App* checkpoint = app->add_subcommand("checkpoint", "A job's checkpoints")->require_subcommand(1);
+  CLI::App* checkpoint =
+      app->add_subcommand("checkpoint", "A job's checkpoints")->require_subcommand(1);
   CLI::App* list = Named(checkpoint, "list", "Committed checkpoints, newest first", &o, "JOB");
   AddFormatOption(list, session);
   list->callback([session] { session->action = [session] { return List(session, o); }; });
 
   CLI::App* show = Named(checkpoint, "show", "What one is made of", &o, "JOB[@STEP]");
-  show->add_flag("--digest", o.digest, "Only the digest of all weights and states; equal runs have equal ones, under any layout");
+  show->add_flag(
+      "--digest", o.digest,
+      "Only the digest of all weights and states; equal runs have equal ones, under any layout");
   AddFormatOption(show, session);
   show->callback([session] { session->action = [session] { return Show(session, o); }; });
 
-  CLI::App* verify = Named(checkpoint, "verify", "Read every copy and compare sizes and digests", &o, "JOB[@STEP]");
+  CLI::App* verify = Named(checkpoint, "verify", "Read every copy and compare sizes and digests",
+                           &o, "JOB[@STEP]");
   AddFormatOption(verify, session);
   verify->callback([session] { session->action = [session] { return Verify(session, o); }; });
 
-  CLI::App* pull = Named(checkpoint, "pull", "Bring one to this machine, checked; prints its folder", &o, "JOB[@STEP]");
-  pull->add_option("--to", o.to, "Goes to DIR/JOB/step-NNNNNNNN")->capture_default_str()->type_name("DIR");
+  CLI::App* pull = Named(checkpoint, "pull",
+                         "Bring one to this machine, checked; prints its folder", &o, "JOB[@STEP]");
+  pull->add_option("--to", o.to, "Goes to DIR/JOB/step-NNNNNNNN")
+      ->capture_default_str()
+      ->type_name("DIR");
   AddFormatOption(pull, session);
   pull->callback([session] { session->action = [session] { return Pull(session, o); }; });
 
-  CLI::App* generate = app->add_subcommand("generate", "Sample text from a checkpoint, on this machine");
-  generate->add_option("JOB[@STEP]|DIR", o.checkpoint, "Job (its newest checkpoint is pulled), or a checkpoint's folder")->required();
+  CLI::App* generate =
+      app->add_subcommand("generate", "Sample text from a checkpoint, on this machine");
+  generate
+      ->add_option("JOB[@STEP]|DIR", o.checkpoint,
+                   "Job (its newest checkpoint is pulled), or a checkpoint's folder")
+      ->required();
   generate->add_option("--prompt", o.prompt, "Text to go on from")->required();
-  generate->add_option("--tokens", o.tokens, "New tokens at most")->check(CLI::Range(1, 1'000'000))->capture_default_str();
-  generate->add_option("--temperature", o.temperature, "0 = always the most likely token")->check(CLI::Range(0.0, 100.0))->capture_default_str();
-  generate->add_option("--seed", o.seed, "The same seed gives the same text")->capture_default_str();
+  generate->add_option("--tokens", o.tokens, "New tokens at most")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
+  generate->add_option("--temperature", o.temperature, "0 = always the most likely token")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  generate->add_option("--seed", o.seed, "The same seed gives the same text")
+      ->capture_default_str();
   generate->add_option("--backend", o.backend, "cpu or reference");
   generate->callback([session] { session->action = [session] { return Generate(session, o); }; });
 }

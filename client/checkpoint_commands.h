@@ -13,6 +13,7 @@ absl::StatusOr<v1::CheckpointRef> ParseCheckpoint(const std::string& text);
 // Writes a checkpoint under `root` as <root>/<job>/step-NNNNNNNN/, every file checked against the manifest's size and digest
 // before the manifest makes it exist; what is there and right is not fetched again, and a stream that breaks goes on where it
 // was. Returns its folder. DATA_LOSS names the file.
-absl::StatusOr<std::string> PullCheckpoint(Session* session, const v1::CheckpointRef& checkpoint, const std::string& root);
+absl::StatusOr<std::string> PullCheckpoint(Session* session, const v1::CheckpointRef& checkpoint,
+                                           const std::string& root);
 
 }  // namespace mt::client

@@ -27,7 +27,8 @@ class FakeCoordinator : public v1::Jobs::Service, public v1::Checkpoints::Servic
  public:
   explicit FakeCoordinator(int port = 0) {
     grpc::ServerBuilder builder;
-    builder.AddListeningPort("127.0.0.1:" + std::to_string(port), grpc::InsecureServerCredentials(), &port_);
+    builder.AddListeningPort("127.0.0.1:" + std::to_string(port), grpc::InsecureServerCredentials(),
+                             &port_);
     builder.RegisterService(static_cast<v1::Jobs::Service*>(this));
     builder.RegisterService(static_cast<v1::Checkpoints::Service*>(this));
     server_ = builder.BuildAndStart();
@@ -51,32 +52,39 @@ class FakeCoordinator : public v1::Jobs::Service, public v1::Checkpoints::Servic
   int break_pull_after = -1;  // pieces of one Pull stream
   std::vector<v1::PullRequest> pulls;
 
-  grpc::Status Get(grpc::ServerContext*, const v1::GetJobRequest* request, v1::Job* answer) override {
-    if (request->job_id() != job.id()) return {grpc::StatusCode::NOT_FOUND, "no job " + request->job_id()};
+  grpc::Status Get(grpc::ServerContext*, const v1::GetJobRequest* request,
+                   v1::Job* answer) override {
+    if (request->job_id() != job.id())
+      return {grpc::StatusCode::NOT_FOUND, "no job " + request->job_id()};
     *answer = job;
     return grpc::Status::OK;
   }
-  grpc::Status List(grpc::ServerContext*, const v1::ListJobsRequest*, v1::ListJobsResponse* answer) override {
+  grpc::Status List(grpc::ServerContext*, const v1::ListJobsRequest*,
+                    v1::ListJobsResponse* answer) override {
     if (!job.id().empty()) *answer->add_jobs() = job;
     return grpc::Status::OK;
   }
-  grpc::Status Submit(grpc::ServerContext*, const v1::SubmitRequest* request, v1::Job* answer) override {
+  grpc::Status Submit(grpc::ServerContext*, const v1::SubmitRequest* request,
+                      v1::Job* answer) override {
     submits.push_back(*request);
     if (refuse_submits-- > 0) return {grpc::StatusCode::UNAVAILABLE, "stopping"};
     *answer = job;
     return grpc::Status::OK;
   }
-  grpc::Status Watch(grpc::ServerContext*, const v1::GetJobRequest*, grpc::ServerWriter<v1::Job>* stream) override {
+  grpc::Status Watch(grpc::ServerContext*, const v1::GetJobRequest*,
+                     grpc::ServerWriter<v1::Job>* stream) override {
     if (watched < states.size()) job.set_state(states[watched++]);
     stream->Write(job);
     return grpc::Status::OK;
   }
-  grpc::Status Logs(grpc::ServerContext*, const v1::LogsRequest* request, grpc::ServerWriter<v1::LogChunk>* stream) override {
+  grpc::Status Logs(grpc::ServerContext*, const v1::LogsRequest* request,
+                    grpc::ServerWriter<v1::LogChunk>* stream) override {
     logs_requests.push_back(*request);
     int sent = 0;
     for (size_t i = 0; i < lines.size(); ++i) {
       if (static_cast<int64_t>(i) < request->after_sequence()) continue;
-      if (break_after >= 0 && sent++ == break_after) return {grpc::StatusCode::UNAVAILABLE, "broken"};
+      if (break_after >= 0 && sent++ == break_after)
+        return {grpc::StatusCode::UNAVAILABLE, "broken"};
       v1::LogChunk chunk;
       chunk.set_sequence(static_cast<int64_t>(i) + 1);
       chunk.set_rank(static_cast<int>(i % 2));
@@ -85,10 +93,12 @@ class FakeCoordinator : public v1::Jobs::Service, public v1::Checkpoints::Servic
     }
     return grpc::Status::OK;
   }
-  grpc::Status List(grpc::ServerContext*, const v1::ListCheckpointsRequest*, v1::ListCheckpointsResponse*) override {
+  grpc::Status List(grpc::ServerContext*, const v1::ListCheckpointsRequest*,
+                    v1::ListCheckpointsResponse*) override {
     return grpc::Status::OK;
   }
-  grpc::Status Pull(grpc::ServerContext*, const v1::PullRequest* request, grpc::ServerWriter<v1::PullPiece>* stream) override {
+  grpc::Status Pull(grpc::ServerContext*, const v1::PullRequest* request,
+                    grpc::ServerWriter<v1::PullPiece>* stream) override {
     pulls.push_back(*request);
     v1::PullPiece first;
     *first.mutable_manifest() = manifest;
@@ -102,7 +112,8 @@ class FakeCoordinator : public v1::Jobs::Service, public v1::Checkpoints::Servic
       started = true;
       const std::string& data = files[file.name()];
       for (; offset < static_cast<int64_t>(data.size()); offset += 4) {
-        if (break_pull_after >= 0 && sent++ == break_pull_after) return {grpc::StatusCode::UNAVAILABLE, "node away"};
+        if (break_pull_after >= 0 && sent++ == break_pull_after)
+          return {grpc::StatusCode::UNAVAILABLE, "node away"};
         v1::PullPiece piece;
         piece.set_file(file.name());
         piece.set_offset(offset);
@@ -191,7 +202,8 @@ TEST_F(ClientTest, ALogStreamThatBreaksGoesOnAfterTheLastLine) {
   fake_.break_after = 2;
   Interrupt interrupt;
   testing::internal::CaptureStdout();
-  const absl::Status status = StreamLogs(&session_, "tiny-1", {.follow = true, .tail_lines = 50, .prefix = false}, &interrupt);
+  const absl::Status status = StreamLogs(
+      &session_, "tiny-1", {.follow = true, .tail_lines = 50, .prefix = false}, &interrupt);
   EXPECT_EQ(testing::internal::GetCapturedStdout(), "one\ntwo\nthree\nfour\nfive\nsix\n");
   EXPECT_TRUE(status.ok()) << status;
   ASSERT_EQ(fake_.logs_requests.size(), 3u);
@@ -212,9 +224,11 @@ TEST_F(ClientTest, WaitOutlivesACoordinatorThatEndsItsStreams) {
 
 TEST_F(ClientTest, WaitEndsAtItsTimeoutAndOnInterrupt) {
   Interrupt interrupt;
-  EXPECT_TRUE(absl::IsDeadlineExceeded(WaitForEnd(&session_, "tiny-1", absl::Milliseconds(1), &interrupt, false).status()));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(
+      WaitForEnd(&session_, "tiny-1", absl::Milliseconds(1), &interrupt, false).status()));
   interrupt.Trigger();
-  EXPECT_TRUE(absl::IsCancelled(WaitForEnd(&session_, "tiny-1", absl::Hours(1), &interrupt, false).status()));
+  EXPECT_TRUE(absl::IsCancelled(
+      WaitForEnd(&session_, "tiny-1", absl::Hours(1), &interrupt, false).status()));
 }
 
 TEST_F(ClientTest, AFailedJobIsExitCode8WithItsLastLines) {
@@ -225,7 +239,8 @@ TEST_F(ClientTest, AFailedJobIsExitCode8WithItsLastLines) {
   const Result result = Mtctl({"wait", "tiny-1"});
   EXPECT_EQ(result.code, kExitJobFailed);
   EXPECT_THAT(result.err, HasSubstr("the job's exit code is 93"));
-  EXPECT_THAT(result.err, HasSubstr("[rank 3] out of memory [2J\n")) << "control characters are shown, not obeyed";
+  EXPECT_THAT(result.err, HasSubstr("[rank 3] out of memory [2J\n"))
+      << "control characters are shown, not obeyed";
   EXPECT_THAT(result.err, HasSubstr("next: mtctl describe tiny-1"));
   EXPECT_EQ(result.out, "");
 }
@@ -287,14 +302,18 @@ TEST_F(ClientTest, ErrorsHaveTheirExitCodeAndTheNextCommand) {
 }
 
 TEST_F(ClientTest, PlanShowsMemoryByKindWithoutACoordinator) {
-  const Result table = Mtctl({"plan", MT_SOURCE_DIR "/examples/quickstart.yaml", "--offline"}, false);
+  const Result table =
+      Mtctl({"plan", MT_SOURCE_DIR "/examples/quickstart.yaml", "--offline"}, false);
   EXPECT_EQ(table.code, kExitOk) << table.err;
   EXPECT_THAT(table.out, HasSubstr("TP2×PP1×DP2, sequence parallel, ZeRO-1, fp32"));
   EXPECT_THAT(table.out, HasSubstr("OPTIMIZER"));
-  const Result refused = Mtctl({"plan", MT_SOURCE_DIR "/examples/quickstart.yaml", "--offline", "--slots", "2"}, false);
+  const Result refused = Mtctl(
+      {"plan", MT_SOURCE_DIR "/examples/quickstart.yaml", "--offline", "--slots", "2"}, false);
   EXPECT_EQ(refused.code, kExitPrecondition);
-  EXPECT_THAT(refused.err, HasSubstr("needs 4 slots and the cluster has 2; nearest layouts that fit: "));
-  const Result json = Mtctl({"plan", MT_SOURCE_DIR "/examples/quickstart.yaml", "--offline", "-o", "json"}, false);
+  EXPECT_THAT(refused.err,
+              HasSubstr("needs 4 slots and the cluster has 2; nearest layouts that fit: "));
+  const Result json =
+      Mtctl({"plan", MT_SOURCE_DIR "/examples/quickstart.yaml", "--offline", "-o", "json"}, false);
   EXPECT_EQ(Json::parse(json.out)["ranks"].size(), 4u);
 }
 
@@ -375,10 +394,12 @@ TEST(TopFrame, FitsTheScreenAndTellsWhatMatters) {
   job.mutable_progress()->set_tokens_per_second(12345);
   for (float loss : {5.f, 4.f, 2.5f}) job.mutable_progress()->add_loss_history(loss);
   const std::string frame = TopFrame(status, {job}, absl::UnixEpoch(), 0, 0);
-  for (const char* text : {"slots 4/4", "tiny-1", "5/10", "12.3k", "█▅▁", "suspect", "stream lost"}) EXPECT_THAT(frame, HasSubstr(text));
+  for (const char* text : {"slots 4/4", "tiny-1", "5/10", "12.3k", "█▅▁", "suspect", "stream lost"})
+    EXPECT_THAT(frame, HasSubstr(text));
   const std::string small = TopFrame(status, {job}, absl::UnixEpoch(), 20, 3);
   EXPECT_EQ(std::count(small.begin(), small.end(), '\n'), 3);
-  for (absl::string_view line : {absl::string_view(small).substr(0, small.find('\n'))}) EXPECT_LE(DisplayWidth(line), 20u);
+  for (absl::string_view line : {absl::string_view(small).substr(0, small.find('\n'))})
+    EXPECT_LE(DisplayWidth(line), 20u);
 }
 
 TEST(Completion, KnowsEveryCommandAndBashAcceptsIt) {
@@ -386,12 +407,14 @@ TEST(Completion, KnowsEveryCommandAndBashAcceptsIt) {
   const auto app = NewApplication(&session);
   for (const char* shell : {"bash", "zsh", "fish"}) {
     const std::string script = CompletionScript(*app, shell);
-    for (const CLI::App* sub : app->get_subcommands(nullptr)) EXPECT_THAT(script, HasSubstr(sub->get_name())) << shell;
+    for (const CLI::App* sub : app->get_subcommands(nullptr))
+      EXPECT_THAT(script, HasSubstr(sub->get_name())) << shell;
     EXPECT_THAT(script, HasSubstr("validate-only")) << shell;
   }
   const std::string path = testing::TempDir() + "/mtctl-completion.bash";
-  std::ofstream(path) << CompletionScript(*app, "bash")
-                      << "COMP_WORDS=(mtctl checkpoint sh); COMP_CWORD=2; _mtctl; [ \"${COMPREPLY[*]}\" = show ]\n";
+  std::ofstream(path)
+      << CompletionScript(*app, "bash")
+      << "COMP_WORDS=(mtctl checkpoint sh); COMP_CWORD=2; _mtctl; [ \"${COMPREPLY[*]}\" = show ]\n";
   EXPECT_EQ(std::system(("bash " + path).c_str()), 0);
 }
 

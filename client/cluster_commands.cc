@@ -13,7 +13,8 @@ namespace mt::client {
 namespace {
 
 struct Options {
-  std::string state, hostfile, listen, ssh_key, known_hosts, bundle, node, timeout, name = "cluster";
+  std::string state, hostfile, listen, ssh_key, known_hosts, bundle, node, timeout,
+      name = "cluster";
   int nodes = 2, slots = 2;
   bool insecure = false, now = false, purge = false, stop_jobs = false, accept_new_hosts = false;
 };
@@ -30,10 +31,13 @@ std::string NodeStateText(v1::NodeState state) {
   return value == nullptr ? "unknown" : EnumToText(*value);
 }
 
-std::vector<v1::Node> ToVector(const google::protobuf::RepeatedPtrField<v1::Node>& nodes) { return {nodes.begin(), nodes.end()}; }
+std::vector<v1::Node> ToVector(const google::protobuf::RepeatedPtrField<v1::Node>& nodes) {
+  return {nodes.begin(), nodes.end()};
+}
 
 // What a start prints: where it is, and what to do next.
-absl::StatusOr<ExitCode> ReportUp(Session* session, const BringUp& up, const v1::ListNodesResponse& nodes) {
+absl::StatusOr<ExitCode> ReportUp(Session* session, const BringUp& up,
+                                  const v1::ListNodesResponse& nodes) {
   MT_ASSIGN_OR_RETURN(Client * client, session->client());
   int slots = 0, down = 0;
   for (const v1::Node& node : nodes.nodes()) {
@@ -51,8 +55,10 @@ absl::StatusOr<ExitCode> ReportUp(Session* session, const BringUp& up, const v1:
     for (const v1::Node& node : nodes.nodes()) json["nodes"].push_back(MessageToJson(node));
     session->Print(json);
   } else {
-    std::printf("coordinator  %s%s\n", client->endpoint().address.c_str(), client->endpoint().tls.empty() ? " (no TLS)" : " (mTLS)");
-    if (!client->endpoint().metrics.empty()) std::printf("metrics      %s\n", client->endpoint().metrics.c_str());
+    std::printf("coordinator  %s%s\n", client->endpoint().address.c_str(),
+                client->endpoint().tls.empty() ? " (no TLS)" : " (mTLS)");
+    if (!client->endpoint().metrics.empty())
+      std::printf("metrics      %s\n", client->endpoint().metrics.c_str());
     std::printf("endpoint     %s\n", EndpointPath(up.state_directory).c_str());
     std::printf("log          %s\n", CoordinatorLog(up.state_directory).c_str());
     std::printf("nodes        %d, %d slots\n\n", nodes.nodes_size(), slots);
@@ -60,8 +66,10 @@ absl::StatusOr<ExitCode> ReportUp(Session* session, const BringUp& up, const v1:
     std::fflush(stdout);
   }
   if (down > 0) {
-    return WithNext(absl::FailedPreconditionError(absl::StrCat(down, " of ", nodes.nodes_size(), " nodes did not come up (reasons above); the "
-                                                               "coordinator runs with the others and tries them again")),
+    return WithNext(absl::FailedPreconditionError(
+                        absl::StrCat(down, " of ", nodes.nodes_size(),
+                                     " nodes did not come up (reasons above); the "
+                                     "coordinator runs with the others and tries them again")),
                     "mtctl nodes -o wide");
   }
   Note("next: mtctl submit examples/quickstart.yaml --follow");
@@ -70,19 +78,23 @@ absl::StatusOr<ExitCode> ReportUp(Session* session, const BringUp& up, const v1:
 
 absl::StatusOr<ExitCode> DevUp(Session* session, const Options& o) {
   BringUp up{.context = "dev", .state_directory = StateOr(o.state, "dev")};
-  up.arguments = {"--listen=127.0.0.1:0", absl::StrCat("--local-nodes=", o.nodes), absl::StrCat("--slots=", o.slots)};
+  up.arguments = {"--listen=127.0.0.1:0", absl::StrCat("--local-nodes=", o.nodes),
+                  absl::StrCat("--slots=", o.slots)};
   if (o.insecure) up.arguments.push_back("--insecure");
   MT_ASSIGN_OR_RETURN(const v1::ListNodesResponse nodes, StartCoordinator(session, up));
   return ReportUp(session, up, nodes);
 }
 
 absl::StatusOr<ExitCode> ClusterUp(Session* session, const Options& o) {
-  BringUp up{.context = o.name, .state_directory = StateOr(o.state, o.name), .timeout = absl::Seconds(300)};
+  BringUp up{.context = o.name,
+             .state_directory = StateOr(o.state, o.name),
+             .timeout = absl::Seconds(300)};
   if (!o.timeout.empty()) {
     MT_ASSIGN_OR_RETURN(up.timeout, ParseSpecDuration(o.timeout));
   }
   if (!Exists(Env::Real(), o.hostfile)) {
-    return absl::NotFoundError(absl::StrCat("--hostfile ", o.hostfile, ": no such file; write one line per host: `gpu01 slots=8`"));
+    return absl::NotFoundError(absl::StrCat(
+        "--hostfile ", o.hostfile, ": no such file; write one line per host: `gpu01 slots=8`"));
   }
   up.arguments = {absl::StrCat("--hostfile=", StateOr(o.hostfile, ""))};
   const auto add = [&](const char* flag, const std::string& value) {
@@ -108,40 +120,47 @@ absl::StatusOr<ExitCode> Down(Session* session, const Options& o, const std::str
   if (o.purge) {
     // Only what is plainly a state folder of ours is ever removed.
     if (Exists(Env::Real(), state) && !Exists(Env::Real(), CoordinatorLog(state))) {
-      return absl::FailedPreconditionError(absl::StrCat("--purge: ", state, " does not look like a state folder; remove it by hand"));
+      return absl::FailedPreconditionError(absl::StrCat(
+          "--purge: ", state, " does not look like a state folder; remove it by hand"));
     }
     MT_RETURN_IF_ERROR(Env::Real()->RemoveTree(state));
   }
-  Note(absl::StrCat(name, " is down", o.purge ? ", its state removed" : absl::StrCat("; its state is in ", state)));
+  Note(absl::StrCat(name, " is down",
+                    o.purge ? ", its state removed" : absl::StrCat("; its state is in ", state)));
   return kExitOk;
 }
 
 absl::StatusOr<ExitCode> Status(Session* session) {
   MT_ASSIGN_OR_RETURN(Client * client, session->client());
-  MT_ASSIGN_OR_RETURN(const v1::ClusterStatus status,
-                      client->Call(client->cluster(), &v1::Cluster::Stub::Status, v1::ClusterStatusRequest()));
+  MT_ASSIGN_OR_RETURN(
+      const v1::ClusterStatus status,
+      client->Call(client->cluster(), &v1::Cluster::Stub::Status, v1::ClusterStatusRequest()));
   if (session->json()) {
     session->Print(MessageToJson(status));
     return kExitOk;
   }
   const absl::Time now = absl::Now();
   std::map<std::string, int> jobs(status.jobs_by_state().begin(), status.jobs_by_state().end());
-  std::printf("coordinator  %s, up %s, version %s, start %lld of this state\n", client->endpoint().address.c_str(),
-              Age(status.started(), now).c_str(), Safe(status.version()).c_str(), static_cast<long long>(status.epoch()));
-  if (!status.metrics_address().empty()) std::printf("metrics      %s\n", Safe(status.metrics_address()).c_str());
+  std::printf("coordinator  %s, up %s, version %s, start %lld of this state\n",
+              client->endpoint().address.c_str(), Age(status.started(), now).c_str(),
+              Safe(status.version()).c_str(), static_cast<long long>(status.epoch()));
+  if (!status.metrics_address().empty())
+    std::printf("metrics      %s\n", Safe(status.metrics_address()).c_str());
   std::printf("slots        %d of %d used\n", status.slots_used(), status.slots());
-  std::printf("jobs         %s\n\n",
-              jobs.empty() ? "none" : absl::StrJoin(jobs, ", ", [](std::string* out, const auto& entry) {
-                               absl::StrAppend(out, entry.second, " ", Safe(entry.first));
-                             }).c_str());
+  std::printf(
+      "jobs         %s\n\n",
+      jobs.empty() ? "none" : absl::StrJoin(jobs, ", ", [](std::string* out, const auto& entry) {
+                                absl::StrAppend(out, entry.second, " ", Safe(entry.first));
+                              }).c_str());
   NodesTable(ToVector(status.nodes()), now).Print(session->wide());
   return kExitOk;
 }
 
 absl::StatusOr<ExitCode> Nodes(Session* session) {
   MT_ASSIGN_OR_RETURN(Client * client, session->client());
-  MT_ASSIGN_OR_RETURN(const v1::ListNodesResponse nodes,
-                      client->Call(client->cluster(), &v1::Cluster::Stub::ListNodes, v1::ListNodesRequest()));
+  MT_ASSIGN_OR_RETURN(
+      const v1::ListNodesResponse nodes,
+      client->Call(client->cluster(), &v1::Cluster::Stub::ListNodes, v1::ListNodesRequest()));
   if (session->json()) {
     Json list = Json::array();
     for (const v1::Node& node : nodes.nodes()) list.push_back(MessageToJson(node));
@@ -157,39 +176,60 @@ absl::StatusOr<ExitCode> Drain(Session* session, const Options& o, bool drain) {
   v1::DrainRequest request;
   request.set_node(o.node);
   request.set_stop_jobs(o.stop_jobs);
-  const auto node = client->Call(client->cluster(), drain ? &v1::Cluster::Stub::Drain : &v1::Cluster::Stub::Undrain, request);
+  const auto node = client->Call(
+      client->cluster(), drain ? &v1::Cluster::Stub::Drain : &v1::Cluster::Stub::Undrain, request);
   if (!node.ok()) return WithNext(node.status(), "mtctl nodes");
   if (session->json()) {
     session->Print(MessageToJson(*node));
   } else {
     Note(absl::StrCat(node->name(), " is ", NodeStateText(node->state()),
-                      drain && node->jobs_size() > 0 ? absl::StrCat("; still there: ", absl::StrJoin(node->jobs(), ", ")) : ""));
+                      drain && node->jobs_size() > 0
+                          ? absl::StrCat("; still there: ", absl::StrJoin(node->jobs(), ", "))
+                          : ""));
   }
   return kExitOk;
 }
 
 void AddUpAndDown(CLI::App* app, Session* session, Options* o) {
-  CLI::App* dev = app->add_subcommand("dev", "A cluster of loopback nodes on this machine, without SSH")->require_subcommand(1);
+  CLI::App* dev =
+      app->add_subcommand("dev", "A cluster of loopback nodes on this machine, without SSH")
+          ->require_subcommand(1);
   CLI::App* dev_up = dev->add_subcommand("up", "Start it and wait until it is ready");
-  dev_up->add_option("--nodes", o->nodes, "Worker daemons")->check(CLI::Range(1, 64))->capture_default_str();
-  dev_up->add_option("--slots", o->slots, "Ranks per node")->check(CLI::Range(1, 256))->capture_default_str();
+  dev_up->add_option("--nodes", o->nodes, "Worker daemons")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  dev_up->add_option("--slots", o->slots, "Ranks per node")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
   dev_up->add_option("--state", o->state, "State folder; default ~/.mt/dev")->type_name("DIR");
   dev_up->add_flag("--insecure", o->insecure, "Without TLS");
   AddFormatOption(dev_up, session);
   dev_up->callback([session, o] { session->action = [session, o] { return DevUp(session, *o); }; });
-  CLI::App* dev_down = dev->add_subcommand("down", "Stop it; state and checkpoints stay unless --purge");
+  CLI::App* dev_down =
+      dev->add_subcommand("down", "Stop it; state and checkpoints stay unless --purge");
 
-  CLI::App* cluster = app->add_subcommand("cluster", "A cluster of machines reached by SSH")->require_subcommand(1);
-  CLI::App* up = cluster->add_subcommand("up", "Start the coordinator here and a worker daemon on every host");
-  up->add_option("--hostfile", o->hostfile, "One line per host: `gpu01 slots=8` (docs/guide/hostfile.md)")->required()->type_name("FILE");
-  up->add_option("--name", o->name, "Context and default state folder ~/.mt/NAME")->capture_default_str();
+  CLI::App* cluster =
+      app->add_subcommand("cluster", "A cluster of machines reached by SSH")->require_subcommand(1);
+  CLI::App* up =
+      cluster->add_subcommand("up", "Start the coordinator here and a worker daemon on every host");
+  up->add_option("--hostfile", o->hostfile,
+                 "One line per host: `gpu01 slots=8` (docs/guide/hostfile.md)")
+      ->required()
+      ->type_name("FILE");
+  up->add_option("--name", o->name, "Context and default state folder ~/.mt/NAME")
+      ->capture_default_str();
   up->add_option("--state", o->state, "State folder")->type_name("DIR");
-  up->add_option("--listen", o->listen, "Address that workers and clients reach")->type_name("HOST:PORT");
+  up->add_option("--listen", o->listen, "Address that workers and clients reach")
+      ->type_name("HOST:PORT");
   up->add_option("--ssh-key", o->ssh_key, "Private key for SSH")->type_name("FILE");
-  up->add_option("--known-hosts", o->known_hosts, "SSH host keys; default ~/.ssh/known_hosts")->type_name("FILE");
-  up->add_option("--bundle", o->bundle, "Worker bundle to copy; default beside mtctl")->type_name("DIR");
-  up->add_flag("--accept-new-hosts", o->accept_new_hosts, "Remember keys of hosts that are not known yet; changed ones still fail");
-  up->add_option("--timeout", o->timeout, "How long to wait for the nodes; default 5m")->type_name("DURATION");
+  up->add_option("--known-hosts", o->known_hosts, "SSH host keys; default ~/.ssh/known_hosts")
+      ->type_name("FILE");
+  up->add_option("--bundle", o->bundle, "Worker bundle to copy; default beside mtctl")
+      ->type_name("DIR");
+  up->add_flag("--accept-new-hosts", o->accept_new_hosts,
+               "Remember keys of hosts that are not known yet; changed ones still fail");
+  up->add_option("--timeout", o->timeout, "How long to wait for the nodes; default 5m")
+      ->type_name("DURATION");
   up->add_flag("--insecure", o->insecure, "Without TLS");
   AddFormatOption(up, session);
   up->callback([session, o] { session->action = [session, o] { return ClusterUp(session, *o); }; });
@@ -202,28 +242,46 @@ void AddUpAndDown(CLI::App* app, Session* session, Options* o) {
   for (CLI::App* command : {dev_down, down}) {
     command->add_option("--state", o->state, "State folder")->type_name("DIR");
     command->add_flag("--now", o->now, "Without a checkpoint of the running jobs");
-    command->add_flag("--purge", o->purge, "Remove the state folder too, with all jobs and checkpoints in it");
+    command->add_flag("--purge", o->purge,
+                      "Remove the state folder too, with all jobs and checkpoints in it");
     command->add_option("--timeout", o->timeout, "Then kill; default 60s")->type_name("DURATION");
   }
-  dev_down->callback([session, o] { session->action = [session, o] { return Down(session, *o, "dev"); }; });
-  down->callback([session, o] { session->action = [session, o] { return Down(session, *o, o->name); }; });
+  dev_down->callback(
+      [session, o] { session->action = [session, o] { return Down(session, *o, "dev"); }; });
+  down->callback(
+      [session, o] { session->action = [session, o] { return Down(session, *o, o->name); }; });
 }
 
 }  // namespace
 
 Table NodesTable(const std::vector<v1::Node>& nodes, absl::Time now) {
-  Table table({{"NODE"}, {"STATE"}, {"SLOTS"}, {"JOBS"}, {"ADDRESS", true}, {"DATA"}, {"DATA CHOSEN BY", true}, {"CORES", true, true},
-               {"MEMORY", true, true}, {"DISK FREE", true, true}, {"BACKENDS", true}, {"HEARTBEAT", false, true}, {"REASON"}});
+  Table table({{"NODE"},
+               {"STATE"},
+               {"SLOTS"},
+               {"JOBS"},
+               {"ADDRESS", true},
+               {"DATA"},
+               {"DATA CHOSEN BY", true},
+               {"CORES", true, true},
+               {"MEMORY", true, true},
+               {"DISK FREE", true, true},
+               {"BACKENDS", true},
+               {"HEARTBEAT", false, true},
+               {"REASON"}});
   for (const v1::Node& n : nodes) {
-    const Colour colour = n.state() == v1::NODE_STATE_READY ? Colour::kGreen
+    const Colour colour = n.state() == v1::NODE_STATE_READY  ? Colour::kGreen
                           : n.state() == v1::NODE_STATE_DOWN ? Colour::kRed
                                                              : Colour::kYellow;
-    table.AddRow({Safe(n.name()), Paint(NodeStateText(n.state()), colour), absl::StrCat(n.slots_used(), "/", n.slots()),
-                  Safe(absl::StrJoin(n.jobs(), ",")), n.address().empty() ? "local" : Safe(absl::StrCat(n.address(), ":", n.ssh_port())),
-                  n.data_address().empty() ? "" : Safe(absl::StrCat(n.data_address(), " ", n.data_interface())),
-                  Safe(n.data_interface_reason()), n.cores() > 0 ? absl::StrCat(n.cores()) : "",
-                  n.memory_bytes() > 0 ? Bytes(n.memory_bytes()) : "", n.disk_free_bytes() > 0 ? Bytes(n.disk_free_bytes()) : "",
-                  Safe(absl::StrJoin(n.backends(), ", ")), Age(n.last_heartbeat(), now), Safe(n.reason())});
+    table.AddRow(
+        {Safe(n.name()), Paint(NodeStateText(n.state()), colour),
+         absl::StrCat(n.slots_used(), "/", n.slots()), Safe(absl::StrJoin(n.jobs(), ",")),
+         n.address().empty() ? "local" : Safe(absl::StrCat(n.address(), ":", n.ssh_port())),
+         n.data_address().empty() ? ""
+                                  : Safe(absl::StrCat(n.data_address(), " ", n.data_interface())),
+         Safe(n.data_interface_reason()), n.cores() > 0 ? absl::StrCat(n.cores()) : "",
+         n.memory_bytes() > 0 ? Bytes(n.memory_bytes()) : "",
+         n.disk_free_bytes() > 0 ? Bytes(n.disk_free_bytes()) : "",
+         Safe(absl::StrJoin(n.backends(), ", ")), Age(n.last_heartbeat(), now), Safe(n.reason())});
   }
   return table;
 }
@@ -236,11 +294,17 @@ void AddClusterCommands(CLI::App* app, Session* session) {
   AddFormatOption(nodes, session);
   nodes->callback([session] { session->action = [session] { return Nodes(session); }; });
   for (const bool drain : {true, false}) {
-    CLI::App* command = app->add_subcommand(drain ? "drain" : "undrain", drain ? "Place no new ranks on a node" : "Place ranks there again");
+    CLI::App* command =
+        app->add_subcommand(drain ? "drain" : "undrain",
+                            drain ? "Place no new ranks on a node" : "Place ranks there again");
     command->add_option("NODE", o.node, "Node name, as `mtctl nodes` shows it")->required();
-    if (drain) command->add_flag("--stop-jobs", o.stop_jobs, "Move its jobs away now (they restart from their checkpoints)");
+    if (drain)
+      command->add_flag("--stop-jobs", o.stop_jobs,
+                        "Move its jobs away now (they restart from their checkpoints)");
     AddFormatOption(command, session);
-    command->callback([session, drain] { session->action = [session, drain] { return Drain(session, o, drain); }; });
+    command->callback([session, drain] {
+      session->action = [session, drain] { return Drain(session, o, drain); };
+    });
   }
 }
 

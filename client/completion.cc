@@ -20,16 +20,22 @@ struct Place {
 
 void Walk(const CLI::App& app, const std::string& path, std::vector<Place>* places) {
   Place place{.path = path};
-  for (const CLI::App* sub : app.get_subcommands(nullptr)) place.subcommands.push_back({sub->get_name(), sub->get_description()});
+  for (const CLI::App* sub : app.get_subcommands(nullptr))
+    place.subcommands.push_back({sub->get_name(), sub->get_description()});
   for (const CLI::Option* option : app.get_options(nullptr)) {
-    for (const std::string& name : option->get_lnames()) place.options.push_back({"--" + name, option->get_description()});
-    for (const std::string& name : option->get_snames()) place.options.push_back({"-" + name, option->get_description()});
+    for (const std::string& name : option->get_lnames())
+      place.options.push_back({"--" + name, option->get_description()});
+    for (const std::string& name : option->get_snames())
+      place.options.push_back({"-" + name, option->get_description()});
   }
   places->push_back(place);
-  for (const CLI::App* sub : app.get_subcommands(nullptr)) Walk(*sub, path.empty() ? sub->get_name() : path + " " + sub->get_name(), places);
+  for (const CLI::App* sub : app.get_subcommands(nullptr))
+    Walk(*sub, path.empty() ? sub->get_name() : path + " " + sub->get_name(), places);
 }
 
-std::string Quoted(const std::string& text) { return absl::StrCat("'", absl::StrReplaceAll(text, {{"'", "'\\''"}}), "'"); }
+std::string Quoted(const std::string& text) {
+  return absl::StrCat("'", absl::StrReplaceAll(text, {{"'", "'\\''"}}), "'");
+}
 
 std::string Words(const Place& place) {
   std::vector<std::string> words;
@@ -48,25 +54,26 @@ std::string Bash(const std::vector<Place>& places, bool zsh) {
   }
   std::string script;
   if (zsh) script = "#compdef mtctl\nautoload -U +X bashcompinit && bashcompinit\n";
-  absl::StrAppend(&script,
-                  "_mtctl() {\n"
-                  "  local current=\"${COMP_WORDS[COMP_CWORD]}\" path='' word words next i\n"
-                  "  for ((i = 1; i < COMP_CWORD; i++)); do\n"
-                  "    word=\"${COMP_WORDS[i]}\"\n"
-                  "    next=\"${path:+$path }$word\"\n"
-                  "    case \"$next\" in\n"
-                  "      ",
-                  absl::StrJoin(paths.begin() + 1, paths.end(), "|"),
-                  ") path=\"$next\" ;;\n"
-                  "    esac\n"
-                  "  done\n"
-                  "  case \"$path\" in\n",
-                  cases,
-                  "  esac\n"
-                  "  COMPREPLY=($(compgen -W \"$words\" -- \"$current\"))\n"
-                  "  if [ ${#COMPREPLY[@]} -eq 0 ]; then COMPREPLY=($(compgen -f -- \"$current\")); fi\n"
-                  "}\n"
-                  "complete -o filenames -F _mtctl mtctl\n");
+  absl::StrAppend(
+      &script,
+      "_mtctl() {\n"
+      "  local current=\"${COMP_WORDS[COMP_CWORD]}\" path='' word words next i\n"
+      "  for ((i = 1; i < COMP_CWORD; i++)); do\n"
+      "    word=\"${COMP_WORDS[i]}\"\n"
+      "    next=\"${path:+$path }$word\"\n"
+      "    case \"$next\" in\n"
+      "      ",
+      absl::StrJoin(paths.begin() + 1, paths.end(), "|"),
+      ") path=\"$next\" ;;\n"
+      "    esac\n"
+      "  done\n"
+      "  case \"$path\" in\n",
+      cases,
+      "  esac\n"
+      "  COMPREPLY=($(compgen -W \"$words\" -- \"$current\"))\n"
+      "  if [ ${#COMPREPLY[@]} -eq 0 ]; then COMPREPLY=($(compgen -f -- \"$current\")); fi\n"
+      "}\n"
+      "complete -o filenames -F _mtctl mtctl\n");
   return script;
 }
 
@@ -76,16 +83,18 @@ std::string Fish(const std::vector<Place>& places) {
     std::string when = "__fish_use_subcommand";
     if (!place.path.empty()) {
       std::vector<std::string> seen;
-      for (const auto& word : absl::StrSplit(place.path, ' ')) seen.push_back(absl::StrCat("__fish_seen_subcommand_from ", word));
+      for (const auto& word : absl::StrSplit(place.path, ' '))
+        seen.push_back(absl::StrCat("__fish_seen_subcommand_from ", word));
       when = absl::StrJoin(seen, "; and ");
     }
     for (const Word& word : place.subcommands) {
-      absl::StrAppend(&script, "complete -c mtctl -f -n ", Quoted(when), " -a ", Quoted(word.text), " -d ", Quoted(word.help), "\n");
+      absl::StrAppend(&script, "complete -c mtctl -f -n ", Quoted(when), " -a ", Quoted(word.text),
+                      " -d ", Quoted(word.help), "\n");
     }
     for (const Word& word : place.options) {
       const bool is_long = word.text[1] == '-';
-      absl::StrAppend(&script, "complete -c mtctl -n ", Quoted(when), is_long ? " -l " : " -s ", word.text.substr(is_long ? 2 : 1), " -d ",
-                      Quoted(word.help), "\n");
+      absl::StrAppend(&script, "complete -c mtctl -n ", Quoted(when), is_long ? " -l " : " -s ",
+                      word.text.substr(is_long ? 2 : 1), " -d ", Quoted(word.help), "\n");
     }
   }
   return script;
@@ -101,8 +110,11 @@ std::string CompletionScript(const CLI::App& app, const std::string& shell) {
 
 void AddCompletionCommand(CLI::App* app, Session* session) {
   static std::string shell;
-  CLI::App* command = app->add_subcommand("completion", "A script for the shell: source <(mtctl completion bash)");
-  command->add_option("SHELL", shell, "bash, zsh or fish")->required()->check(CLI::IsMember({"bash", "zsh", "fish"}));
+  CLI::App* command =
+      app->add_subcommand("completion", "A script for the shell: source <(mtctl completion bash)");
+  command->add_option("SHELL", shell, "bash, zsh or fish")
+      ->required()
+      ->check(CLI::IsMember({"bash", "zsh", "fish"}));
   command->callback([app, session] {
     session->action = [app]() -> absl::StatusOr<ExitCode> {
       std::fputs(CompletionScript(*app, shell).c_str(), stdout);

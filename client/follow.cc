@@ -21,7 +21,9 @@ class Away {
  public:
   explicit Away(bool tell) : tell_(tell) {}
   void Lost(const absl::Status& status) {
-    if (tell_ && !lost_) Note(absl::StrCat("coordinator is away (", status.message(), "); the job goes on, waiting for it"));
+    if (tell_ && !lost_)
+      Note(absl::StrCat("coordinator is away (", status.message(),
+                        "); the job goes on, waiting for it"));
     lost_ = true;
   }
   void Back() {
@@ -48,7 +50,8 @@ std::string PrefixLines(absl::string_view data, absl::string_view prefix) {
   return out;
 }
 
-absl::Status StreamLogs(Session* session, const std::string& job_id, const LogOptions& options, Interrupt* interrupt) {
+absl::Status StreamLogs(Session* session, const std::string& job_id, const LogOptions& options,
+                        Interrupt* interrupt) {
   v1::LogsRequest request;
   request.set_job_id(job_id);
   request.set_all_ranks(options.rank < 0);
@@ -74,14 +77,17 @@ absl::Status StreamLogs(Session* session, const std::string& job_id, const LogOp
         request.set_after_sequence(std::max(request.after_sequence(), chunk.sequence()));
         request.set_tail_lines(0);  // of a resumed stream everything is wanted
         const std::string text = PrefixLines(
-            chunk.data(), options.prefix ? Paint(absl::StrCat("[rank ", chunk.rank(), "]"), Colour::kDim) + " " : "");
+            chunk.data(), options.prefix
+                              ? Paint(absl::StrCat("[rank ", chunk.rank(), "]"), Colour::kDim) + " "
+                              : "");
         std::fwrite(text.data(), 1, text.size(), stdout);
         std::fflush(stdout);
       }
       status = Client::FromGrpc(stream->Finish());
     }
     if (interrupt->Seen()) return Left();
-    if (client != nullptr && (status.ok() || !IsAway(status) || (first && !options.follow))) return status;
+    if (client != nullptr && (status.ok() || !IsAway(status) || (first && !options.follow)))
+      return status;
     if (interrupt->Sleep(kRetryDelay)) return Left();
     auto again = Client::Connect(connect);
     own = again.ok() ? std::move(*again) : nullptr;
@@ -89,8 +95,8 @@ absl::Status StreamLogs(Session* session, const std::string& job_id, const LogOp
   }
 }
 
-absl::StatusOr<v1::Job> WaitForEnd(Session* session, const std::string& job_id, absl::Duration timeout, Interrupt* interrupt,
-                                   bool tell) {
+absl::StatusOr<v1::Job> WaitForEnd(Session* session, const std::string& job_id,
+                                   absl::Duration timeout, Interrupt* interrupt, bool tell) {
   const absl::Time deadline = absl::Now() + timeout;
   MT_ASSIGN_OR_RETURN(Client * client, session->client());
   std::unique_ptr<Client> own;
@@ -126,7 +132,8 @@ absl::StatusOr<v1::Job> WaitForEnd(Session* session, const std::string& job_id, 
     }
     if (interrupt->Seen()) return Left();
     if (absl::Now() >= deadline) {
-      return absl::DeadlineExceededError(absl::StrCat(job_id, " has not ended within ", absl::FormatDuration(timeout),
+      return absl::DeadlineExceededError(absl::StrCat(job_id, " has not ended within ",
+                                                      absl::FormatDuration(timeout),
                                                       told.empty() ? "" : "; it is " + told));
     }
     if (!IsAway(status)) return status;
@@ -141,9 +148,12 @@ absl::StatusOr<v1::Job> WaitForEnd(Session* session, const std::string& job_id, 
 ExitCode ReportEnd(const v1::Job& job) {
   const v1::TrainingProgress& p = job.progress();
   std::string text = absl::StrCat(job.id(), " ", StateText(job.state()));
-  if (job.has_started() && job.has_ended()) absl::StrAppend(&text, " after ", Seconds(ToTime(job.ended()) - ToTime(job.started())));
-  if (p.step() > 0) absl::StrAppend(&text, ", step ", p.step(), "/", p.total_steps(), ", loss ", Number(p.loss()));
-  if (job.restarts() > 0) absl::StrAppend(&text, ", ", job.restarts(), job.restarts() == 1 ? " restart" : " restarts");
+  if (job.has_started() && job.has_ended())
+    absl::StrAppend(&text, " after ", Seconds(ToTime(job.ended()) - ToTime(job.started())));
+  if (p.step() > 0)
+    absl::StrAppend(&text, ", step ", p.step(), "/", p.total_steps(), ", loss ", Number(p.loss()));
+  if (job.restarts() > 0)
+    absl::StrAppend(&text, ", ", job.restarts(), job.restarts() == 1 ? " restart" : " restarts");
   if (!job.reason().empty()) absl::StrAppend(&text, ": ", Safe(job.reason()));
   Note(text);
   if (job.state() == v1::JOB_STATE_SUCCEEDED) {
@@ -160,12 +170,14 @@ ExitCode ReportEnd(const v1::Job& job) {
   return kExitJobFailed;
 }
 
-absl::StatusOr<ExitCode> FollowJob(Session* session, const std::string& job_id, bool with_logs, absl::Duration timeout) {
+absl::StatusOr<ExitCode> FollowJob(Session* session, const std::string& job_id, bool with_logs,
+                                   absl::Duration timeout) {
   Interrupt interrupt;
   std::future<absl::Status> logs;
   if (with_logs) {
     MT_RETURN_IF_ERROR(session->client().status());  // before two threads ask for it
-    logs = std::async(std::launch::async, [&] { return StreamLogs(session, job_id, {.follow = true}, &interrupt); });
+    logs = std::async(std::launch::async,
+                      [&] { return StreamLogs(session, job_id, {.follow = true}, &interrupt); });
   }
   const absl::StatusOr<v1::Job> job = WaitForEnd(session, job_id, timeout, &interrupt);
   absl::Status logs_status = absl::OkStatus();
@@ -175,8 +187,8 @@ absl::StatusOr<ExitCode> FollowJob(Session* session, const std::string& job_id, 
     logs_status = logs.get();
   }
   if (absl::IsCancelled(job.status())) {
-    Note(absl::StrCat("\ndetached; ", job_id, " goes on. Come back with: mtctl logs -f ", job_id, "   stop it with: mtctl cancel ",
-                      job_id));
+    Note(absl::StrCat("\ndetached; ", job_id, " goes on. Come back with: mtctl logs -f ", job_id,
+                      "   stop it with: mtctl cancel ", job_id));
     return kExitInterrupted;
   }
   if (!job.ok()) return WithNext(job.status(), absl::StrCat("mtctl status ", job_id));

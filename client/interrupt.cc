@@ -87,7 +87,8 @@ bool Interrupt::Sleep(std::chrono::milliseconds span) const {
   return state_->changed.wait_for(lock, span, [this] { return state_->interrupted; });
 }
 
-Interrupt::Scope::Scope(Interrupt* interrupt, grpc::ClientContext* context) : interrupt_(interrupt), context_(context) {
+Interrupt::Scope::Scope(Interrupt* interrupt, grpc::ClientContext* context)
+    : interrupt_(interrupt), context_(context) {
   std::lock_guard<std::mutex> lock(interrupt_->state_->mutex);
   interrupt_->state_->contexts.insert(context);
   if (interrupt_->state_->interrupted) context->TryCancel();

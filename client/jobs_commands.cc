@@ -24,7 +24,8 @@ absl::Status NotFoundHint(absl::Status status) {
   return status;
 }
 
-absl::StatusOr<std::vector<v1::Job>> ListJobs(Session* session, const std::vector<std::string>& states) {
+absl::StatusOr<std::vector<v1::Job>> ListJobs(Session* session,
+                                              const std::vector<std::string>& states) {
   MT_ASSIGN_OR_RETURN(Client * client, session->client());
   v1::ListJobsRequest request;
   request.set_page_size(200);
@@ -40,14 +41,16 @@ absl::StatusOr<std::vector<v1::Job>> ListJobs(Session* session, const std::vecto
     }
     if (!known) {
       const std::string nearest = NearestWord(state, texts);
-      return absl::InvalidArgumentError(absl::StrCat("--state ", state, ": unknown; ",
-                                                     nearest.empty() ? absl::StrCat("use one of ", absl::StrJoin(texts, ", "))
-                                                                     : absl::StrCat("did you mean ", nearest, "?")));
+      return absl::InvalidArgumentError(
+          absl::StrCat("--state ", state, ": unknown; ",
+                       nearest.empty() ? absl::StrCat("use one of ", absl::StrJoin(texts, ", "))
+                                       : absl::StrCat("did you mean ", nearest, "?")));
     }
   }
   std::vector<v1::Job> jobs;
   do {
-    MT_ASSIGN_OR_RETURN(v1::ListJobsResponse page, client->Call(client->jobs(), &v1::Jobs::Stub::List, request));
+    MT_ASSIGN_OR_RETURN(v1::ListJobsResponse page,
+                        client->Call(client->jobs(), &v1::Jobs::Stub::List, request));
     for (v1::Job& job : *page.mutable_jobs()) jobs.push_back(std::move(job));
     request.set_page_token(page.next_page_token());
   } while (!request.page_token().empty());
@@ -86,7 +89,8 @@ absl::StatusOr<ExitCode> List(Session* session, const Options& options) {
   return kExitOk;
 }
 
-using Action = grpc::Status (v1::Jobs::Stub::*)(grpc::ClientContext*, const v1::JobActionRequest&, v1::Job*);
+using Action = grpc::Status (v1::Jobs::Stub::*)(grpc::ClientContext*, const v1::JobActionRequest&,
+                                                v1::Job*);
 
 absl::StatusOr<ExitCode> Act(Session* session, const Options& options, Action method) {
   MT_ASSIGN_OR_RETURN(Client * client, session->client());
@@ -94,9 +98,11 @@ absl::StatusOr<ExitCode> Act(Session* session, const Options& options, Action me
   request.set_job_id(options.job_id);
   request.set_reason(options.reason);
   const absl::StatusOr<v1::Job> job = client->Call(client->jobs(), method, request);
-  if (!job.ok()) return WithNext(NotFoundHint(job.status()), absl::StrCat("mtctl status ", options.job_id));
+  if (!job.ok())
+    return WithNext(NotFoundHint(job.status()), absl::StrCat("mtctl status ", options.job_id));
   if (session->json()) return PrintJob(session, *job);
-  Note(absl::StrCat(job->id(), " is ", StateText(job->state()), job->reason().empty() ? "" : ": " + Safe(job->reason())));
+  Note(absl::StrCat(job->id(), " is ", StateText(job->state()),
+                    job->reason().empty() ? "" : ": " + Safe(job->reason())));
   return kExitOk;
 }
 
@@ -111,12 +117,16 @@ absl::StatusOr<ExitCode> Wait(Session* session, const Options& options) {
 absl::StatusOr<ExitCode> Logs(Session* session, const Options& options) {
   MT_ASSIGN_OR_RETURN(const v1::Job job, GetJob(session, options.job_id));
   Interrupt interrupt;
-  const LogOptions log{.rank = options.rank, .attempt = options.attempt, .follow = options.follow, .tail_lines = options.tail,
+  const LogOptions log{.rank = options.rank,
+                       .attempt = options.attempt,
+                       .follow = options.follow,
+                       .tail_lines = options.tail,
                        .prefix = !options.no_prefix && options.rank < 0};
   const absl::Status status = StreamLogs(session, options.job_id, log, &interrupt);
   if (absl::IsCancelled(status)) {
     if (!HasEnded(job.state())) {
-      Note(absl::StrCat("\ndetached; ", options.job_id, " goes on. Come back with: mtctl logs -f ", options.job_id));
+      Note(absl::StrCat("\ndetached; ", options.job_id, " goes on. Come back with: mtctl logs -f ",
+                        options.job_id));
     }
     return kExitInterrupted;
   }
@@ -139,14 +149,16 @@ absl::StatusOr<ExitCode> Events(Session* session, const Options& options) {
   }
   Table table({{"TIME"}, {"KIND"}, {"JOB"}, {"NODE"}, {"ATTEMPT", true, true}, {"MESSAGE"}});
   for (const v1::Event& e : events->events()) {
-    table.AddRow({absl::FormatTime("%Y-%m-%d %H:%M:%S", ToTime(e.time()), absl::LocalTimeZone()), Safe(e.kind()), Safe(e.job_id()),
-                  Safe(e.node()), e.attempt() == 0 ? "" : absl::StrCat(e.attempt()), Safe(e.message())});
+    table.AddRow({absl::FormatTime("%Y-%m-%d %H:%M:%S", ToTime(e.time()), absl::LocalTimeZone()),
+                  Safe(e.kind()), Safe(e.job_id()), Safe(e.node()),
+                  e.attempt() == 0 ? "" : absl::StrCat(e.attempt()), Safe(e.message())});
   }
   table.Print(session->wide());
   return kExitOk;
 }
 
-CLI::App* JobCommand(CLI::App* app, const std::string& name, const std::string& help, Options* options) {
+CLI::App* JobCommand(CLI::App* app, const std::string& name, const std::string& help,
+                     Options* options) {
   CLI::App* command = app->add_subcommand(name, help);
   command->add_option("JOB", options->job_id, "Job id, as `mtctl list` shows it")->required();
   return command;
@@ -172,10 +184,13 @@ Table JobsTable(const std::vector<v1::Job>& jobs, absl::Time now) {
     const v1::TrainingProgress& p = job.progress();
     const bool stepped = p.step() > 0, live = job.state() == v1::JOB_STATE_RUNNING;
     const int64_t total = p.total_steps() > 0 ? p.total_steps() : job.spec().training().steps();
-    table.AddRow({Safe(job.id()), StateCell(job.state()), absl::StrCat(p.step(), "/", total), stepped ? Number(p.loss()) : "",
-                  stepped && live ? Count(p.tokens_per_second()) : "", stepped && live ? Percent(p.mfu()) : "",
-                  Layout(job.spec().parallel()), job.last_checkpoint_step() > 0 ? absl::StrCat(job.last_checkpoint_step()) : "",
-                  job.goodput() > 0 ? Percent(job.goodput()) : "", live && p.has_eta() ? Seconds(ToDuration(p.eta())) : "",
+    table.AddRow({Safe(job.id()), StateCell(job.state()), absl::StrCat(p.step(), "/", total),
+                  stepped ? Number(p.loss()) : "",
+                  stepped && live ? Count(p.tokens_per_second()) : "",
+                  stepped && live ? Percent(p.mfu()) : "", Layout(job.spec().parallel()),
+                  job.last_checkpoint_step() > 0 ? absl::StrCat(job.last_checkpoint_step()) : "",
+                  job.goodput() > 0 ? Percent(job.goodput()) : "",
+                  live && p.has_eta() ? Seconds(ToDuration(p.eta())) : "",
                   absl::StrCat(job.restarts()), Age(job.submitted(), now), Safe(job.reason())});
   }
   return table;
@@ -188,8 +203,9 @@ std::string DescribeJob(const v1::Job& job, absl::Time now) {
   };
   const auto time = [&](const google::protobuf::Timestamp& t) {
     return t.seconds() == 0 ? ""
-                            : absl::StrCat(absl::FormatTime("%Y-%m-%d %H:%M:%S", ToTime(t), absl::LocalTimeZone()), "  (",
-                                           Age(t, now), " ago)");
+                            : absl::StrCat(absl::FormatTime("%Y-%m-%d %H:%M:%S", ToTime(t),
+                                                            absl::LocalTimeZone()),
+                                           "  (", Age(t, now), " ago)");
   };
   const v1::TrainingProgress& p = job.progress();
   line("id", Safe(job.id()));
@@ -200,53 +216,70 @@ std::string DescribeJob(const v1::Job& job, absl::Time now) {
   line("ended", time(job.ended()));
   line("submitted by", Safe(job.submitted_by()));
   line("layout", Layout(job.spec().parallel()));
-  line("attempt", job.attempt() > 0 ? absl::StrCat(job.attempt(), "  (", job.restarts(), " restarts, ",
-                                                   job.attempts_without_progress(), " without progress)")
-                                    : "");
+  line("attempt", job.attempt() > 0
+                      ? absl::StrCat(job.attempt(), "  (", job.restarts(), " restarts, ",
+                                     job.attempts_without_progress(), " without progress)")
+                      : "");
   if (HasEnded(job.state())) line("exit code", absl::StrCat(job.exit_code()));
   if (p.step() > 0) {
     line("step", absl::StrCat(p.step(), "/", p.total_steps()));
-    line("loss", absl::StrCat(Number(p.loss(), 6), "  ", Sparkline({p.loss_history().begin(), p.loss_history().end()}, 40)));
+    line("loss", absl::StrCat(Number(p.loss(), 6), "  ",
+                              Sparkline({p.loss_history().begin(), p.loss_history().end()}, 40)));
     line("gradient norm", Number(p.grad_norm()));
     line("learning rate", Number(p.learning_rate()));
-    line("tokens/s", absl::StrCat(Count(p.tokens_per_second()), "  (MFU ", Percent(p.mfu()), ", ", Count(p.model_flops_per_second()),
-                                  "FLOP/s, ", Number(p.step_seconds() * 1000), " ms per step)"));
-    line("consumed", absl::StrCat(p.consumed_samples(), " sequences, ", Count(static_cast<double>(p.consumed_tokens())), " tokens"));
+    line("tokens/s", absl::StrCat(Count(p.tokens_per_second()), "  (MFU ", Percent(p.mfu()), ", ",
+                                  Count(p.model_flops_per_second()), "FLOP/s, ",
+                                  Number(p.step_seconds() * 1000), " ms per step)"));
+    line("consumed", absl::StrCat(p.consumed_samples(), " sequences, ",
+                                  Count(static_cast<double>(p.consumed_tokens())), " tokens"));
     if (!HasEnded(job.state()) && p.has_eta()) line("time left", Seconds(ToDuration(p.eta())));
     std::vector<std::pair<double, std::string>> phases;
     for (const auto& [phase, seconds] : p.phase_seconds()) phases.emplace_back(-seconds, phase);
     std::sort(phases.begin(), phases.end());
     std::vector<std::string> texts;
-    for (const auto& [seconds, phase] : phases) texts.push_back(absl::StrFormat("%s %.4g ms", Safe(phase), -seconds * 1000));
+    for (const auto& [seconds, phase] : phases)
+      texts.push_back(absl::StrFormat("%s %.4g ms", Safe(phase), -seconds * 1000));
     line("step time", absl::StrJoin(texts, ", "));
     line("goodput", job.goodput() > 0 ? Percent(job.goodput()) : "");
   }
   line("last checkpoint", job.has_last_checkpoint_time()
-                              ? absl::StrCat("step ", job.last_checkpoint_step(), ", ", time(job.last_checkpoint_time()))
+                              ? absl::StrCat("step ", job.last_checkpoint_step(), ", ",
+                                             time(job.last_checkpoint_time()))
                               : "none");
   if (job.has_failure()) {
     const v1::FailureReport& f = job.failure();
     absl::StrAppend(&out, "\nnewest failure\n");
-    line("  cause", absl::StrCat(Safe(f.cause()), f.rank() >= 0 ? absl::StrCat(", rank ", f.rank()) : "",
-                                 f.node().empty() ? "" : absl::StrCat(" on ", Safe(f.node())), ", attempt ", f.attempt(), ", step ",
-                                 f.step()));
+    line("  cause",
+         absl::StrCat(Safe(f.cause()), f.rank() >= 0 ? absl::StrCat(", rank ", f.rank()) : "",
+                      f.node().empty() ? "" : absl::StrCat(" on ", Safe(f.node())), ", attempt ",
+                      f.attempt(), ", step ", f.step()));
     line("  message", Safe(f.message()));
-    line("  exit", f.signal() != 0 ? absl::StrCat("signal ", f.signal()) : absl::StrCat("code ", f.exit_code()));
+    line("  exit", f.signal() != 0 ? absl::StrCat("signal ", f.signal())
+                                   : absl::StrCat("code ", f.exit_code()));
     for (const std::string& last : f.last_lines()) absl::StrAppend(&out, "  | ", Safe(last), "\n");
   }
   if (job.ranks_size() > 0) {
-    Table ranks({{"RANK", false, true}, {"NODE"}, {"SLOT", false, true}, {"PID", false, true}, {"TP", false, true},
-                 {"DP", false, true}, {"PP", false, true}, {"ADDRESS"}, {"INTERFACE"}});
+    Table ranks({{"RANK", false, true},
+                 {"NODE"},
+                 {"SLOT", false, true},
+                 {"PID", false, true},
+                 {"TP", false, true},
+                 {"DP", false, true},
+                 {"PP", false, true},
+                 {"ADDRESS"},
+                 {"INTERFACE"}});
     for (const v1::RankPlacement& r : job.ranks()) {
-      ranks.AddRow({absl::StrCat(r.rank()), Safe(r.node()), absl::StrCat(r.slot()), r.pid() > 0 ? absl::StrCat(r.pid()) : "",
-                    absl::StrCat(r.tensor()), absl::StrCat(r.data()), absl::StrCat(r.pipeline()), Safe(r.address()),
+      ranks.AddRow({absl::StrCat(r.rank()), Safe(r.node()), absl::StrCat(r.slot()),
+                    r.pid() > 0 ? absl::StrCat(r.pid()) : "", absl::StrCat(r.tensor()),
+                    absl::StrCat(r.data()), absl::StrCat(r.pipeline()), Safe(r.address()),
                     Safe(r.interface())});
     }
     absl::StrAppend(&out, "\n", ranks.Render(false));
   }
   if (job.operations_size() > 0) {
     Table operations({{"OPERATION"}, {"BACKEND"}, {"KERNEL"}});
-    for (const auto& o : job.operations()) operations.AddRow({Safe(o.operation()), Safe(o.backend()), Safe(o.kernel())});
+    for (const auto& o : job.operations())
+      operations.AddRow({Safe(o.operation()), Safe(o.backend()), Safe(o.kernel())});
     absl::StrAppend(&out, "\n", operations.Render(false));
   }
   absl::StrAppend(&out, "\nspec (resolved)\n", PrefixLines(JobSpecToYaml(job.spec()), "  "));
@@ -270,7 +303,8 @@ void AddJobsCommands(CLI::App* app, Session* session) {
     };
   });
 
-  CLI::App* describe = JobCommand(app, "describe", "Everything about a job: progress, ranks, kernels, failures, spec", &o);
+  CLI::App* describe = JobCommand(
+      app, "describe", "Everything about a job: progress, ranks, kernels, failures, spec", &o);
   AddFormatOption(describe, session);
   describe->callback([session] {
     session->action = [session]() -> absl::StatusOr<ExitCode> {
@@ -285,9 +319,10 @@ void AddJobsCommands(CLI::App* app, Session* session) {
   const struct {
     const char *name, *help;
     Action method;
-  } kActions[] = {{"cancel", "Stop a job for good", &v1::Jobs::Stub::Cancel},
-                  {"pause", "Checkpoint at the next step, then free the slots", &v1::Jobs::Stub::Pause},
-                  {"resume", "Queue a paused job again", &v1::Jobs::Stub::Resume}};
+  } kActions[] = {
+      {"cancel", "Stop a job for good", &v1::Jobs::Stub::Cancel},
+      {"pause", "Checkpoint at the next step, then free the slots", &v1::Jobs::Stub::Pause},
+      {"resume", "Queue a paused job again", &v1::Jobs::Stub::Resume}};
   for (const auto& action : kActions) {
     CLI::App* command = JobCommand(app, action.name, action.help, &o);
     command->add_option("--reason", o.reason, "Kept in the job's events");
@@ -297,15 +332,20 @@ void AddJobsCommands(CLI::App* app, Session* session) {
     });
   }
 
-  CLI::App* wait = JobCommand(app, "wait", "Wait until a job has ended; exit 0 if it succeeded, 8 if not", &o);
-  wait->add_option("--timeout", o.timeout, "Give up after this long, e.g. 30m (exit 7)")->type_name("DURATION");
+  CLI::App* wait =
+      JobCommand(app, "wait", "Wait until a job has ended; exit 0 if it succeeded, 8 if not", &o);
+  wait->add_option("--timeout", o.timeout, "Give up after this long, e.g. 30m (exit 7)")
+      ->type_name("DURATION");
   wait->callback([session] { session->action = [session] { return Wait(session, o); }; });
 
   CLI::App* logs = JobCommand(app, "logs", "Lines of the ranks' output", &o);
   logs->add_flag("-f,--follow", o.follow, "Stay until the job has ended");
   logs->add_option("--rank", o.rank, "Only this rank; default all")->check(CLI::NonNegativeNumber);
-  logs->add_option("--attempt", o.attempt, "Only this attempt; default the newest")->check(CLI::PositiveNumber);
-  logs->add_option("--tail", o.tail, "Only the last N lines")->check(CLI::PositiveNumber)->type_name("N");
+  logs->add_option("--attempt", o.attempt, "Only this attempt; default the newest")
+      ->check(CLI::PositiveNumber);
+  logs->add_option("--tail", o.tail, "Only the last N lines")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
   logs->add_flag("--no-prefix", o.no_prefix, "Lines without [rank N] before them");
   logs->callback([session] { session->action = [session] { return Logs(session, o); }; });
 

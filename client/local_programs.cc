@@ -31,7 +31,9 @@ absl::Status SpawnError(const std::vector<std::string>& command, int error) {
   return absl::InternalError(absl::StrCat("cannot start ", command[0], ": ", std::strerror(error)));
 }
 
-int ExitCodeOfWait(int status) { return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status); }
+int ExitCodeOfWait(int status) {
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
 
 }  // namespace
 
@@ -42,28 +44,33 @@ absl::StatusOr<std::string> FindProgram(const std::string& name) {
   std::vector<std::string> folders;
   if (!error) folders.push_back(self.parent_path().string());
   if (const char* path = std::getenv("PATH"); path != nullptr) {
-    for (const auto& folder : absl::StrSplit(path, ':', absl::SkipEmpty())) folders.emplace_back(folder);
+    for (const auto& folder : absl::StrSplit(path, ':', absl::SkipEmpty()))
+      folders.emplace_back(folder);
   }
   for (const std::string& folder : folders) {
     const std::string candidate = JoinPath(folder, name);
     if (access(candidate.c_str(), X_OK) == 0) return candidate;
   }
-  return absl::NotFoundError(absl::StrCat(name, " is neither beside mtctl (", folders.empty() ? "?" : folders[0],
+  return absl::NotFoundError(absl::StrCat(name, " is neither beside mtctl (",
+                                          folders.empty() ? "?" : folders[0],
                                           ") nor on PATH; build or install it"));
 }
 
-absl::StatusOr<int> SpawnDaemon(const std::vector<std::string>& command, const std::string& log_path) {
+absl::StatusOr<int> SpawnDaemon(const std::vector<std::string>& command,
+                                const std::string& log_path) {
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
-  posix_spawn_file_actions_addopen(&actions, 1, log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
+  posix_spawn_file_actions_addopen(&actions, 1, log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND,
+                                   0600);
   posix_spawn_file_actions_adddup2(&actions, 1, 2);
   posix_spawnattr_t attributes;
   posix_spawnattr_init(&attributes);
   posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSID);
   std::vector<char*> argv = Arguments(command);
   pid_t pid = 0;
-  const int error = posix_spawn(&pid, command[0].c_str(), &actions, &attributes, argv.data(), environ);
+  const int error =
+      posix_spawn(&pid, command[0].c_str(), &actions, &attributes, argv.data(), environ);
   posix_spawn_file_actions_destroy(&actions);
   posix_spawnattr_destroy(&attributes);
   if (error != 0) return SpawnError(command, error);
@@ -88,12 +95,16 @@ bool IsRunning(int64_t pid, const std::string& name) {
 absl::StatusOr<int> Run(const std::vector<std::string>& command) {
   std::vector<char*> argv = Arguments(command);
   pid_t pid = 0;
-  if (const int error = posix_spawn(&pid, command[0].c_str(), nullptr, nullptr, argv.data(), environ); error != 0) {
+  if (const int error =
+          posix_spawn(&pid, command[0].c_str(), nullptr, nullptr, argv.data(), environ);
+      error != 0) {
     return SpawnError(command, error);
   }
   int status = 0;
   while (waitpid(pid, &status, 0) < 0) {
-    if (errno != EINTR) return absl::InternalError(absl::StrCat("waiting for ", command[0], ": ", std::strerror(errno)));
+    if (errno != EINTR)
+      return absl::InternalError(
+          absl::StrCat("waiting for ", command[0], ": ", std::strerror(errno)));
   }
   return ExitCodeOfWait(status);
 }
@@ -119,7 +130,8 @@ absl::StatusOr<std::string> Capture(const std::vector<std::string>& command) {
   std::string text, errors;
   if (error == 0) {
     char buffer[65536];
-    for (ssize_t size; (size = read(out[0], buffer, sizeof buffer)) > 0 || (size < 0 && errno == EINTR);) {
+    for (ssize_t size;
+         (size = read(out[0], buffer, sizeof buffer)) > 0 || (size < 0 && errno == EINTR);) {
       if (size > 0 && text.size() < kMaxOutput) text.append(buffer, size);
     }
   }
@@ -136,8 +148,8 @@ absl::StatusOr<std::string> Capture(const std::vector<std::string>& command) {
   if (err >= 0) close(err);
   if (error != 0) return SpawnError(command, error);
   if (status != 0) {
-    return absl::InternalError(absl::StrCat(command[0], " ended with code ", ExitCodeOfWait(status), ": ",
-                                            absl::StripAsciiWhitespace(errors)));
+    return absl::InternalError(absl::StrCat(command[0], " ended with code ", ExitCodeOfWait(status),
+                                            ": ", absl::StripAsciiWhitespace(errors)));
   }
   return text;
 }
@@ -155,21 +167,28 @@ absl::StatusOr<MachineKernels> ResolveKernels(const v1::JobSpec& spec) {
   const v1::ParallelSpec& p = spec.parallel();
   const int ranks = std::max(1, p.tensor() * p.pipeline() * p.data());
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  const int threads = spec.runtime().threads_per_rank() > 0 ? spec.runtime().threads_per_rank() : std::max(1, cores / ranks);
+  const int threads = spec.runtime().threads_per_rank() > 0 ? spec.runtime().threads_per_rank()
+                                                            : std::max(1, cores / ranks);
   std::vector<std::string> command = {
       worker, "kernels", absl::StrCat("--threads=", threads),
-      absl::StrCat("--precision=", spec.training().precision() == v1::TrainingSpec::PRECISION_FP64 ? "fp64" : "fp32")};
-  if (!spec.runtime().backend().empty()) command.push_back(absl::StrCat("--backend=", spec.runtime().backend()));
+      absl::StrCat("--precision=", spec.training().precision() == v1::TrainingSpec::PRECISION_FP64
+                                       ? "fp64"
+                                       : "fp32")};
+  if (!spec.runtime().backend().empty())
+    command.push_back(absl::StrCat("--backend=", spec.runtime().backend()));
   for (const auto& [operation, backend] : spec.runtime().operations()) {
     command.push_back(absl::StrCat("--operation=", operation, "=", backend));
   }
   const absl::StatusOr<std::string> text = Capture(command);
   if (!text.ok()) return absl::FailedPreconditionError(text.status().message());
   const Json json = Json::parse(*text, nullptr, false);
-  if (!json.is_object() || !json.contains("operations") || !json.contains("peak_flops") || !json["peak_flops"].is_number()) {
-    return absl::InternalError(absl::StrCat(worker, " kernels: its answer is not understood; is it of another version?"));
+  if (!json.is_object() || !json.contains("operations") || !json.contains("peak_flops") ||
+      !json["peak_flops"].is_number()) {
+    return absl::InternalError(
+        absl::StrCat(worker, " kernels: its answer is not understood; is it of another version?"));
   }
-  return MachineKernels{.operations = json["operations"], .peak_flops = json["peak_flops"].get<double>()};
+  return MachineKernels{.operations = json["operations"],
+                        .peak_flops = json["peak_flops"].get<double>()};
 }
 
 }  // namespace mt::client

@@ -14,7 +14,8 @@ namespace mt::client {
 absl::StatusOr<std::string> FindProgram(const std::string& name);
 
 // Starts a daemon in a session of its own, its output appended to `log_path`. Returns its pid.
-absl::StatusOr<int> SpawnDaemon(const std::vector<std::string>& command, const std::string& log_path);
+absl::StatusOr<int> SpawnDaemon(const std::vector<std::string>& command,
+                                const std::string& log_path);
 // True once the child `pid` of this process has ended; then *code is its exit code (128 + signal).
 bool HasExited(int pid, int* code);
 // True if `pid` is a running process whose program is `name`: a recycled pid is not ours.

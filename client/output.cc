@@ -21,8 +21,8 @@ void SetColour(bool wanted) { colour_wanted = wanted; }
 bool ColourIsOn() {
   const char* no = std::getenv("NO_COLOR");
   const char* term = std::getenv("TERM");
-  return colour_wanted && (no == nullptr || *no == '\0') && (term == nullptr || std::strcmp(term, "dumb") != 0) &&
-         isatty(STDOUT_FILENO) == 1;
+  return colour_wanted && (no == nullptr || *no == '\0') &&
+         (term == nullptr || std::strcmp(term, "dumb") != 0) && isatty(STDOUT_FILENO) == 1;
 }
 
 std::string Paint(const std::string& text, Colour colour) {
@@ -58,7 +58,8 @@ std::string Table::Render(bool wide) const {
     if (columns_[c].wide_only && !wide) continue;
     shown.push_back(c);
     widths[c] = DisplayWidth(columns_[c].title);
-    for (const auto& row : rows_) widths[c] = std::max(widths[c], std::max<size_t>(DisplayWidth(row[c]), 1));
+    for (const auto& row : rows_)
+      widths[c] = std::max(widths[c], std::max<size_t>(DisplayWidth(row[c]), 1));
   }
   std::string out;
   const auto line = [&](const auto& cell_of) {
@@ -69,7 +70,11 @@ std::string Table::Render(bool wide) const {
       if (cell.empty()) cell = "-";
       const std::string pad(widths[c] - DisplayWidth(cell), ' ');
       const bool last = i + 1 == shown.size();
-      absl::StrAppend(&text, columns_[c].right ? pad + cell : last ? cell : cell + pad, last ? "" : "  ");
+      absl::StrAppend(&text,
+                      columns_[c].right ? pad + cell
+                      : last            ? cell
+                                        : cell + pad,
+                      last ? "" : "  ");
     }
     absl::StrAppend(&out, text, "\n");
   };
@@ -91,7 +96,8 @@ std::string Bytes(int64_t bytes) {
     value /= 1024;
     ++unit;
   }
-  return unit == 0 ? absl::StrFormat("%d B", bytes) : absl::StrFormat("%.*f %s", value < 10 ? 2 : 1, value, kUnits[unit]);
+  return unit == 0 ? absl::StrFormat("%d B", bytes)
+                   : absl::StrFormat("%.*f %s", value < 10 ? 2 : 1, value, kUnits[unit]);
 }
 
 std::string Count(double count) {
@@ -135,7 +141,8 @@ std::string Sparkline(const std::vector<float>& values, int width) {
     if (!std::isfinite(values[i])) {
       line += "!";
     } else {
-      const int level = high > low ? static_cast<int>((values[i] - low) / (high - low) * 7.999f) : 0;
+      const int level =
+          high > low ? static_cast<int>((values[i] - low) / (high - low) * 7.999f) : 0;
       line += kLevels[std::clamp(level, 0, 7)];
     }
   }
@@ -164,7 +171,8 @@ std::string StateCell(v1::JobState state) {
 }
 
 bool HasEnded(v1::JobState state) {
-  return state == v1::JOB_STATE_SUCCEEDED || state == v1::JOB_STATE_FAILED || state == v1::JOB_STATE_CANCELLED;
+  return state == v1::JOB_STATE_SUCCEEDED || state == v1::JOB_STATE_FAILED ||
+         state == v1::JOB_STATE_CANCELLED;
 }
 
 std::string Layout(const v1::ParallelSpec& p) {

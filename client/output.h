@@ -42,20 +42,20 @@ bool ColourIsOn();
 std::string Safe(absl::string_view text);
 
 size_t DisplayWidth(absl::string_view text);
-std::string Bytes(int64_t bytes);            // "1.5 GiB"
-std::string Count(double count);             // "12.3k", "1.24M"
-std::string Seconds(absl::Duration span);    // "45s", "3m12s", "2h05m", "3d4h"
+std::string Bytes(int64_t bytes);          // "1.5 GiB"
+std::string Count(double count);           // "12.3k", "1.24M"
+std::string Seconds(absl::Duration span);  // "45s", "3m12s", "2h05m", "3d4h"
 std::string Age(const google::protobuf::Timestamp& time, absl::Time now);
 std::string Number(double value, int digits = 4);  // significant digits
-std::string Percent(double share);           // "37.5%"
+std::string Percent(double share);                 // "37.5%"
 // Eight levels, the newest `width` points; flat when all are equal.
 std::string Sparkline(const std::vector<float>& values, int width);
 
 absl::Duration ToDuration(const google::protobuf::Duration& duration);
 absl::Time ToTime(const google::protobuf::Timestamp& time);
 
-std::string StateText(v1::JobState state);   // "running"
-std::string StateCell(v1::JobState state);   // painted
+std::string StateText(v1::JobState state);  // "running"
+std::string StateCell(v1::JobState state);  // painted
 bool HasEnded(v1::JobState state);
 std::string Layout(const v1::ParallelSpec& parallel);  // "TP2×PP1×DP2"
 

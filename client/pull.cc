@@ -21,7 +21,9 @@ class Receiver {
   bool done() const { return has_manifest_ && index_ == manifest_.files_size(); }
   const v1::CheckpointManifest& manifest() const { return manifest_; }
   const std::string& folder() const { return folder_; }
-  std::string next_file() const { return done() || !has_manifest_ ? "" : manifest_.files(index_).name(); }
+  std::string next_file() const {
+    return done() || !has_manifest_ ? "" : manifest_.files(index_).name();
+  }
   int64_t offset() const { return offset_; }
 
   absl::Status SetManifest(const v1::CheckpointManifest& manifest) {
@@ -34,17 +36,22 @@ class Receiver {
   }
 
   absl::Status Add(const v1::PullPiece& piece) {
-    if (done()) return absl::DataLossError(absl::StrCat("the stream goes on after its last file with ", piece.file()));
+    if (done())
+      return absl::DataLossError(
+          absl::StrCat("the stream goes on after its last file with ", piece.file()));
     const v1::CheckpointFile& file = manifest_.files(index_);
     if (piece.file() != file.name() || piece.offset() != offset_) {
-      return absl::DataLossError(absl::StrCat("the stream has ", piece.file(), " at ", piece.offset(), " where ", file.name(), " at ",
+      return absl::DataLossError(absl::StrCat("the stream has ", piece.file(), " at ",
+                                              piece.offset(), " where ", file.name(), " at ",
                                               offset_, " was due"));
     }
     if (offset_ + static_cast<int64_t>(piece.data().size()) > file.size_bytes()) {
-      return absl::DataLossError(absl::StrCat(file.name(), " is longer than the ", file.size_bytes(), " bytes of the manifest"));
+      return absl::DataLossError(absl::StrCat(file.name(), " is longer than the ",
+                                              file.size_bytes(), " bytes of the manifest"));
     }
     if (out_ == nullptr) {
-      MT_ASSIGN_OR_RETURN(out_, Env::Real()->NewWritableFile(Temporary(), Env::WriteMode::kTruncate));
+      MT_ASSIGN_OR_RETURN(out_,
+                          Env::Real()->NewWritableFile(Temporary(), Env::WriteMode::kTruncate));
       digest_ = std::make_unique<Xxh3Stream>();
     }
     MT_RETURN_IF_ERROR(out_->Append(piece.data()));
@@ -65,8 +72,10 @@ class Receiver {
     out_.reset();
     if (digest != file.xxh3_128()) {
       (void)Env::Real()->RemoveFile(Temporary());
-      return absl::DataLossError(absl::StrCat(file.name(), ": the digest ", digest, " is not the manifest's ", file.xxh3_128(),
-                                              "; `mtctl checkpoint verify ", manifest_.job_id(), "@", manifest_.step(), "` tells which copy is whole"));
+      return absl::DataLossError(
+          absl::StrCat(file.name(), ": the digest ", digest, " is not the manifest's ",
+                       file.xxh3_128(), "; `mtctl checkpoint verify ", manifest_.job_id(), "@",
+                       manifest_.step(), "` tells which copy is whole"));
     }
     MT_RETURN_IF_ERROR(Env::Real()->Rename(Temporary(), Final()));
     ++index_;
@@ -98,7 +107,8 @@ class Receiver {
 
 }  // namespace
 
-absl::StatusOr<std::string> PullCheckpoint(Session* session, const v1::CheckpointRef& checkpoint, const std::string& root) {
+absl::StatusOr<std::string> PullCheckpoint(Session* session, const v1::CheckpointRef& checkpoint,
+                                           const std::string& root) {
   Receiver receiver(root);
   v1::PullRequest request;
   *request.mutable_checkpoint() = checkpoint;
@@ -121,7 +131,8 @@ absl::StatusOr<std::string> PullCheckpoint(Session* session, const v1::Checkpoin
         if (piece.has_manifest() && !receiver.has_manifest()) {
           local = receiver.SetManifest(piece.manifest());
           // Part of it is here already: ask again from the first file that is not.
-          restart = local.ok() && !receiver.done() && receiver.next_file() != receiver.manifest().files(0).name();
+          restart = local.ok() && !receiver.done() &&
+                    receiver.next_file() != receiver.manifest().files(0).name();
           if (restart) break;
         }
         if (!piece.file().empty()) {
@@ -136,7 +147,8 @@ absl::StatusOr<std::string> PullCheckpoint(Session* session, const v1::Checkpoin
       if (restart) continue;
       if (status.ok()) status = absl::UnavailableError("the stream ended before the last file");
     }
-    if (!absl::IsUnavailable(status) || ++breaks > kMaxBreaks) return WithNext(status, absl::StrCat("mtctl checkpoint list ", checkpoint.job_id()));
+    if (!absl::IsUnavailable(status) || ++breaks > kMaxBreaks)
+      return WithNext(status, absl::StrCat("mtctl checkpoint list ", checkpoint.job_id()));
     Note(absl::StrCat("stream broke (", status.message(), "); going on where it was"));
     std::this_thread::sleep_for(std::chrono::milliseconds(300 * breaks));
   }

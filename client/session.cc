@@ -23,8 +23,9 @@ absl::StatusOr<Client*> Session::Reconnect() {
 }
 
 void Session::Print(const Json& json) const {
-  const std::string text = format == Format::kYaml ? JsonToYaml(json)
-                                                   : json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  const std::string text = format == Format::kYaml
+                               ? JsonToYaml(json)
+                               : json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
   std::fwrite(text.data(), 1, text.size(), stdout);
 }
 
@@ -46,13 +47,16 @@ std::string NextOf(const absl::Status& status) {
 }
 
 void AddFormatOption(CLI::App* command, Session* session) {
-  static const std::map<std::string, Format> kFormats = {
-      {"table", Format::kTable}, {"wide", Format::kWide}, {"json", Format::kJson}, {"yaml", Format::kYaml}};
+  static const std::map<std::string, Format> kFormats = {{"table", Format::kTable},
+                                                         {"wide", Format::kWide},
+                                                         {"json", Format::kJson},
+                                                         {"yaml", Format::kYaml}};
   // A command whose --output is a file keeps it; -o is the form everywhere.
   const bool taken = command->get_option_no_throw("--output") != nullptr;
   command
       ->add_option_function<std::string>(
-          taken ? "-o" : "-o,--output", [session](const std::string& name) { session->format = kFormats.at(name); },
+          taken ? "-o" : "-o,--output",
+          [session](const std::string& name) { session->format = kFormats.at(name); },
           "How to print: table, wide, json or yaml")
       ->check(CLI::IsMember({"table", "wide", "json", "yaml"}))
       ->type_name("FORMAT");

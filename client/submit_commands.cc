@@ -27,7 +27,8 @@ struct Options {
 
 // What follows when a spec is refused: the page that tells what would be right.
 absl::Status SpecHint(absl::Status status, const std::string& file) {
-  if (absl::IsInvalidArgument(status)) return WithNext(std::move(status), absl::StrCat("mtctl plan ", file));
+  if (absl::IsInvalidArgument(status))
+    return WithNext(std::move(status), absl::StrCat("mtctl plan ", file));
   return status;
 }
 
@@ -48,7 +49,8 @@ absl::StatusOr<ClusterShape> FindShape(Session* session, const Options& options)
   if (!options.offline) {
     const absl::StatusOr<Client*> client = session->client();
     if (client.ok()) {
-      const auto nodes = (*client)->Call((*client)->cluster(), &v1::Cluster::Stub::ListNodes, v1::ListNodesRequest());
+      const auto nodes = (*client)->Call((*client)->cluster(), &v1::Cluster::Stub::ListNodes,
+                                         v1::ListNodesRequest());
       if (!nodes.ok()) return nodes.status();
       shape = ShapeOf({nodes->nodes().begin(), nodes->nodes().end()});
     } else if (!absl::IsUnavailable(client.status()) || !session->connect.endpoint.empty()) {
@@ -62,14 +64,16 @@ absl::StatusOr<ClusterShape> FindShape(Session* session, const Options& options)
     uint64_t bytes = 0;
     const std::string refused = CLI::AsSizeValue(false)(text);
     if (!refused.empty() || !absl::SimpleAtoi(text, &bytes)) {
-      return absl::InvalidArgumentError(absl::StrCat("--memory ", options.memory, ": expected a size such as 16GiB"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("--memory ", options.memory, ": expected a size such as 16GiB"));
     }
     shape.memory_per_slot_bytes = static_cast<int64_t>(bytes);
   }
   if (!options.peak.empty()) {
     double peak = 0;
     if (!absl::SimpleAtod(options.peak, &peak) || !(peak > 0) || peak > 1e20) {
-      return absl::InvalidArgumentError(absl::StrCat("--peak-flops ", options.peak, ": expected FLOP/s of one slot, such as 1e11"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--peak-flops ", options.peak, ": expected FLOP/s of one slot, such as 1e11"));
     }
     shape.peak_flops_per_slot = peak;
   }
@@ -83,7 +87,8 @@ absl::StatusOr<ExitCode> Plan(Session* session, const Options& options) {
   const absl::StatusOr<MachineKernels> kernels = ResolveKernels(*spec);
   if (!kernels.ok() && !absl::IsNotFound(kernels.status())) return kernels.status();
   // The nodes' own peak is known once the job runs; until then this machine's stands for it.
-  if (kernels.ok() && shape.peak_flops_per_slot == 0) shape.peak_flops_per_slot = kernels->peak_flops;
+  if (kernels.ok() && shape.peak_flops_per_slot == 0)
+    shape.peak_flops_per_slot = kernels->peak_flops;
   MT_ASSIGN_OR_RETURN(const JobPlan plan, PlanJob(*spec, shape));
   if (session->json()) {
     Json json = PlanToJson(*spec, plan);
@@ -96,14 +101,17 @@ absl::StatusOr<ExitCode> Plan(Session* session, const Options& options) {
       for (const Json& k : kernels->operations) {
         table.AddRow({k.value("operation", ""), k.value("backend", ""), k.value("kernel", "")});
       }
-      absl::StrAppend(&text, "\nkernels on this machine, ", Count(shape.peak_flops_per_slot), "FLOP/s per rank\n", table.Render(false));
+      absl::StrAppend(&text, "\nkernels on this machine, ", Count(shape.peak_flops_per_slot),
+                      "FLOP/s per rank\n", table.Render(false));
     }
     std::fwrite(text.data(), 1, text.size(), stdout);
   }
   if (!kernels.ok()) Note(absl::StrCat("kernels not resolved: ", kernels.status().message()));
   const absl::Status fits = CheckFits(*spec, shape);
-  if (!fits.ok()) return WithNext(fits, absl::StrCat("mtctl plan ", options.file, " --set parallel.data=1"));
-  if (shape.slots == 0) Note("not compared with a cluster: none is configured and --slots is not given");
+  if (!fits.ok())
+    return WithNext(fits, absl::StrCat("mtctl plan ", options.file, " --set parallel.data=1"));
+  if (shape.slots == 0)
+    Note("not compared with a cluster: none is configured and --slots is not given");
   Note(absl::StrCat("next: mtctl submit ", options.file, " --follow"));
   return kExitOk;
 }
@@ -149,13 +157,15 @@ absl::StatusOr<ExitCode> Submit(Session* session, const Options& options) {
 
 }  // namespace
 
-absl::StatusOr<v1::JobSpec> LoadSpec(const std::string& path, const std::vector<std::string>& overrides) {
+absl::StatusOr<v1::JobSpec> LoadSpec(const std::string& path,
+                                     const std::vector<std::string>& overrides) {
   absl::StatusOr<v1::JobSpec> spec = ReadJobSpec(Env::Real(), path, overrides);
   if (!spec.ok()) return WithNext(spec.status(), "see docs/guide/job-spec.md and examples/");
   v1::DataSpec* data = spec->mutable_data();
   if (!data->train().empty()) data->set_train(Absolute(data->train()));
   if (absl::EndsWith(data->tokenizer(), ".model")) data->set_tokenizer(Absolute(data->tokenizer()));
-  if (!spec->checkpoint().path().empty()) spec->mutable_checkpoint()->set_path(Absolute(spec->checkpoint().path()));
+  if (!spec->checkpoint().path().empty())
+    spec->mutable_checkpoint()->set_path(Absolute(spec->checkpoint().path()));
   absl::Status status = FillDefaults(&*spec, VocabularyOfTokenizer);
   if (status.ok()) status = ValidateSpec(*spec);
   if (!status.ok()) return WithNext(Annotate(status, path), "see docs/guide/job-spec.md");
@@ -170,46 +180,70 @@ ClusterShape ShapeOf(const std::vector<v1::Node>& nodes) {
     shape.slots += node.slots();
     if (node.memory_bytes() <= 0) continue;
     const int64_t share = node.memory_bytes() / node.slots();
-    if (shape.memory_per_slot_bytes == 0 || share < shape.memory_per_slot_bytes) shape.memory_per_slot_bytes = share;
+    if (shape.memory_per_slot_bytes == 0 || share < shape.memory_per_slot_bytes)
+      shape.memory_per_slot_bytes = share;
   }
   return shape;
 }
 
-std::string PlanToText(const v1::JobSpec& spec, const JobPlan& plan, const ClusterShape& shape, bool every_rank) {
+std::string PlanToText(const v1::JobSpec& spec, const JobPlan& plan, const ClusterShape& shape,
+                       bool every_rank) {
   std::string out = absl::StrFormat(
-      "%s: %s parameters on %d ranks, %s%s%s, %s\n", spec.name(), Count(static_cast<double>(plan.parameters)), plan.ranks.size(),
-      Layout(spec.parallel()), spec.parallel().sequence() ? ", sequence parallel" : "",
+      "%s: %s parameters on %d ranks, %s%s%s, %s\n", spec.name(),
+      Count(static_cast<double>(plan.parameters)), plan.ranks.size(), Layout(spec.parallel()),
+      spec.parallel().sequence() ? ", sequence parallel" : "",
       spec.parallel().zero() > 0 ? absl::StrCat(", ZeRO-", spec.parallel().zero()) : "",
-      EnumToText(*v1::TrainingSpec::Precision_descriptor()->FindValueByNumber(spec.training().precision())));
-  absl::StrAppendFormat(&out, "step: %d sequences of %d tokens = %s tokens, %sFLOP; %d micro-batches per replica",
-                        spec.training().global_batch(), spec.data().sequence_length(), Count(static_cast<double>(plan.tokens_per_step)),
-                        Count(plan.flops_per_step), plan.micro_batches);
-  if (spec.parallel().pipeline() > 1) absl::StrAppend(&out, ", pipeline bubble ", Percent(plan.bubble));
+      EnumToText(*v1::TrainingSpec::Precision_descriptor()->FindValueByNumber(
+          spec.training().precision())));
+  absl::StrAppendFormat(
+      &out, "step: %d sequences of %d tokens = %s tokens, %sFLOP; %d micro-batches per replica",
+      spec.training().global_batch(), spec.data().sequence_length(),
+      Count(static_cast<double>(plan.tokens_per_step)), Count(plan.flops_per_step),
+      plan.micro_batches);
+  if (spec.parallel().pipeline() > 1)
+    absl::StrAppend(&out, ", pipeline bubble ", Percent(plan.bubble));
   if (plan.step_seconds > 0) absl::StrAppend(&out, ", at least ", Number(plan.step_seconds), " s");
-  absl::StrAppendFormat(&out, "\nrun: %d steps, %s tokens, %sFLOP%s\n\n", spec.training().steps(),
-                        Count(static_cast<double>(plan.tokens_per_step) * static_cast<double>(spec.training().steps())),
-                        Count(plan.flops_per_step * static_cast<double>(spec.training().steps())),
-                        plan.step_seconds > 0
-                            ? absl::StrCat(", at least ", Seconds(absl::Seconds(plan.step_seconds * static_cast<double>(spec.training().steps()))))
-                            : "");
-  Table table({{"RANK", false, true}, {"TP", false, true}, {"DP", false, true}, {"PP", false, true}, {"BLOCKS"},
-               {"PARAMETERS", false, true}, {"WEIGHTS", false, true}, {"GRADIENTS", false, true}, {"OPTIMIZER", false, true},
-               {"ACTIVATIONS", false, true}, {"WORKSPACE", false, true}, {"TOTAL", false, true}});
+  absl::StrAppendFormat(
+      &out, "\nrun: %d steps, %s tokens, %sFLOP%s\n\n", spec.training().steps(),
+      Count(static_cast<double>(plan.tokens_per_step) *
+            static_cast<double>(spec.training().steps())),
+      Count(plan.flops_per_step * static_cast<double>(spec.training().steps())),
+      plan.step_seconds > 0
+          ? absl::StrCat(", at least ",
+                         Seconds(absl::Seconds(plan.step_seconds *
+                                               static_cast<double>(spec.training().steps()))))
+          : "");
+  Table table({{"RANK", false, true},
+               {"TP", false, true},
+               {"DP", false, true},
+               {"PP", false, true},
+               {"BLOCKS"},
+               {"PARAMETERS", false, true},
+               {"WEIGHTS", false, true},
+               {"GRADIENTS", false, true},
+               {"OPTIMIZER", false, true},
+               {"ACTIVATIONS", false, true},
+               {"WORKSPACE", false, true},
+               {"TOTAL", false, true}});
   constexpr size_t kShownRanks = 16;
   const bool shortened = !every_rank && plan.ranks.size() > kShownRanks;
   for (const RankPlan& r : plan.ranks) {
     // Of a large job, one rank of each stage: the others hold the same.
     if (shortened && (r.at.tensor != 0 || r.at.data != 0)) continue;
-    table.AddRow({absl::StrCat(r.rank), absl::StrCat(r.at.tensor), absl::StrCat(r.at.data), absl::StrCat(r.at.pipeline),
-                  absl::StrCat(r.layers.first, "..", r.layers.last - 1), Count(static_cast<double>(r.parameters)),
-                  Bytes(r.bytes.weights), Bytes(r.bytes.gradients), Bytes(r.bytes.optimizer), Bytes(r.bytes.activations),
+    table.AddRow({absl::StrCat(r.rank), absl::StrCat(r.at.tensor), absl::StrCat(r.at.data),
+                  absl::StrCat(r.at.pipeline),
+                  absl::StrCat(r.layers.first, "..", r.layers.last - 1),
+                  Count(static_cast<double>(r.parameters)), Bytes(r.bytes.weights),
+                  Bytes(r.bytes.gradients), Bytes(r.bytes.optimizer), Bytes(r.bytes.activations),
                   Bytes(r.bytes.workspace), Bytes(r.bytes.Total())});
   }
   absl::StrAppend(&out, table.Render(true));
   if (shortened) absl::StrAppend(&out, "(one rank of each stage; all with -o wide)\n");
   absl::StrAppend(&out, "largest rank: ", Bytes(plan.largest_rank_bytes));
-  if (shape.memory_per_slot_bytes > 0) absl::StrAppend(&out, " of ", Bytes(shape.memory_per_slot_bytes), " per slot");
-  if (shape.slots > 0) absl::StrAppend(&out, "; ", plan.ranks.size(), " of ", shape.slots, " slots");
+  if (shape.memory_per_slot_bytes > 0)
+    absl::StrAppend(&out, " of ", Bytes(shape.memory_per_slot_bytes), " per slot");
+  if (shape.slots > 0)
+    absl::StrAppend(&out, "; ", plan.ranks.size(), " of ", shape.slots, " slots");
   return out + "\n";
 }
 
@@ -252,24 +286,38 @@ void AddSubmitCommands(CLI::App* app, Session* session) {
   const auto with_spec = [&](const std::string& name, const std::string& help) {
     CLI::App* command = app->add_subcommand(name, help);
     command->add_option("FILE", o.file, "Job spec (docs/guide/job-spec.md)")->required();
-    command->add_option("--set", o.overrides, "Override a key: training.steps=100 (repeatable)")->type_name("KEY=VALUE")
-        ->take_all()->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+    command->add_option("--set", o.overrides, "Override a key: training.steps=100 (repeatable)")
+        ->type_name("KEY=VALUE")
+        ->take_all()
+        ->expected(1)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
     AddFormatOption(command, session);
     return command;
   };
-  CLI::App* plan = with_spec("plan", "Parameters, memory per rank and layout of a job, before it is queued");
-  plan->add_option("--slots", o.slots, "Plan for this many slots instead of the cluster's")->check(CLI::PositiveNumber);
+  CLI::App* plan =
+      with_spec("plan", "Parameters, memory per rank and layout of a job, before it is queued");
+  plan->add_option("--slots", o.slots, "Plan for this many slots instead of the cluster's")
+      ->check(CLI::PositiveNumber);
   plan->add_option("--memory", o.memory, "Memory of one slot, e.g. 16GiB")->type_name("SIZE");
-  plan->add_option("--peak-flops", o.peak, "FLOP/s that one slot's matrix products reach, for the step time")->type_name("FLOPS");
+  plan->add_option("--peak-flops", o.peak,
+                   "FLOP/s that one slot's matrix products reach, for the step time")
+      ->type_name("FLOPS");
   plan->add_flag("--offline", o.offline, "Do not ask the coordinator");
   plan->callback([session] { session->action = [session] { return Plan(session, o); }; });
 
   CLI::App* submit = with_spec("submit", "Queue a job");
   submit->add_flag("--wait", o.wait, "Stay until it has ended; exit 0 if it succeeded, 8 if not");
   submit->add_flag("--follow", o.follow, "The same, showing its log lines");
-  submit->add_flag("--validate-only", o.validate_only, "Let the coordinator check it and queue nothing");
-  submit->add_option("--timeout", o.timeout, "With --wait or --follow: leave after this long, e.g. 30m (exit 7)")->type_name("DURATION");
-  submit->add_option("--request-id", o.request_id, "Submitting again with the same id gives the same job")->type_name("ID");
+  submit->add_flag("--validate-only", o.validate_only,
+                   "Let the coordinator check it and queue nothing");
+  submit
+      ->add_option("--timeout", o.timeout,
+                   "With --wait or --follow: leave after this long, e.g. 30m (exit 7)")
+      ->type_name("DURATION");
+  submit
+      ->add_option("--request-id", o.request_id,
+                   "Submitting again with the same id gives the same job")
+      ->type_name("ID");
   submit->callback([session] { session->action = [session] { return Submit(session, o); }; });
 }
 

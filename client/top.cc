@@ -56,7 +56,8 @@ class Screen {
   // Line by line over what is there: no flicker.
   void Show(const std::string& frame) {
     std::string out = "\033[H";
-    for (absl::string_view line : absl::StrSplit(frame, '\n')) absl::StrAppend(&out, line, "\033[K\r\n");
+    for (absl::string_view line : absl::StrSplit(frame, '\n'))
+      absl::StrAppend(&out, line, "\033[K\r\n");
     Write(out + "\033[J");
   }
   // True if `q` was pressed within the time.
@@ -82,10 +83,12 @@ struct Seen {
 
 absl::StatusOr<Seen> Look(Client* client) {
   Seen seen;
-  MT_ASSIGN_OR_RETURN(seen.status, client->Call(client->cluster(), &v1::Cluster::Stub::Status, v1::ClusterStatusRequest()));
+  MT_ASSIGN_OR_RETURN(seen.status, client->Call(client->cluster(), &v1::Cluster::Stub::Status,
+                                                v1::ClusterStatusRequest()));
   v1::ListJobsRequest request;
   request.set_page_size(50);
-  MT_ASSIGN_OR_RETURN(v1::ListJobsResponse list, client->Call(client->jobs(), &v1::Jobs::Stub::List, request));
+  MT_ASSIGN_OR_RETURN(v1::ListJobsResponse list,
+                      client->Call(client->jobs(), &v1::Jobs::Stub::List, request));
   for (v1::Job& job : *list.mutable_jobs()) seen.jobs.push_back(std::move(job));
   return seen;
 }
@@ -109,9 +112,11 @@ absl::StatusOr<ExitCode> Top(Session* session, const Options& o) {
   while (!interrupt.Seen()) {
     winsize size = {};
     ioctl(STDOUT_FILENO, TIOCGWINSZ, &size);
-    const int width = size.ws_col > 0 ? size.ws_col : 80, height = size.ws_row > 2 ? size.ws_row - 2 : 22;
+    const int width = size.ws_col > 0 ? size.ws_col : 80,
+              height = size.ws_row > 2 ? size.ws_row - 2 : 22;
     std::string frame = TopFrame(seen.status, seen.jobs, absl::Now(), width, height - 1);
-    absl::StrAppend(&frame, trouble.empty() ? Paint("q quits", Colour::kDim) : Paint(Cut(trouble, width), Colour::kRed));
+    absl::StrAppend(&frame, trouble.empty() ? Paint("q quits", Colour::kDim)
+                                            : Paint(Cut(trouble, width), Colour::kRed));
     screen.Show(frame);
     if (screen.QuitPressed(static_cast<int>(o.interval * 1000))) break;
     absl::StatusOr<Client*> again = trouble.empty() ? session->client() : session->Reconnect();
@@ -124,7 +129,8 @@ absl::StatusOr<ExitCode> Top(Session* session, const Options& o) {
 
 }  // namespace
 
-std::string TopFrame(const v1::ClusterStatus& status, const std::vector<v1::Job>& jobs, absl::Time now, int width, int height) {
+std::string TopFrame(const v1::ClusterStatus& status, const std::vector<v1::Job>& jobs,
+                     absl::Time now, int width, int height) {
   int ready = 0;
   for (const v1::Node& node : status.nodes()) ready += node.state() == v1::NODE_STATE_READY ? 1 : 0;
   double tokens = 0;
@@ -135,24 +141,41 @@ std::string TopFrame(const v1::ClusterStatus& status, const std::vector<v1::Job>
     tokens += job.progress().tokens_per_second();
   }
   std::string text = absl::StrFormat(
-      "%s  up %s   nodes %d/%d   slots %d/%d   running %d   %s tokens/s\n\n", Paint("mt", Colour::kBold), Age(status.started(), now), ready,
-      status.nodes_size(), status.slots_used(), status.slots(), running, Count(tokens));
-  Table table({{"JOB"}, {"STATE"}, {"STEP", false, true}, {"LOSS", false, true}, {"LOSS CURVE"}, {"TOKENS/S", false, true},
-               {"MFU", false, true}, {"STEP MS", false, true}, {"ETA", false, true}, {"CKPT", false, true}, {"RESTARTS", false, true},
-               {"GOODPUT", false, true}, {"REASON"}});
+      "%s  up %s   nodes %d/%d   slots %d/%d   running %d   %s tokens/s\n\n",
+      Paint("mt", Colour::kBold), Age(status.started(), now), ready, status.nodes_size(),
+      status.slots_used(), status.slots(), running, Count(tokens));
+  Table table({{"JOB"},
+               {"STATE"},
+               {"STEP", false, true},
+               {"LOSS", false, true},
+               {"LOSS CURVE"},
+               {"TOKENS/S", false, true},
+               {"MFU", false, true},
+               {"STEP MS", false, true},
+               {"ETA", false, true},
+               {"CKPT", false, true},
+               {"RESTARTS", false, true},
+               {"GOODPUT", false, true},
+               {"REASON"}});
   for (const v1::Job& job : jobs) {
     const v1::TrainingProgress& p = job.progress();
     const bool stepped = p.step() > 0, live = stepped && job.state() == v1::JOB_STATE_RUNNING;
-    table.AddRow({Safe(job.id()), StateCell(job.state()),
-                  absl::StrCat(p.step(), "/", p.total_steps() > 0 ? p.total_steps() : job.spec().training().steps()),
-                  stepped ? Number(p.loss()) : "", Sparkline({p.loss_history().begin(), p.loss_history().end()}, 24),
-                  live ? Count(p.tokens_per_second()) : "", live ? Percent(p.mfu()) : "",
-                  live ? absl::StrFormat("%.0f", p.step_seconds() * 1000) : "", live && p.has_eta() ? Seconds(ToDuration(p.eta())) : "",
-                  job.last_checkpoint_step() > 0 ? absl::StrCat(job.last_checkpoint_step()) : "", absl::StrCat(job.restarts()),
-                  job.goodput() > 0 ? Percent(job.goodput()) : "", Safe(job.reason())});
+    table.AddRow(
+        {Safe(job.id()), StateCell(job.state()),
+         absl::StrCat(p.step(), "/",
+                      p.total_steps() > 0 ? p.total_steps() : job.spec().training().steps()),
+         stepped ? Number(p.loss()) : "",
+         Sparkline({p.loss_history().begin(), p.loss_history().end()}, 24),
+         live ? Count(p.tokens_per_second()) : "", live ? Percent(p.mfu()) : "",
+         live ? absl::StrFormat("%.0f", p.step_seconds() * 1000) : "",
+         live && p.has_eta() ? Seconds(ToDuration(p.eta())) : "",
+         job.last_checkpoint_step() > 0 ? absl::StrCat(job.last_checkpoint_step()) : "",
+         absl::StrCat(job.restarts()), job.goodput() > 0 ? Percent(job.goodput()) : "",
+         Safe(job.reason())});
   }
   absl::StrAppend(&text, jobs.empty() ? "no jobs\n" : table.Render(true), "\n");
-  absl::StrAppend(&text, NodesTable({status.nodes().begin(), status.nodes().end()}, now).Render(false));
+  absl::StrAppend(&text,
+                  NodesTable({status.nodes().begin(), status.nodes().end()}, now).Render(false));
   if (width <= 0 && height <= 0) return text;
   std::string frame;
   int lines = 0;
@@ -167,8 +190,11 @@ void AddTopCommand(CLI::App* app, Session* session) {
   static Options o;  // CLI11 keeps references to it
   o = Options();
   CLI::App* top = app->add_subcommand("top", "Jobs, loss curves, tokens/s and nodes, live");
-  top->add_flag("--once", o.once, "Print one frame and end (also when the output is not a terminal)");
-  top->add_option("--interval", o.interval, "Seconds between frames")->check(CLI::Range(0.1, 3600.0))->capture_default_str();
+  top->add_flag("--once", o.once,
+                "Print one frame and end (also when the output is not a terminal)");
+  top->add_option("--interval", o.interval, "Seconds between frames")
+      ->check(CLI::Range(0.1, 3600.0))
+      ->capture_default_str();
   AddFormatOption(top, session);
   top->callback([session] { session->action = [session] { return Top(session, o); }; });
 }

@@ -11,6 +11,7 @@ namespace mt::client {
 void AddTopCommand(CLI::App* app, Session* session);
 
 // At most `height` lines of at most `width` characters; 0 = without a limit.
-std::string TopFrame(const v1::ClusterStatus& status, const std::vector<v1::Job>& jobs, absl::Time now, int width, int height);
+std::string TopFrame(const v1::ClusterStatus& status, const std::vector<v1::Job>& jobs,
+                     absl::Time now, int width, int height);
 
 }  // namespace mt::client

@@ -6,7 +6,8 @@
 
 namespace mt {
 
-[[noreturn]] void CheckFailed(const char* file, int line, const char* condition, const std::string& message);
+[[noreturn]] void CheckFailed(const char* file, int line, const char* condition,
+                              const std::string& message);
 
 class CheckMessage {
  public:
@@ -30,8 +31,8 @@ class CheckMessage {
 
 #define MT_CHECK(condition) \
   while (!(condition)) ::mt::CheckMessage(__FILE__, __LINE__, #condition)
-#define MT_CHECK_OK(expression)                                                    \
-  do {                                                                             \
-    const absl::Status mt_check_status_ = (expression);                            \
-    MT_CHECK(mt_check_status_.ok()) << mt_check_status_.ToString();                \
+#define MT_CHECK_OK(expression)                                     \
+  do {                                                              \
+    const absl::Status mt_check_status_ = (expression);             \
+    MT_CHECK(mt_check_status_.ok()) << mt_check_status_.ToString(); \
   } while (false)

@@ -19,15 +19,21 @@ namespace {
 absl::Status ErrnoStatus(int error, absl::string_view what, const std::string& path) {
   const std::string message = absl::StrCat(what, " ", path, ": ", std::strerror(error));
   switch (error) {
-    case ENOENT: return absl::NotFoundError(message);
-    case EEXIST: return absl::AlreadyExistsError(message);
+    case ENOENT:
+      return absl::NotFoundError(message);
+    case EEXIST:
+      return absl::AlreadyExistsError(message);
     case ENOSPC:
-    case EDQUOT: return absl::ResourceExhaustedError(message);
+    case EDQUOT:
+      return absl::ResourceExhaustedError(message);
     case EACCES:
     case EPERM:
-    case EROFS: return absl::PermissionDeniedError(message);
-    case EIO: return absl::DataLossError(message);
-    default: return absl::InternalError(message);
+    case EROFS:
+      return absl::PermissionDeniedError(message);
+    case EIO:
+      return absl::DataLossError(message);
+    default:
+      return absl::InternalError(message);
   }
 }
 
@@ -82,7 +88,8 @@ class PosixRandomAccessFile : public RandomAccessFile {
   absl::StatusOr<size_t> Read(uint64_t offset, size_t size, char* buffer) const override {
     size_t done = 0;
     while (done < size) {
-      const ssize_t count = pread(fd_.get(), buffer + done, size - done, static_cast<off_t>(offset + done));
+      const ssize_t count =
+          pread(fd_.get(), buffer + done, size - done, static_cast<off_t>(offset + done));
       if (count < 0) {
         if (errno == EINTR) continue;
         return ErrnoStatus(errno, "read", path_);
@@ -113,19 +120,24 @@ class PosixFileLock : public FileLock {
 
 class PosixEnv : public Env {
  public:
-  absl::StatusOr<std::unique_ptr<WritableFile>> NewWritableFile(const std::string& path, WriteMode mode) override {
-    const int flags = O_WRONLY | O_CREAT | O_CLOEXEC | (mode == WriteMode::kAppend ? O_APPEND : O_TRUNC);
+  absl::StatusOr<std::unique_ptr<WritableFile>> NewWritableFile(const std::string& path,
+                                                                WriteMode mode) override {
+    const int flags =
+        O_WRONLY | O_CREAT | O_CLOEXEC | (mode == WriteMode::kAppend ? O_APPEND : O_TRUNC);
     const int fd = open(path.c_str(), flags, 0600);
     if (fd < 0) return ErrnoStatus(errno, "open for writing", path);
     return std::make_unique<PosixWritableFile>(fd, path);
   }
-  absl::StatusOr<std::unique_ptr<RandomAccessFile>> NewRandomAccessFile(const std::string& path) override {
+  absl::StatusOr<std::unique_ptr<RandomAccessFile>> NewRandomAccessFile(
+      const std::string& path) override {
     const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (fd < 0) return ErrnoStatus(errno, "open", path);
     return std::make_unique<PosixRandomAccessFile>(fd, path);
   }
   absl::Status Rename(const std::string& from, const std::string& to) override {
-    return rename(from.c_str(), to.c_str()) == 0 ? absl::OkStatus() : ErrnoStatus(errno, "rename", absl::StrCat(from, " to ", to));
+    return rename(from.c_str(), to.c_str()) == 0
+               ? absl::OkStatus()
+               : ErrnoStatus(errno, "rename", absl::StrCat(from, " to ", to));
   }
   absl::Status SyncDirectory(const std::string& path) override {
     const FileDescriptor fd(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -139,12 +151,14 @@ class PosixEnv : public Env {
       if (mkdir(prefix.c_str(), 0700) != 0 && errno != EEXIST) {
         struct stat info;  // EROFS and EACCES come before EEXIST on some file systems
         const int error = errno;
-        if (stat(prefix.c_str(), &info) != 0 || !S_ISDIR(info.st_mode)) return ErrnoStatus(error, "create folder", prefix);
+        if (stat(prefix.c_str(), &info) != 0 || !S_ISDIR(info.st_mode))
+          return ErrnoStatus(error, "create folder", prefix);
       }
     }
     struct stat info;
     if (stat(path.c_str(), &info) != 0) return ErrnoStatus(errno, "create folder", path);
-    if (!S_ISDIR(info.st_mode)) return ErrnoStatus(EEXIST, "create folder (a file is in the way)", path);
+    if (!S_ISDIR(info.st_mode))
+      return ErrnoStatus(EEXIST, "create folder (a file is in the way)", path);
     return absl::OkStatus();
   }
   absl::Status RemoveFile(const std::string& path) override {
@@ -169,14 +183,17 @@ class PosixEnv : public Env {
   absl::StatusOr<FileInfo> Stat(const std::string& path) override {
     struct stat info;
     if (lstat(path.c_str(), &info) != 0) return ErrnoStatus(errno, "stat", path);
-    return FileInfo{static_cast<uint64_t>(info.st_size), S_ISDIR(info.st_mode), S_ISLNK(info.st_mode)};
+    return FileInfo{static_cast<uint64_t>(info.st_size), S_ISDIR(info.st_mode),
+                    S_ISLNK(info.st_mode)};
   }
   absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path) override {
     const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0) return ErrnoStatus(errno, "open lock", path);
     auto lock = std::make_unique<PosixFileLock>(fd);
     if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
-      if (errno == EWOULDBLOCK) return absl::FailedPreconditionError(absl::StrCat("lock ", path, " is held by another process"));
+      if (errno == EWOULDBLOCK)
+        return absl::FailedPreconditionError(
+            absl::StrCat("lock ", path, " is held by another process"));
       return ErrnoStatus(errno, "lock", path);
     }
     return lock;
@@ -201,7 +218,8 @@ absl::StatusOr<std::string> ReadFile(Env* env, const std::string& path, uint64_t
   MT_ASSIGN_OR_RETURN(const auto file, env->NewRandomAccessFile(path));
   MT_ASSIGN_OR_RETURN(const uint64_t size, file->Size());
   if (size > max_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat(path, " has ", size, " bytes, more than the ", max_bytes, " that are read"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " has ", size, " bytes, more than the ", max_bytes, " that are read"));
   }
   std::string contents(size, '\0');
   MT_ASSIGN_OR_RETURN(const size_t count, file->Read(0, size, contents.data()));
@@ -213,7 +231,8 @@ absl::Status WriteFileAtomically(Env* env, const std::string& path, absl::string
   static std::atomic<uint64_t> counter{0};
   const std::string temporary = absl::StrCat(path, ".tmp", getpid(), ".", ++counter);
   auto write = [&]() -> absl::Status {
-    MT_ASSIGN_OR_RETURN(const auto file, env->NewWritableFile(temporary, Env::WriteMode::kTruncate));
+    MT_ASSIGN_OR_RETURN(const auto file,
+                        env->NewWritableFile(temporary, Env::WriteMode::kTruncate));
     MT_RETURN_IF_ERROR(file->Append(contents));
     MT_RETURN_IF_ERROR(file->Sync());
     MT_RETURN_IF_ERROR(file->Close());
@@ -224,7 +243,9 @@ absl::Status WriteFileAtomically(Env* env, const std::string& path, absl::string
     return status;
   }
   const size_t slash = path.rfind('/');
-  return env->SyncDirectory(slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash));
+  return env->SyncDirectory(slash == std::string::npos ? "."
+                            : slash == 0               ? "/"
+                                                       : path.substr(0, slash));
 }
 
 std::string JoinPath(absl::string_view folder, absl::string_view name) {

@@ -9,8 +9,8 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include "absl/strings/string_view.h"
 #include <vector>
+#include "absl/strings/string_view.h"
 
 #include "common/status.h"
 
@@ -20,7 +20,7 @@ class WritableFile {
  public:
   virtual ~WritableFile() = default;  // closes, dropping errors
   virtual absl::Status Append(absl::string_view data) = 0;
-  virtual absl::Status Sync() = 0;   // data and size are on stable storage afterwards
+  virtual absl::Status Sync() = 0;  // data and size are on stable storage afterwards
   virtual absl::Status Close() = 0;
 };
 
@@ -48,15 +48,20 @@ class Env {
   virtual ~Env() = default;
 
   enum class WriteMode { kTruncate, kAppend };
-  virtual absl::StatusOr<std::unique_ptr<WritableFile>> NewWritableFile(const std::string& path, WriteMode mode) = 0;
-  virtual absl::StatusOr<std::unique_ptr<RandomAccessFile>> NewRandomAccessFile(const std::string& path) = 0;
+  virtual absl::StatusOr<std::unique_ptr<WritableFile>> NewWritableFile(const std::string& path,
+                                                                        WriteMode mode) = 0;
+  virtual absl::StatusOr<std::unique_ptr<RandomAccessFile>> NewRandomAccessFile(
+      const std::string& path) = 0;
   virtual absl::Status Rename(const std::string& from, const std::string& to) = 0;
   virtual absl::Status SyncDirectory(const std::string& path) = 0;
-  virtual absl::Status CreateDirectories(const std::string& path) = 0;  // mode 0700 for new ones; fine if it exists
+  virtual absl::Status CreateDirectories(
+      const std::string& path) = 0;  // mode 0700 for new ones; fine if it exists
   virtual absl::Status RemoveFile(const std::string& path) = 0;
-  virtual absl::Status RemoveTree(const std::string& path) = 0;         // fine if absent; never follows links
-  virtual absl::StatusOr<std::vector<std::string>> List(const std::string& path) = 0;  // names, sorted
-  virtual absl::StatusOr<FileInfo> Stat(const std::string& path) = 0;   // does not follow a link
+  virtual absl::Status RemoveTree(
+      const std::string& path) = 0;  // fine if absent; never follows links
+  virtual absl::StatusOr<std::vector<std::string>> List(
+      const std::string& path) = 0;                                    // names, sorted
+  virtual absl::StatusOr<FileInfo> Stat(const std::string& path) = 0;  // does not follow a link
   // Exclusive advisory lock on a file that it creates. FAILED_PRECONDITION if another process holds it.
   virtual absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path) = 0;
   virtual absl::StatusOr<uint64_t> FreeBytes(const std::string& path) = 0;
@@ -67,7 +72,8 @@ class Env {
 
 bool Exists(Env* env, const std::string& path);
 // Whole file; INVALID_ARGUMENT if larger than `max_bytes`.
-absl::StatusOr<std::string> ReadFile(Env* env, const std::string& path, uint64_t max_bytes = 64 << 20);
+absl::StatusOr<std::string> ReadFile(Env* env, const std::string& path,
+                                     uint64_t max_bytes = 64 << 20);
 // Temporary name, sync, rename, sync of the folder: a reader sees the old file or the new one, also after a crash.
 absl::Status WriteFileAtomically(Env* env, const std::string& path, absl::string_view contents);
 std::string JoinPath(absl::string_view folder, absl::string_view name);

@@ -9,7 +9,8 @@ namespace mt {
 namespace {
 
 std::string Scratch(const std::string& name) {
-  const std::string path = testing::TempDir() + "/" + testing::UnitTest::GetInstance()->current_test_info()->name() + name;
+  const std::string path = testing::TempDir() + "/" +
+                           testing::UnitTest::GetInstance()->current_test_info()->name() + name;
   EXPECT_TRUE(Env::Real()->RemoveTree(path).ok());
   EXPECT_TRUE(Env::Real()->CreateDirectories(path).ok());
   return path;
@@ -47,7 +48,8 @@ TEST(HashTest, FileDigestEqualsDigestOfContents) {
   const std::string contents(3'000'001, 'x');
   ASSERT_TRUE(WriteFileAtomically(env, path, contents).ok());
   EXPECT_EQ(*Xxh3HexOfFile(env, path), Xxh3Hex(contents));
-  EXPECT_EQ(Xxh3Hex(""), "99aa06d3014798d86001c324468d497f");  // published XXH3-128 of the empty input
+  EXPECT_EQ(Xxh3Hex(""),
+            "99aa06d3014798d86001c324468d497f");  // published XXH3-128 of the empty input
 }
 
 }  // namespace

@@ -15,7 +15,8 @@ namespace {
 
 class ThreadEventLoop : public EventLoop {
  public:
-  ThreadEventLoop(std::string name, Clock* clock) : clock_(clock), thread_([this, name = std::move(name)] { Run(name); }) {}
+  ThreadEventLoop(std::string name, Clock* clock)
+      : clock_(clock), thread_([this, name = std::move(name)] { Run(name); }) {}
 
   ~ThreadEventLoop() override {
     MT_CHECK(!OnLoop()) << "an event loop cannot be destroyed by its own task";
@@ -79,7 +80,8 @@ class ThreadEventLoop : public EventLoop {
         wake_.wait(lock);
         continue;
       } else {
-        wake_.wait_for(lock, absl::ToChronoNanoseconds(timers_.begin()->first.first - clock_->Monotonic()));
+        wake_.wait_for(
+            lock, absl::ToChronoNanoseconds(timers_.begin()->first.first - clock_->Monotonic()));
         continue;
       }
       lock.unlock();

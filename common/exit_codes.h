@@ -9,11 +9,12 @@ enum ExitCode : int {
   kExitUsage = 2,
   kExitNotFound = 3,
   kExitAuth = 4,
-  kExitPrecondition = 5,   // conflict, or input that does not validate
-  kExitUnavailable = 6,    // no coordinator there
+  kExitPrecondition = 5,  // conflict, or input that does not validate
+  kExitUnavailable = 6,   // no coordinator there
   kExitDeadline = 7,
   kExitJobFailed = 8,
-  kExitNoProgress = 93,    // a job's exit code: stopped after attempts without progress; do not requeue
+  kExitNoProgress =
+      93,  // a job's exit code: stopped after attempts without progress; do not requeue
   kExitInterrupted = 130,
 };
 

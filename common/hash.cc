@@ -10,7 +10,9 @@
 namespace mt {
 namespace {
 
-std::string Hex(XXH128_hash_t hash) { return absl::StrFormat("%016x%016x", hash.high64, hash.low64); }
+std::string Hex(XXH128_hash_t hash) {
+  return absl::StrFormat("%016x%016x", hash.high64, hash.low64);
+}
 
 }  // namespace
 
@@ -24,7 +26,9 @@ Xxh3Stream::~Xxh3Stream() { XXH3_freeState(static_cast<XXH3_state_t*>(state_)); 
 void Xxh3Stream::Update(const void* data, size_t size) {
   XXH3_128bits_update(static_cast<XXH3_state_t*>(state_), data, size);
 }
-std::string Xxh3Stream::Hex() const { return mt::Hex(XXH3_128bits_digest(static_cast<const XXH3_state_t*>(state_))); }
+std::string Xxh3Stream::Hex() const {
+  return mt::Hex(XXH3_128bits_digest(static_cast<const XXH3_state_t*>(state_)));
+}
 
 absl::StatusOr<std::string> Xxh3HexOfFile(Env* env, const std::string& path) {
   MT_ASSIGN_OR_RETURN(const auto file, env->NewRandomAccessFile(path));

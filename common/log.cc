@@ -38,15 +38,17 @@ void Log(LogLevel level, const std::string& text) {
   std::string line;
   {
     std::lock_guard lock(tag_mutex);
-    line = absl::StrCat(absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::Now(), absl::UTCTimeZone()), " ",
-                        std::string(1, kLetters[static_cast<int>(level)]), " [", Tag(), "] ", text, "\n");
+    line = absl::StrCat(absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::Now(), absl::UTCTimeZone()),
+                        " ", std::string(1, kLetters[static_cast<int>(level)]), " [", Tag(), "] ",
+                        text, "\n");
   }
   // One write, so that lines of several processes on one pipe do not mix.
   [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
 }
 
 void CheckFailed(const char* file, int line, const char* condition, const std::string& message) {
-  Log(LogLevel::kError, absl::StrCat(file, ":", line, ": check failed: ", condition, message.empty() ? "" : ": ", message));
+  Log(LogLevel::kError, absl::StrCat(file, ":", line, ": check failed: ", condition,
+                                     message.empty() ? "" : ": ", message));
   std::abort();
 }
 

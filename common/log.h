@@ -31,7 +31,7 @@ class LogMessage {
 
 }  // namespace mt
 
-#define MT_LOG(level)                                   \
-  if (!::mt::LogEnabled(::mt::LogLevel::k##level)) {    \
-  } else                                                \
+#define MT_LOG(level)                                \
+  if (!::mt::LogEnabled(::mt::LogLevel::k##level)) { \
+  } else                                             \
     ::mt::LogMessage(::mt::LogLevel::k##level)

@@ -10,7 +10,8 @@ namespace mt {
 inline void SetTime(google::protobuf::Timestamp* to, absl::Time time) {
   const int64_t seconds = absl::ToUnixSeconds(time);
   to->set_seconds(seconds);
-  to->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(time - absl::FromUnixSeconds(seconds))));
+  to->set_nanos(
+      static_cast<int32_t>(absl::ToInt64Nanoseconds(time - absl::FromUnixSeconds(seconds))));
 }
 
 inline absl::Time ToTime(const google::protobuf::Timestamp& from) {

@@ -41,6 +41,8 @@ Random* Random::Real() {
   return random;
 }
 
-std::unique_ptr<Random> NewSeededRandom(uint64_t seed) { return std::make_unique<SeededRandom>(seed); }
+std::unique_ptr<Random> NewSeededRandom(uint64_t seed) {
+  return std::make_unique<SeededRandom>(seed);
+}
 
 }  // namespace mt

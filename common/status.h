@@ -18,8 +18,8 @@ inline absl::Status Annotate(const absl::Status& status, absl::string_view conte
 #define MT_CONCAT_INNER(a, b) a##b
 #define MT_CONCAT(a, b) MT_CONCAT_INNER(a, b)
 
-#define MT_RETURN_IF_ERROR(expression)                       \
-  do {                                                       \
+#define MT_RETURN_IF_ERROR(expression)                                               \
+  do {                                                                               \
     if (absl::Status mt_status_ = (expression); !mt_status_.ok()) return mt_status_; \
   } while (false)
 

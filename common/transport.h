@@ -42,8 +42,9 @@ class CoordinatorDialer {
  public:
   virtual ~CoordinatorDialer() = default;
   // Opens a stream. `on_closed` runs once when it could not be opened or broke; the caller dials again (with back-off).
-  virtual std::unique_ptr<CoordinatorConnection> Dial(std::function<void(v1::CoordinatorMessage)> on_message,
-                                                      std::function<void(absl::Status)> on_closed) = 0;
+  virtual std::unique_ptr<CoordinatorConnection> Dial(
+      std::function<void(v1::CoordinatorMessage)> on_message,
+      std::function<void(absl::Status)> on_closed) = 0;
 };
 
 }  // namespace mt

@@ -23,7 +23,8 @@ struct Flags {
 absl::StatusOr<Flags> Parse(const std::vector<std::string>& arguments) {
   Flags flags;
   for (const std::string& argument : arguments) {
-    const std::pair<std::string, std::string> pair = absl::StrSplit(argument, absl::MaxSplits('=', 1));
+    const std::pair<std::string, std::string> pair =
+        absl::StrSplit(argument, absl::MaxSplits('=', 1));
     const auto& [name, value] = pair;
     bool good = argument.find('=') != std::string::npos;
     if (name == "--checkpoint") {
@@ -33,34 +34,45 @@ absl::StatusOr<Flags> Parse(const std::vector<std::string>& arguments) {
     } else if (name == "--backend") {
       flags.backend = value;
     } else if (name == "--tokens") {
-      good = good && absl::SimpleAtoi(value, &flags.options.max_tokens) && flags.options.max_tokens > 0;
+      good = good && absl::SimpleAtoi(value, &flags.options.max_tokens) &&
+             flags.options.max_tokens > 0;
     } else if (name == "--temperature") {
-      good = good && absl::SimpleAtod(value, &flags.options.temperature) && flags.options.temperature >= 0;
+      good = good && absl::SimpleAtod(value, &flags.options.temperature) &&
+             flags.options.temperature >= 0;
     } else if (name == "--seed") {
       good = good && absl::SimpleAtoi(value, &flags.options.seed);
     } else {
       good = false;
     }
-    if (!good) return absl::InvalidArgumentError(absl::StrCat("generate: `", argument, "` is not understood"));
+    if (!good)
+      return absl::InvalidArgumentError(
+          absl::StrCat("generate: `", argument, "` is not understood"));
   }
-  if (flags.checkpoint.empty()) return absl::InvalidArgumentError("generate: --checkpoint=FOLDER is needed");
+  if (flags.checkpoint.empty())
+    return absl::InvalidArgumentError("generate: --checkpoint=FOLDER is needed");
   return flags;
 }
 
 absl::Status Generate(Flags flags) {
-  MT_ASSIGN_OR_RETURN(const std::string json, ReadFile(Env::Real(), JoinPath(flags.checkpoint, "manifest.json"), 1 << 30));
+  MT_ASSIGN_OR_RETURN(const std::string json,
+                      ReadFile(Env::Real(), JoinPath(flags.checkpoint, "manifest.json"), 1 << 30));
   MT_ASSIGN_OR_RETURN(const v1::CheckpointManifest manifest, ManifestFromJson(json));
   const v1::JobSpec& spec = manifest.spec();
   if (spec.data().tokenizer().empty()) {
-    return absl::FailedPreconditionError("data.tokenizer was not set in this job, so its tokens cannot be turned into text");
+    return absl::FailedPreconditionError(
+        "data.tokenizer was not set in this job, so its tokens cannot be turned into text");
   }
-  MT_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, NewTokenizer(Env::Real(), spec.data().tokenizer()));
+  MT_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
+                      NewTokenizer(Env::Real(), spec.data().tokenizer()));
   const bool fp64 = spec.training().precision() == v1::TrainingSpec::PRECISION_FP64;
-  MT_ASSIGN_OR_RETURN(const std::unique_ptr<Operations> operations,
-                      Operations::Create({.backend = flags.backend.empty() && fp64 ? "reference" : flags.backend}));
+  MT_ASSIGN_OR_RETURN(
+      const std::unique_ptr<Operations> operations,
+      Operations::Create({.backend = flags.backend.empty() && fp64 ? "reference" : flags.backend}));
   MT_ASSIGN_OR_RETURN(const std::unique_ptr<Generator> generator,
-                      Generator::Create(spec.model(), spec.training().precision(), spec.data().sequence_length(), operations.get()));
-  MT_RETURN_IF_ERROR(LoadCheckpoint(manifest, generator->LoadTargets(), FolderResolver(flags.checkpoint)));
+                      Generator::Create(spec.model(), spec.training().precision(),
+                                        spec.data().sequence_length(), operations.get()));
+  MT_RETURN_IF_ERROR(
+      LoadCheckpoint(manifest, generator->LoadTargets(), FolderResolver(flags.checkpoint)));
   std::vector<int32_t> prompt;
   MT_RETURN_IF_ERROR(tokenizer->Encode(flags.prompt, &prompt));
   // Without a prompt, a text begins where another has ended.

@@ -23,13 +23,15 @@ struct Flags {
 absl::StatusOr<Flags> Parse(const std::vector<std::string>& arguments) {
   Flags flags;
   for (const std::string& argument : arguments) {
-    const std::pair<std::string, std::string> pair = absl::StrSplit(argument, absl::MaxSplits('=', 1));
+    const std::pair<std::string, std::string> pair =
+        absl::StrSplit(argument, absl::MaxSplits('=', 1));
     const auto& [name, value] = pair;
     bool good = !value.empty();
     if (name == "--backend") {
       flags.operations.backend = value;
     } else if (name == "--operation") {
-      const std::pair<std::string, std::string> chosen = absl::StrSplit(value, absl::MaxSplits('=', 1));
+      const std::pair<std::string, std::string> chosen =
+          absl::StrSplit(value, absl::MaxSplits('=', 1));
       flags.operations.overrides[chosen.first] = chosen.second;
     } else if (name == "--precision") {
       flags.fp64 = value == "fp64";
@@ -39,7 +41,9 @@ absl::StatusOr<Flags> Parse(const std::vector<std::string>& arguments) {
     } else {
       good = false;
     }
-    if (!good) return absl::InvalidArgumentError(absl::StrCat("kernels: `", argument, "` is not understood"));
+    if (!good)
+      return absl::InvalidArgumentError(
+          absl::StrCat("kernels: `", argument, "` is not understood"));
   }
   return flags;
 }
@@ -65,19 +69,24 @@ absl::Status Kernels(const Flags& flags) {
   spec.mutable_data()->set_sequence_length(64);
   spec.mutable_training()->set_steps(1);
   spec.mutable_training()->set_global_batch(1);
-  spec.mutable_training()->set_precision(flags.fp64 ? v1::TrainingSpec::PRECISION_FP64 : v1::TrainingSpec::PRECISION_FP32);
+  spec.mutable_training()->set_precision(flags.fp64 ? v1::TrainingSpec::PRECISION_FP64
+                                                    : v1::TrainingSpec::PRECISION_FP32);
   MT_RETURN_IF_ERROR(FillDefaults(&spec));
   MT_ASSIGN_OR_RETURN(const Mesh mesh, Mesh::FromSpec(spec.parallel()));
-  MT_ASSIGN_OR_RETURN(const std::unique_ptr<Operations> operations, Operations::Create(flags.operations));
+  MT_ASSIGN_OR_RETURN(const std::unique_ptr<Operations> operations,
+                      Operations::Create(flags.operations));
   NoSamples samples;
-  TrainerOptions options{.spec = spec, .mesh = mesh, .operations = operations.get(), .samples = &samples};
+  TrainerOptions options{
+      .spec = spec, .mesh = mesh, .operations = operations.get(), .samples = &samples};
   MT_ASSIGN_OR_RETURN(const std::unique_ptr<Trainer> trainer, Trainer::Create(std::move(options)));
   nlohmann::ordered_json answer;
   answer["operations"] = nlohmann::ordered_json::array();
   for (const v1::ResolvedOperation& o : operations->Resolved()) {
-    answer["operations"].push_back({{"operation", o.operation()}, {"backend", o.backend()}, {"kernel", o.kernel()}});
+    answer["operations"].push_back(
+        {{"operation", o.operation()}, {"backend", o.backend()}, {"kernel", o.kernel()}});
   }
-  MT_ASSIGN_OR_RETURN(answer["peak_flops"], MeasureGemmPeak(flags.operations, flags.fp64 ? MT_F64 : MT_F32));
+  MT_ASSIGN_OR_RETURN(answer["peak_flops"],
+                      MeasureGemmPeak(flags.operations, flags.fp64 ? MT_F64 : MT_F32));
   std::printf("%s\n", answer.dump(2).c_str());
   return absl::OkStatus();
 }

@@ -21,17 +21,17 @@ absl::Status CheckSizes(const v1::JobSpec& spec, const Mesh& mesh);
 struct RankShape {
   int64_t sequence = 0, batch = 0;  // T, B (micro-batch)
   int64_t rows = 0;                 // N = T * B
-  int64_t stream_rows = 0;          // of the residual stream: N / tensor under sequence parallelism, else N
-  int64_t hidden = 0;               // C
+  int64_t stream_rows = 0;  // of the residual stream: N / tensor under sequence parallelism, else N
+  int64_t hidden = 0;       // C
   int64_t heads = 0, kv_heads = 0, head_dim = 0;  // of this tensor rank
-  int64_t query = 0, qkv = 0;       // columns: heads * d, (heads + 2 kv_heads) * d
-  int64_t ffn = 0;                  // D of this tensor rank
+  int64_t query = 0, qkv = 0;                     // columns: heads * d, (heads + 2 kv_heads) * d
+  int64_t ffn = 0;                                // D of this tensor rank
   int64_t vocab_rows = 0, vocab_start = 0, vocab_valid = 0;  // see parameter_layout.h
-  int64_t loss_chunk = 0;           // rows of logits alive at once
-  int64_t first_layer = 0, blocks = 0;  // decoder blocks of this stage
-  int64_t micro_batches = 0;        // per step and data rank
-  int64_t in_flight = 0;            // micro-batches whose forward is done and backward is not, at most
-  int64_t element_bytes = 0;        // of weights and activations
+  int64_t loss_chunk = 0;                                    // rows of logits alive at once
+  int64_t first_layer = 0, blocks = 0;                       // decoder blocks of this stage
+  int64_t micro_batches = 0;                                 // per step and data rank
+  int64_t in_flight = 0;      // micro-batches whose forward is done and backward is not, at most
+  int64_t element_bytes = 0;  // of weights and activations
 };
 RankShape ShapeOf(const v1::JobSpec& spec, const Mesh& mesh, int rank);
 

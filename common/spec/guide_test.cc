@@ -18,12 +18,14 @@
 namespace mt {
 namespace {
 
-void KeysUnder(const google::protobuf::Descriptor& type, const std::string& path, std::vector<std::string>* keys) {
+void KeysUnder(const google::protobuf::Descriptor& type, const std::string& path,
+               std::vector<std::string>* keys) {
   for (int i = 0; i < type.field_count(); ++i) {
     const auto& field = *type.field(i);
     if (!IsSpecKey(field)) continue;
     const std::string here = path.empty() ? field.name() : path + "." + field.name();
-    const bool nested = field.cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_MESSAGE && !field.is_map() && !IsDuration(field);
+    const bool nested = field.cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_MESSAGE &&
+                        !field.is_map() && !IsDuration(field);
     if (nested) {
       KeysUnder(*field.message_type(), here, keys);
     } else {
@@ -55,8 +57,11 @@ TEST(JobSpecGuide, HasEveryKeyAndNoOther) {
 }
 
 TEST(JobSpecGuide, TellsTheRealDefaults) {
-  auto spec = ParseJobSpec("name: a\nmodel: {layers: 2, hidden: 8, heads: 2, ffn: 8}\ndata: {train: /d, tokenizer: byte, sequence_length: 8}\n"
-                           "training: {steps: 10, global_batch: 2}\n", "minimal");
+  auto spec = ParseJobSpec(
+      "name: a\nmodel: {layers: 2, hidden: 8, heads: 2, ffn: 8}\ndata: {train: /d, tokenizer: "
+      "byte, sequence_length: 8}\n"
+      "training: {steps: 10, global_batch: 2}\n",
+      "minimal");
   ASSERT_TRUE(spec.ok()) << spec.status();
   ASSERT_TRUE(FillDefaults(&*spec).ok());
   const Json resolved = MessageToJson(*spec);
@@ -65,7 +70,8 @@ TEST(JobSpecGuide, TellsTheRealDefaults) {
     if (value.empty() || value[0] != '`') continue;
     const Json* at = &resolved;
     for (const auto& part : absl::StrSplit(key, '.')) {
-      ASSERT_TRUE(at->contains(std::string(part))) << key << " has a default in the page and none in a resolved spec";
+      ASSERT_TRUE(at->contains(std::string(part)))
+          << key << " has a default in the page and none in a resolved spec";
       at = &(*at)[std::string(part)];
     }
     std::string real = JsonToYaml(*at);
@@ -85,7 +91,8 @@ TEST(Examples, AllResolveValidateAndPlan) {
     auto spec = ReadJobSpec(Env::Real(), entry.path().string());
     ASSERT_TRUE(spec.ok()) << spec.status();
     ASSERT_TRUE(FillDefaults(&*spec).ok()) << entry.path();
-    if (!spec->checkpoint().path().empty()) spec->mutable_checkpoint()->set_path("/" + spec->checkpoint().path());
+    if (!spec->checkpoint().path().empty())
+      spec->mutable_checkpoint()->set_path("/" + spec->checkpoint().path());
     spec->mutable_data()->set_train("/" + spec->data().train());
     const absl::StatusOr<JobPlan> plan = PlanJob(*spec);
     EXPECT_TRUE(plan.ok()) << entry.path() << ": " << plan.status();

@@ -8,19 +8,25 @@
 namespace mt {
 
 absl::StatusOr<Mesh> Mesh::Create(int tensor, int data, int pipeline) {
-  for (const auto& [name, size] : {std::pair("tensor", tensor), std::pair("data", data), std::pair("pipeline", pipeline)}) {
-    if (size < 1) return absl::InvalidArgumentError(absl::StrCat("parallel.", name, " is ", size, "; it must be at least 1"));
+  for (const auto& [name, size] :
+       {std::pair("tensor", tensor), std::pair("data", data), std::pair("pipeline", pipeline)}) {
+    if (size < 1)
+      return absl::InvalidArgumentError(
+          absl::StrCat("parallel.", name, " is ", size, "; it must be at least 1"));
   }
   const __int128 world = static_cast<__int128>(tensor) * data * pipeline;
   if (world > std::numeric_limits<int>::max()) {
-    return absl::InvalidArgumentError(absl::StrCat("parallel: ", tensor, " × ", data, " × ", pipeline, " ranks are too many"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("parallel: ", tensor, " × ", data, " × ", pipeline, " ranks are too many"));
   }
   return Mesh(tensor, data, pipeline);
 }
 
 MeshCoordinates Mesh::CoordinatesOf(int rank) const {
   MT_CHECK(rank >= 0 && rank < world()) << "rank " << rank << " of " << world();
-  return {.tensor = rank % tensor_, .data = rank / tensor_ % data_, .pipeline = rank / (tensor_ * data_)};
+  return {.tensor = rank % tensor_,
+          .data = rank / tensor_ % data_,
+          .pipeline = rank / (tensor_ * data_)};
 }
 
 std::vector<int> Mesh::TensorGroup(int rank) const {
@@ -59,7 +65,9 @@ std::vector<int> Mesh::ModelGroup(int rank) const {
   return ranks;
 }
 
-std::string Mesh::ToString() const { return absl::StrCat("TP", tensor_, "×PP", pipeline_, "×DP", data_); }
+std::string Mesh::ToString() const {
+  return absl::StrCat("TP", tensor_, "×PP", pipeline_, "×DP", data_);
+}
 
 LayerRange LayersOfStage(int64_t layers, int stages, int stage) {
   const int64_t base = layers / stages, extra = layers % stages;

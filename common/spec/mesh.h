@@ -31,7 +31,9 @@ class Mesh {
   int pipeline() const { return pipeline_; }
   int world() const { return tensor_ * data_ * pipeline_; }
 
-  int RankOf(const MeshCoordinates& at) const { return at.tensor + tensor_ * (at.data + data_ * at.pipeline); }
+  int RankOf(const MeshCoordinates& at) const {
+    return at.tensor + tensor_ * (at.data + data_ * at.pipeline);
+  }
   MeshCoordinates CoordinatesOf(int rank) const;
 
   // Global ranks of the group that `rank` is in, in group order; the member index is the coordinate.

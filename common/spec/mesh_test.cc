@@ -16,7 +16,8 @@ TEST(MeshTest, RankOrderIsMegatronsTensorDataPipeline) {
   EXPECT_THAT(mesh.PipelineGroup(4), ElementsAre(4, 10));
   EXPECT_THAT(mesh.ModelGroup(2), ElementsAre(2, 3, 8, 9));
   EXPECT_THAT(mesh.EmbeddingGroup(7), ElementsAre(1, 7));
-  for (int rank = 0; rank < mesh.world(); ++rank) EXPECT_EQ(mesh.RankOf(mesh.CoordinatesOf(rank)), rank);
+  for (int rank = 0; rank < mesh.world(); ++rank)
+    EXPECT_EQ(mesh.RankOf(mesh.CoordinatesOf(rank)), rank);
 }
 
 TEST(MeshTest, SizesBelowOneAreNamed) {

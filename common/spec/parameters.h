@@ -11,13 +11,14 @@
 namespace mt {
 
 struct LogicalParameter {
-  std::string name;                  // "model.layers.0.self_attn.q_proj.weight"
-  std::vector<int64_t> shape;        // [out, in] for matrices
-  int split_dimension = -1;          // cut over the tensor group: 0 = rows (column-parallel), 1 = columns (row-parallel), -1 = whole
-  int64_t layer = -1;                // decoder block, -1 = embedding, final norm, head
-  double init_std = 0;               // normal(0, init_std); 0 = filled with ones (norm weights)
-  bool weight_decay = true;          // false for 1-D tensors
-  uint64_t init_stream = 0;          // of the counter-based generator: a hash of the name
+  std::string name;            // "model.layers.0.self_attn.q_proj.weight"
+  std::vector<int64_t> shape;  // [out, in] for matrices
+  int split_dimension =
+      -1;  // cut over the tensor group: 0 = rows (column-parallel), 1 = columns (row-parallel), -1 = whole
+  int64_t layer = -1;        // decoder block, -1 = embedding, final norm, head
+  double init_std = 0;       // normal(0, init_std); 0 = filled with ones (norm weights)
+  bool weight_decay = true;  // false for 1-D tensors
+  uint64_t init_stream = 0;  // of the counter-based generator: a hash of the name
 
   int64_t Elements() const {
     int64_t count = 1;

@@ -27,75 +27,146 @@ extern "C" {
 
 enum mt_status_code {
   MT_OK = 0,
-  MT_ERROR_INVALID = -1,       /* arguments break the operation's contract */
-  MT_ERROR_UNSUPPORTED = -2,   /* operation, type or shape is not provided */
+  MT_ERROR_INVALID = -1,     /* arguments break the operation's contract */
+  MT_ERROR_UNSUPPORTED = -2, /* operation, type or shape is not provided */
   MT_ERROR_MEMORY = -3,
-  MT_ERROR_DEVICE = -4,        /* the device or a library failed */
+  MT_ERROR_DEVICE = -4, /* the device or a library failed */
 };
 
-enum mt_dtype { MT_F32 = 1, MT_F64 = 2, MT_BF16 = 3, MT_F8_E4M3 = 4, MT_F8_E5M2 = 5, MT_I32 = 6, MT_I64 = 7, MT_U8 = 8 };
+enum mt_dtype {
+  MT_F32 = 1,
+  MT_F64 = 2,
+  MT_BF16 = 3,
+  MT_F8_E4M3 = 4,
+  MT_F8_E5M2 = 5,
+  MT_I32 = 6,
+  MT_I64 = 7,
+  MT_U8 = 8
+};
 
 /* Stable numbers: never reused, never reordered. T tokens per sequence, B sequences, N = T*B rows; row index = t*B + b
  * (sequence-major, as in Megatron, so that sequence-parallel shards are contiguous rows). */
 enum mt_operation {
-  MT_OP_FILL = 1,                /* mt_fill_args */
-  MT_OP_FILL_NORMAL = 2,         /* mt_fill_normal_args */
-  MT_OP_COPY = 3,                /* mt_copy_args: with cast */
-  MT_OP_ADD = 4,                 /* mt_add_args */
-  MT_OP_SCALE = 5,               /* mt_scale_args */
-  MT_OP_SQUARED_SUM = 6,         /* mt_squared_sum_args */
-  MT_OP_MATMUL = 7,              /* mt_matmul_args */
-  MT_OP_EMBEDDING_FORWARD = 8,   /* mt_embedding_args */
-  MT_OP_EMBEDDING_BACKWARD = 9,  /* mt_embedding_args */
-  MT_OP_RMSNORM_FORWARD = 10,    /* mt_rmsnorm_args */
-  MT_OP_RMSNORM_BACKWARD = 11,   /* mt_rmsnorm_args */
-  MT_OP_ROPE = 12,               /* mt_rope_args */
-  MT_OP_ATTENTION_FORWARD = 13,  /* mt_attention_args */
-  MT_OP_ATTENTION_BACKWARD = 14, /* mt_attention_args */
-  MT_OP_SWIGLU_FORWARD = 15,     /* mt_swiglu_args */
-  MT_OP_SWIGLU_BACKWARD = 16,    /* mt_swiglu_args */
+  MT_OP_FILL = 1,                      /* mt_fill_args */
+  MT_OP_FILL_NORMAL = 2,               /* mt_fill_normal_args */
+  MT_OP_COPY = 3,                      /* mt_copy_args: with cast */
+  MT_OP_ADD = 4,                       /* mt_add_args */
+  MT_OP_SCALE = 5,                     /* mt_scale_args */
+  MT_OP_SQUARED_SUM = 6,               /* mt_squared_sum_args */
+  MT_OP_MATMUL = 7,                    /* mt_matmul_args */
+  MT_OP_EMBEDDING_FORWARD = 8,         /* mt_embedding_args */
+  MT_OP_EMBEDDING_BACKWARD = 9,        /* mt_embedding_args */
+  MT_OP_RMSNORM_FORWARD = 10,          /* mt_rmsnorm_args */
+  MT_OP_RMSNORM_BACKWARD = 11,         /* mt_rmsnorm_args */
+  MT_OP_ROPE = 12,                     /* mt_rope_args */
+  MT_OP_ATTENTION_FORWARD = 13,        /* mt_attention_args */
+  MT_OP_ATTENTION_BACKWARD = 14,       /* mt_attention_args */
+  MT_OP_SWIGLU_FORWARD = 15,           /* mt_swiglu_args */
+  MT_OP_SWIGLU_BACKWARD = 16,          /* mt_swiglu_args */
   MT_OP_CROSS_ENTROPY_STATISTICS = 17, /* mt_cross_entropy_args */
   MT_OP_CROSS_ENTROPY_GRADIENT = 18,   /* mt_cross_entropy_args */
-  MT_OP_ADAMW = 19,              /* mt_adamw_args */
+  MT_OP_ADAMW = 19,                    /* mt_adamw_args */
   MT_OP_CROSS_ENTROPY_COMBINE = 20,    /* mt_cross_entropy_combine_args */
-  MT_OP_END                      /* one past the last */
+  MT_OP_END                            /* one past the last */
 };
 
 /* value -> data[0..count) */
-typedef struct mt_fill_args { uint32_t struct_size; int32_t dtype; void* data; int64_t count; double value; } mt_fill_args;
+typedef struct mt_fill_args {
+  uint32_t struct_size;
+  int32_t dtype;
+  void* data;
+  int64_t count;
+  double value;
+} mt_fill_args;
 
 /* data[i] = mean + std * normal(seed, stream, first_index + i): philox.h's mt_normal, computed in float64 and rounded once, so
  * that a tensor's element has the same value under any sharding. The shard is a box of `rows` rows of `columns` elements whose
  * element (r, c) has global index first_index + r * row_stride + c. */
 typedef struct mt_fill_normal_args {
-  uint32_t struct_size; int32_t dtype; void* data; int64_t rows, columns; uint64_t first_index; uint64_t row_stride;
-  uint64_t seed; uint64_t stream; double mean; double std;
+  uint32_t struct_size;
+  int32_t dtype;
+  void* data;
+  int64_t rows, columns;
+  uint64_t first_index;
+  uint64_t row_stride;
+  uint64_t seed;
+  uint64_t stream;
+  double mean;
+  double std;
 } mt_fill_normal_args;
 
 /* destination[i] = cast(source[i]) */
-typedef struct mt_copy_args { uint32_t struct_size; int32_t source_dtype, destination_dtype; const void* source; void* destination; int64_t count; } mt_copy_args;
+typedef struct mt_copy_args {
+  uint32_t struct_size;
+  int32_t source_dtype, destination_dtype;
+  const void* source;
+  void* destination;
+  int64_t count;
+} mt_copy_args;
 /* destination[i] = a[i] + b[i]; may alias exactly */
-typedef struct mt_add_args { uint32_t struct_size; int32_t dtype; const void* a; const void* b; void* destination; int64_t count; } mt_add_args;
+typedef struct mt_add_args {
+  uint32_t struct_size;
+  int32_t dtype;
+  const void* a;
+  const void* b;
+  void* destination;
+  int64_t count;
+} mt_add_args;
 /* data[i] *= factor, or *= *factor_pointer (a float64 on the device) when it is not null */
-typedef struct mt_scale_args { uint32_t struct_size; int32_t dtype; void* data; int64_t count; double factor; const double* factor_pointer; } mt_scale_args;
+typedef struct mt_scale_args {
+  uint32_t struct_size;
+  int32_t dtype;
+  void* data;
+  int64_t count;
+  double factor;
+  const double* factor_pointer;
+} mt_scale_args;
 /* *result (float64, device) = (accumulate ? *result : 0) + sum of data[i]^2, added in a fixed order */
-typedef struct mt_squared_sum_args { uint32_t struct_size; int32_t dtype; const void* data; int64_t count; double* result; int32_t accumulate; void* workspace; size_t workspace_bytes; } mt_squared_sum_args;
+typedef struct mt_squared_sum_args {
+  uint32_t struct_size;
+  int32_t dtype;
+  const void* data;
+  int64_t count;
+  double* result;
+  int32_t accumulate;
+  void* workspace;
+  size_t workspace_bytes;
+} mt_squared_sum_args;
 
 /* D[m,n] = alpha * op(A)[m,k] op(B)[k,n] + beta * D. op = transpose if the flag is set; lda.. are row strides of the stored
  * matrices. dtype is of A and B; output_dtype of D (F32 for BF16 inputs with float32 main gradients). beta is 0 or 1. */
 typedef struct mt_matmul_args {
-  uint32_t struct_size; int32_t dtype, output_dtype; int32_t transpose_a, transpose_b; int64_t m, n, k;
-  const void* a; int64_t lda; const void* b; int64_t ldb; void* d; int64_t ldd; double alpha, beta;
-  void* workspace; size_t workspace_bytes;
+  uint32_t struct_size;
+  int32_t dtype, output_dtype;
+  int32_t transpose_a, transpose_b;
+  int64_t m, n, k;
+  const void* a;
+  int64_t lda;
+  const void* b;
+  int64_t ldb;
+  void* d;
+  int64_t ldd;
+  double alpha, beta;
+  void* workspace;
+  size_t workspace_bytes;
 } mt_matmul_args;
 
 /* Vocabulary-parallel: this rank holds rows [vocab_start, vocab_start + vocab_rows) of the table.
  * Forward: output[i] = table[ids[i] - vocab_start], or zeros if outside. Backward: table gradient (accumulated, gradient_dtype)
  * [ids[i] - vocab_start] += output_gradient[i], rows added in increasing i. */
 typedef struct mt_embedding_args {
-  uint32_t struct_size; int32_t dtype, gradient_dtype; const int32_t* ids /* (N) */; int64_t rows /* N */; int64_t columns /* C */;
-  int64_t vocab_start, vocab_rows; const void* table /* (vocab_rows, C) */; void* output /* (N, C) */;
-  const void* output_gradient /* (N, C) */; void* table_gradient /* (vocab_rows, C) */; void* workspace; size_t workspace_bytes;
+  uint32_t struct_size;
+  int32_t dtype, gradient_dtype;
+  const int32_t* ids /* (N) */;
+  int64_t rows /* N */;
+  int64_t columns /* C */;
+  int64_t vocab_start, vocab_rows;
+  const void* table /* (vocab_rows, C) */;
+  void* output /* (N, C) */;
+  const void* output_gradient /* (N, C) */;
+  void* table_gradient /* (vocab_rows, C) */;
+  void* workspace;
+  size_t workspace_bytes;
 } mt_embedding_args;
 
 /* Forward: s = x + residual (residual may be null; then s = x), sum[i] = s (may be null, may alias x or residual),
@@ -103,10 +174,22 @@ typedef struct mt_embedding_args {
  * Backward: input `sum` = s as saved. dx = rstd * (w*dy - s * rstd^2 * mean(w*dy*s)), plus residual_gradient if not null;
  * input_gradient may alias residual_gradient or output_gradient. weight_gradient += sum over rows of dy * s * rstd. */
 typedef struct mt_rmsnorm_args {
-  uint32_t struct_size; int32_t dtype, gradient_dtype; int64_t rows, columns; double eps;
-  const void* x; const void* residual; void* sum; const void* weight /* (C) */; void* output; void* rstd /* (N) */;
-  const void* output_gradient; const void* residual_gradient; void* input_gradient; void* weight_gradient /* (C) */;
-  void* workspace; size_t workspace_bytes;
+  uint32_t struct_size;
+  int32_t dtype, gradient_dtype;
+  int64_t rows, columns;
+  double eps;
+  const void* x;
+  const void* residual;
+  void* sum;
+  const void* weight /* (C) */;
+  void* output;
+  void* rstd /* (N) */;
+  const void* output_gradient;
+  const void* residual_gradient;
+  void* input_gradient;
+  void* weight_gradient /* (C) */;
+  void* workspace;
+  size_t workspace_bytes;
 } mt_rmsnorm_args;
 
 /* In place, half-split rotation (as in transformers' Llama): for pair j < d/2 of a head at position p,
@@ -114,8 +197,13 @@ typedef struct mt_rmsnorm_args {
  * Element (t, b, h, j) is at data + ((t * batch + b) * row_stride + h * d + j). Position of row t is first_position + t.
  * cos_sin: table (positions, d) of the data's type, [p, j] = cos, [p, d/2 + j] = sin, made by the caller in float64. */
 typedef struct mt_rope_args {
-  uint32_t struct_size; int32_t dtype; void* data; int64_t sequence /* T */, batch /* B */, heads, head_dim, row_stride;
-  int64_t first_position; const void* cos_sin; int32_t inverse;
+  uint32_t struct_size;
+  int32_t dtype;
+  void* data;
+  int64_t sequence /* T */, batch /* B */, heads, head_dim, row_stride;
+  int64_t first_position;
+  const void* cos_sin;
+  int32_t inverse;
 } mt_rope_args;
 
 /* Causal grouped-query attention. Query head h reads key/value head h / (heads / kv_heads). q, k, v may be views of one packed
@@ -123,18 +211,42 @@ typedef struct mt_rope_args {
  * scale is applied to q k^T. lse (float32, or float64 for F64) is (B, H, T): log of the sum of exponentials of scaled scores.
  * Backward overwrites dq, dk, dv (strides as q, k, v's: dq_stride, ...). */
 typedef struct mt_attention_args {
-  uint32_t struct_size; int32_t dtype; int64_t sequence, batch, heads, kv_heads, head_dim; double scale; int32_t causal;
-  const void* q; int64_t q_stride; const void* k; int64_t k_stride; const void* v; int64_t v_stride;
-  void* o; int64_t o_stride; void* lse;
-  const void* o_gradient; int64_t o_gradient_stride; void* dq; int64_t dq_stride; void* dk; int64_t dk_stride; void* dv; int64_t dv_stride;
-  void* workspace; size_t workspace_bytes;
+  uint32_t struct_size;
+  int32_t dtype;
+  int64_t sequence, batch, heads, kv_heads, head_dim;
+  double scale;
+  int32_t causal;
+  const void* q;
+  int64_t q_stride;
+  const void* k;
+  int64_t k_stride;
+  const void* v;
+  int64_t v_stride;
+  void* o;
+  int64_t o_stride;
+  void* lse;
+  const void* o_gradient;
+  int64_t o_gradient_stride;
+  void* dq;
+  int64_t dq_stride;
+  void* dk;
+  int64_t dk_stride;
+  void* dv;
+  int64_t dv_stride;
+  void* workspace;
+  size_t workspace_bytes;
 } mt_attention_args;
 
 /* gate_up is (N, 2D): gate in the first D columns, up in the others. Forward: output = silu(gate) * up.
  * Backward: gate_up_gradient (N, 2D), may alias gate_up; if output is not null there, it is recomputed into it. */
 typedef struct mt_swiglu_args {
-  uint32_t struct_size; int32_t dtype; int64_t rows, columns /* D */; const void* gate_up; void* output /* (N, D) */;
-  const void* output_gradient; void* gate_up_gradient;
+  uint32_t struct_size;
+  int32_t dtype;
+  int64_t rows, columns /* D */;
+  const void* gate_up;
+  void* output /* (N, D) */;
+  const void* output_gradient;
+  void* gate_up_gradient;
 } mt_swiglu_args;
 
 /* One chunk of rows of vocabulary-parallel logits. targets are global ids; this rank's columns are
@@ -145,34 +257,73 @@ typedef struct mt_swiglu_args {
  * GRADIENT: logits -> loss_scale * (softmax * (1 + 2 z_loss lse) - onehot) in place, zeros for rows with target < 0 and padding.
  * Statistics are float64 for F64, else float32. */
 typedef struct mt_cross_entropy_args {
-  uint32_t struct_size; int32_t dtype; int64_t rows, columns, valid_columns, row_stride; int64_t vocab_start;
-  void* logits; const int32_t* targets; void* maximum; void* sum; void* target_logit; const void* lse; double loss_scale, z_loss;
+  uint32_t struct_size;
+  int32_t dtype;
+  int64_t rows, columns, valid_columns, row_stride;
+  int64_t vocab_start;
+  void* logits;
+  const int32_t* targets;
+  void* maximum;
+  void* sum;
+  void* target_logit;
+  const void* lse;
+  double loss_scale, z_loss;
 } mt_cross_entropy_args;
 typedef struct mt_cross_entropy_combine_args {
-  uint32_t struct_size; int32_t dtype; int64_t rows, world; const void* maximum; const void* sum; const void* target_logit;
-  const int32_t* targets; void* lse; void* row_loss; double z_loss;
+  uint32_t struct_size;
+  int32_t dtype;
+  int64_t rows, world;
+  const void* maximum;
+  const void* sum;
+  const void* target_logit;
+  const int32_t* targets;
+  void* lse;
+  void* row_loss;
+  double z_loss;
 } mt_cross_entropy_combine_args;
 
 /* Over a flat shard: AdamW (Loshchilov & Hutter 2019, as torch.optim.AdamW): p -= lr * weight_decay * p;
  * m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; p -= lr * (m / (1-b1^step)) / (sqrt(v / (1-b2^step)) + eps), g = gradient * gradient_scale
  * (* *gradient_scale_pointer when not null). master, exp_avg, exp_avg_sq: state_dtype; parameter (working copy, may equal master): dtype. */
 typedef struct mt_adamw_args {
-  uint32_t struct_size; int32_t dtype, state_dtype, gradient_dtype; int64_t count; void* parameter; void* master; const void* gradient;
-  void* exp_avg; void* exp_avg_sq; double lr, beta1, beta2, eps, weight_decay; int64_t step; double gradient_scale;
+  uint32_t struct_size;
+  int32_t dtype, state_dtype, gradient_dtype;
+  int64_t count;
+  void* parameter;
+  void* master;
+  const void* gradient;
+  void* exp_avg;
+  void* exp_avg_sq;
+  double lr, beta1, beta2, eps, weight_decay;
+  int64_t step;
+  double gradient_scale;
   const double* gradient_scale_pointer;
 } mt_adamw_args;
 
 typedef struct mt_stream_s* mt_stream; /* null = the default stream */
 
 typedef struct mt_device_info {
-  uint32_t struct_size; char name[128]; int32_t device_count; int64_t memory_bytes; int32_t cores; uint32_t capabilities;
+  uint32_t struct_size;
+  char name[128];
+  int32_t device_count;
+  int64_t memory_bytes;
+  int32_t cores;
+  uint32_t capabilities;
   double peak_flops; /* measured or nominal for the default type; 0 = unknown */
   char detail[256];  /* instruction set, compute capability, driver */
 } mt_device_info;
-enum mt_capability { MT_CAPABILITY_FAST_BF16 = 1, MT_CAPABILITY_FP8 = 2, MT_CAPABILITY_GRAPHS = 4, MT_CAPABILITY_HOST_MEMORY = 8 };
+enum mt_capability {
+  MT_CAPABILITY_FAST_BF16 = 1,
+  MT_CAPABILITY_FP8 = 2,
+  MT_CAPABILITY_GRAPHS = 4,
+  MT_CAPABILITY_HOST_MEMORY = 8
+};
 
 typedef struct mt_backend {
-  uint32_t struct_size; uint32_t abi_major, abi_minor; const char* name; /* "cpu" */ const char* version;
+  uint32_t struct_size;
+  uint32_t abi_major, abi_minor;
+  const char* name; /* "cpu" */
+  const char* version;
   /* Score > 0 if usable here (higher wins among equals), 0 with a reason in info->detail if not. Fast, without side effects;
    * after `open` it may measure peak_flops, once (tens of milliseconds). */
   int32_t (*probe)(mt_device_info* info);
@@ -181,7 +332,8 @@ typedef struct mt_backend {
   const char* (*error_message)(void);
   /* 1 if `run` would accept these types and shapes (pointers are ignored). `args` is the operation's struct. */
   int32_t (*supports)(int32_t operation, const void* args);
-  const char* (*kernel_name)(int32_t operation, const void* args); /* e.g. "onednn:brg:avx512_core"; static storage */
+  const char* (*kernel_name)(int32_t operation,
+                             const void* args); /* e.g. "onednn:brg:avx512_core"; static storage */
   int64_t (*workspace_bytes)(int32_t operation, const void* args); /* negative = error */
   int32_t (*run)(int32_t operation, const void* args, mt_stream stream);
   /* Memory and streams. Host backends may implement the copies as memcpy. */
@@ -200,4 +352,4 @@ typedef const mt_backend* (*mt_backend_entry)(void);
 #ifdef __cplusplus
 }
 #endif
-#endif  /* MT_KERNELS_ABI_MT_BACKEND_H_ */
+#endif /* MT_KERNELS_ABI_MT_BACKEND_H_ */

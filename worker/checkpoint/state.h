@@ -28,9 +28,9 @@ struct TensorBox {
 
 // Scalars that are part of the state.
 struct TrainingPosition {
-  int64_t step = 0;              // optimizer steps done
+  int64_t step = 0;  // optimizer steps done
   int64_t consumed_samples = 0;
-  double loss = 0;               // of the last step
+  double loss = 0;  // of the last step
 };
 
 }  // namespace mt
