@@ -16,34 +16,56 @@ namespace mt {
 class CoordinatorCore : public NodeListener {
  public:
   explicit CoordinatorCore(CoordinatorOptions given)
-      : options(std::move(given)), logs(options.env, JoinPath(options.state_directory, "logs")), ledger(LedgerOptionsOf()) {}
+      : options(std::move(given)),
+        logs(options.env, JoinPath(options.state_directory, "logs")),
+        ledger(LedgerOptionsOf()) {}
 
   absl::Status Load() {
     std::set<std::string> names;
     for (const NodeConfig& node : options.nodes) {
-      if (!names.insert(node.name).second) return absl::InvalidArgumentError(absl::StrCat("node \"", node.name, "\" is listed twice"));
+      if (!names.insert(node.name).second)
+        return absl::InvalidArgumentError(absl::StrCat("node \"", node.name, "\" is listed twice"));
     }
     MT_RETURN_IF_ERROR(ledger.Load());
-    nodes = std::make_unique<NodeTable>(NodeTable::Options{
-        .loop = options.loop, .random = options.random, .ledger = &ledger, .launcher = options.launcher, .listener = this,
-        .nodes = options.nodes, .version = options.version, .bundle_digest = options.bundle_digest, .tunables = options.tunables});
-    checkpoints = std::make_unique<CheckpointCatalogue>(options.loop, &ledger, nodes.get(), options.version);
-    jobs = std::make_unique<JobManager>(JobManager::Options{
-        .loop = options.loop, .random = options.random, .ledger = &ledger, .nodes = nodes.get(), .checkpoints = checkpoints.get(),
-        .logs = &logs, .down_after = options.tunables.down_after});
+    nodes = std::make_unique<NodeTable>(NodeTable::Options{.loop = options.loop,
+                                                           .random = options.random,
+                                                           .ledger = &ledger,
+                                                           .launcher = options.launcher,
+                                                           .listener = this,
+                                                           .nodes = options.nodes,
+                                                           .version = options.version,
+                                                           .bundle_digest = options.bundle_digest,
+                                                           .tunables = options.tunables});
+    checkpoints =
+        std::make_unique<CheckpointCatalogue>(options.loop, &ledger, nodes.get(), options.version);
+    jobs = std::make_unique<JobManager>(
+        JobManager::Options{.loop = options.loop,
+                            .random = options.random,
+                            .ledger = &ledger,
+                            .nodes = nodes.get(),
+                            .checkpoints = checkpoints.get(),
+                            .logs = &logs,
+                            .down_after = options.tunables.down_after});
     return absl::OkStatus();
   }
 
   // NodeListener.
-  std::vector<v1::RunningRank> RanksToKeep(const std::string& node) override { return jobs->RanksToKeep(node); }
+  std::vector<v1::RunningRank> RanksToKeep(const std::string& node) override {
+    return jobs->RanksToKeep(node);
+  }
   void OnNodeConnected(const std::string& node) override {}
-  void OnNodeSettled(const std::string& node, const std::vector<v1::RunningRank>& running) override {
+  void OnNodeSettled(const std::string& node,
+                     const std::vector<v1::RunningRank>& running) override {
     jobs->OnNodeSettled(node, running);
     checkpoints->OnNodeSettled(node, std::exchange(held[node], {}));
   }
-  void OnNodeDisconnected(const std::string& node) override { checkpoints->OnNodeDisconnected(node); }
+  void OnNodeDisconnected(const std::string& node) override {
+    checkpoints->OnNodeDisconnected(node);
+  }
   void OnNodeChanged(const std::string& node) override { jobs->OnNodeChanged(node); }
-  void OnWorkerEvent(const std::string& node, const v1::WorkerEvent& event) override { jobs->OnWorkerEvent(node, event); }
+  void OnWorkerEvent(const std::string& node, const v1::WorkerEvent& event) override {
+    jobs->OnWorkerEvent(node, event);
+  }
   void OnWorkerRequest(const std::string& node, const v1::WorkerMessage& message) override {
     if (message.has_rendezvous_put()) jobs->OnRendezvousPut(node, message.rendezvous_put());
     if (message.has_rendezvous_get()) jobs->OnRendezvousGet(node, message.rendezvous_get());
@@ -104,7 +126,8 @@ class CoordinatorCore : public NodeListener {
   std::unique_ptr<NodeTable> nodes;
   std::unique_ptr<CheckpointCatalogue> checkpoints;
   std::unique_ptr<JobManager> jobs;
-  std::map<std::string, std::vector<v1::HeldCheckpoint>> held;  // by node, from its registration until it is settled
+  std::map<std::string, std::vector<v1::HeldCheckpoint>>
+      held;  // by node, from its registration until it is settled
   std::function<void()> when_idle;
   absl::Time started;
   EventLoop::TimerId tick = 0, notify_timer = 0, shutdown_timer = 0;
@@ -135,7 +158,8 @@ void Coordinator::Start() {
 void Coordinator::OnMessage(std::shared_ptr<WorkerStream> stream, v1::WorkerMessage message) {
   if (core_->ledger.broken()) return;
   if (message.has_register_()) {
-    core_->held[message.node()].assign(message.register_().held().begin(), message.register_().held().end());
+    core_->held[message.node()].assign(message.register_().held().begin(),
+                                       message.register_().held().end());
   }
   core_->nodes->OnMessage(std::move(stream), std::move(message));
 }
@@ -147,7 +171,8 @@ void Coordinator::OnClosed(std::shared_ptr<WorkerStream> stream, absl::Status re
 
 bool Coordinator::HasEnded(v1::JobState state) { return mt::HasEnded(state); }
 
-absl::StatusOr<v1::Job> Coordinator::Submit(const v1::SubmitRequest& request, const std::string& submitted_by) {
+absl::StatusOr<v1::Job> Coordinator::Submit(const v1::SubmitRequest& request,
+                                            const std::string& submitted_by) {
   return core_->jobs->Submit(request, submitted_by);
 }
 
@@ -161,30 +186,42 @@ absl::StatusOr<v1::ListJobsResponse> Coordinator::ListJobs(const v1::ListJobsReq
   (void)core_->ledger.Flush();
   int64_t before = INT64_MAX;
   if (!request.page_token().empty() && !absl::SimpleAtoi(request.page_token(), &before)) {
-    return absl::InvalidArgumentError(absl::StrCat("page_token \"", request.page_token(), "\" is not one that List returned"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("page_token \"", request.page_token(), "\" is not one that List returned"));
   }
   std::vector<const store::JobRecord*> jobs;
   for (const auto& [id, job] : core_->ledger.state().jobs) {
-    const bool wanted = request.states().empty() || std::count(request.states().begin(), request.states().end(), job.job().state()) > 0;
+    const bool wanted =
+        request.states().empty() ||
+        std::count(request.states().begin(), request.states().end(), job.job().state()) > 0;
     if (wanted && job.order() < before) jobs.push_back(&job);
   }
-  std::sort(jobs.begin(), jobs.end(), [](const auto* a, const auto* b) { return a->order() > b->order(); });
+  std::sort(jobs.begin(), jobs.end(),
+            [](const auto* a, const auto* b) { return a->order() > b->order(); });
   const size_t size = request.page_size() > 0 ? std::min(request.page_size(), 1000) : 1000;
   v1::ListJobsResponse response;
-  for (size_t i = 0; i < jobs.size() && i < size; ++i) *response.add_jobs() = core_->jobs->Describe(*jobs[i], false);
+  for (size_t i = 0; i < jobs.size() && i < size; ++i)
+    *response.add_jobs() = core_->jobs->Describe(*jobs[i], false);
   if (jobs.size() > size) response.set_next_page_token(absl::StrCat(jobs[size - 1]->order()));
   return response;
 }
 
-absl::StatusOr<v1::Job> Coordinator::Cancel(const v1::JobActionRequest& request) { return core_->jobs->Cancel(request); }
-absl::StatusOr<v1::Job> Coordinator::Pause(const v1::JobActionRequest& request) { return core_->jobs->Pause(request); }
-absl::StatusOr<v1::Job> Coordinator::Resume(const v1::JobActionRequest& request) { return core_->jobs->Resume(request); }
+absl::StatusOr<v1::Job> Coordinator::Cancel(const v1::JobActionRequest& request) {
+  return core_->jobs->Cancel(request);
+}
+absl::StatusOr<v1::Job> Coordinator::Pause(const v1::JobActionRequest& request) {
+  return core_->jobs->Pause(request);
+}
+absl::StatusOr<v1::Job> Coordinator::Resume(const v1::JobActionRequest& request) {
+  return core_->jobs->Resume(request);
+}
 
 absl::StatusOr<v1::EventsResponse> Coordinator::ListEvents(const v1::EventsRequest& request) {
   (void)core_->ledger.Flush();
   if (!request.job_id().empty()) MT_RETURN_IF_ERROR(core_->jobs->Get(request.job_id()).status());
   const int limit = request.limit() > 0 ? std::min(request.limit(), 10000) : 10000;
-  MT_ASSIGN_OR_RETURN(const auto events, core_->options.store->ListEvents(request.job_id(), request.after_sequence(), limit));
+  MT_ASSIGN_OR_RETURN(const auto events, core_->options.store->ListEvents(
+                                             request.job_id(), request.after_sequence(), limit));
   v1::EventsResponse response;
   for (const v1::Event& event : events) *response.add_events() = event;
   return response;
@@ -210,8 +247,10 @@ v1::ClusterStatus Coordinator::ClusterStatus() {
     *status.add_nodes() = std::move(node);
   }
   for (const auto& [id, job] : core_->ledger.state().jobs) {
-    std::string name = v1::JobState_Name(job.job().state()).substr(std::string("JOB_STATE_").size());
-    std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    std::string name =
+        v1::JobState_Name(job.job().state()).substr(std::string("JOB_STATE_").size());
+    std::transform(name.begin(), name.end(), name.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
     ++(*status.mutable_jobs_by_state())[name];
   }
   status.set_metrics_address(core_->options.metrics_address);
@@ -234,9 +273,11 @@ std::vector<v1::Node> Coordinator::ListNodes() {
 
 namespace {
 
-absl::StatusOr<v1::Node> SetDraining(Coordinator& coordinator, CoordinatorCore& core, const v1::DrainRequest& request, bool draining) {
+absl::StatusOr<v1::Node> SetDraining(Coordinator& coordinator, CoordinatorCore& core,
+                                     const v1::DrainRequest& request, bool draining) {
   if (!core.nodes->Knows(request.node())) {
-    return absl::NotFoundError(absl::StrCat("no node \"", request.node(), "\"; `mtctl cluster nodes` shows all"));
+    return absl::NotFoundError(
+        absl::StrCat("no node \"", request.node(), "\"; `mtctl cluster nodes` shows all"));
   }
   MT_RETURN_IF_ERROR(core.ledger.Try([&] {
     store::NodeRecord& node = core.ledger.EditNode(request.node());
@@ -255,41 +296,54 @@ absl::StatusOr<v1::Node> SetDraining(Coordinator& coordinator, CoordinatorCore& 
 
 }  // namespace
 
-absl::StatusOr<v1::Node> Coordinator::Drain(const v1::DrainRequest& request) { return SetDraining(*this, *core_, request, true); }
-absl::StatusOr<v1::Node> Coordinator::Undrain(const v1::DrainRequest& request) { return SetDraining(*this, *core_, request, false); }
+absl::StatusOr<v1::Node> Coordinator::Drain(const v1::DrainRequest& request) {
+  return SetDraining(*this, *core_, request, true);
+}
+absl::StatusOr<v1::Node> Coordinator::Undrain(const v1::DrainRequest& request) {
+  return SetDraining(*this, *core_, request, false);
+}
 
 void Coordinator::Shutdown(bool graceful, std::function<void()> done) {
   const absl::Status status = core_->jobs->BeginShutdown(graceful);
   if (!status.ok()) {
     MT_LOG(Warning) << "shutting down without pausing jobs: " << status.ToString();
   }
-  auto end_workers = [core = core_.get(), done = std::move(done)] { core->nodes->ShutdownWorkers(done); };
+  auto end_workers = [core = core_.get(), done = std::move(done)] {
+    core->nodes->ShutdownWorkers(done);
+  };
   if (graceful && status.ok() && core_->jobs->HasActiveJobs()) {
     core_->when_idle = std::move(end_workers);
-    core_->shutdown_timer = core_->options.loop->After(core_->options.tunables.pause_grace, [core = core_.get()] {
-      if (core->when_idle) std::exchange(core->when_idle, nullptr)();
-    });
+    core_->shutdown_timer =
+        core_->options.loop->After(core_->options.tunables.pause_grace, [core = core_.get()] {
+          if (core->when_idle) std::exchange(core->when_idle, nullptr)();
+        });
   } else {
     end_workers();
   }
 }
 
-absl::StatusOr<v1::ListCheckpointsResponse> Coordinator::ListCheckpoints(const std::string& job_id) {
+absl::StatusOr<v1::ListCheckpointsResponse> Coordinator::ListCheckpoints(
+    const std::string& job_id) {
   MT_RETURN_IF_ERROR(core_->jobs->Get(job_id).status());
   v1::ListCheckpointsResponse response;
-  for (const auto* record : core_->checkpoints->List(job_id)) *response.add_checkpoints() = CheckpointCatalogue::Describe(*record);
+  for (const auto* record : core_->checkpoints->List(job_id))
+    *response.add_checkpoints() = CheckpointCatalogue::Describe(*record);
   return response;
 }
 
 namespace {
 
-absl::StatusOr<const store::CheckpointRecord*> FindCheckpoint(CoordinatorCore& core, const v1::CheckpointRef& ref) {
+absl::StatusOr<const store::CheckpointRecord*> FindCheckpoint(CoordinatorCore& core,
+                                                              const v1::CheckpointRef& ref) {
   MT_RETURN_IF_ERROR(core.jobs->Get(ref.job_id()).status());
-  const auto* record = ref.step() < 0 ? core.checkpoints->NewestCommitted(ref.job_id()) : core.checkpoints->Find(ref.job_id(), ref.step());
+  const auto* record = ref.step() < 0 ? core.checkpoints->NewestCommitted(ref.job_id())
+                                      : core.checkpoints->Find(ref.job_id(), ref.step());
   if (record == nullptr || !record->has_committed()) {
-    return absl::NotFoundError(ref.step() < 0 ? absl::StrCat("job ", ref.job_id(), " has no committed checkpoint")
-                                              : absl::StrCat("job ", ref.job_id(), " has no checkpoint of step ", ref.step(),
-                                                             "; `mtctl checkpoint list ", ref.job_id(), "` shows all"));
+    return absl::NotFoundError(
+        ref.step() < 0
+            ? absl::StrCat("job ", ref.job_id(), " has no committed checkpoint")
+            : absl::StrCat("job ", ref.job_id(), " has no checkpoint of step ", ref.step(),
+                           "; `mtctl checkpoint list ", ref.job_id(), "` shows all"));
   }
   return record;
 }
@@ -301,14 +355,18 @@ absl::StatusOr<v1::CheckpointInfo> Coordinator::GetCheckpoint(const v1::Checkpoi
   return CheckpointCatalogue::Describe(*record);
 }
 
-absl::StatusOr<std::vector<v1::FileSource>> Coordinator::CheckpointSources(const v1::CheckpointRef& ref) {
+absl::StatusOr<std::vector<v1::FileSource>> Coordinator::CheckpointSources(
+    const v1::CheckpointRef& ref) {
   MT_ASSIGN_OR_RETURN(const auto* record, FindCheckpoint(*core_, ref));
   return core_->checkpoints->Sources(*record);
 }
 
-std::string Coordinator::ShardsEndpoint(const std::string& node) { return core_->nodes->ShardsEndpoint(node); }
+std::string Coordinator::ShardsEndpoint(const std::string& node) {
+  return core_->nodes->ShardsEndpoint(node);
+}
 
-absl::Status Coordinator::MarkCheckpointBad(const v1::CheckpointRef& ref, const std::string& reason) {
+absl::Status Coordinator::MarkCheckpointBad(const v1::CheckpointRef& ref,
+                                            const std::string& reason) {
   MT_ASSIGN_OR_RETURN(const auto* record, FindCheckpoint(*core_, ref));
   core_->checkpoints->MarkBad(ref.job_id(), record->step(), reason);
   core_->Settle();
@@ -335,7 +393,8 @@ MetricsSnapshot Coordinator::Metrics() {
     job.checkpoints_failed = checkpoint.failed;
     job.checkpoint_stall_seconds = checkpoint.stall_seconds;
     job.checkpoint_persist_seconds = checkpoint.persist_seconds;
-    if (const auto* newest = core_->checkpoints->NewestCommitted(id)) job.checkpoint_bytes = newest->manifest().total_bytes();
+    if (const auto* newest = core_->checkpoints->NewestCommitted(id))
+      job.checkpoint_bytes = newest->manifest().total_bytes();
     if (const auto* metrics = core_->jobs->MetricsOf(id)) {
       job.failures_by_cause = metrics->failures_by_cause;
       job.recovery_seconds = metrics->recovery_seconds;

@@ -37,9 +37,10 @@ struct CoordinatorOptions {
   NodeLauncher* launcher = nullptr;  // may be null: workers are started by somebody else
   std::vector<NodeConfig> nodes;     // in hostfile order
   std::string state_directory;       // logs go to <state_directory>/logs
-  std::string version;               // a worker of another version is refused (FAILED_PRECONDITION); empty = not compared
-  std::string bundle_digest;         // likewise
-  std::string metrics_address;       // only shown
+  std::string
+      version;  // a worker of another version is refused (FAILED_PRECONDITION); empty = not compared
+  std::string bundle_digest;    // likewise
+  std::string metrics_address;  // only shown
   CoordinatorTunables tunables;
   // The store is broken: the process must end. Called once, on the loop; nothing is sent afterwards.
   std::function<void(absl::Status)> on_fatal;
@@ -48,19 +49,19 @@ struct CoordinatorOptions {
 // What telemetry exports; a copy, so that it can be read off the loop.
 struct MetricsSnapshot {
   struct JobMetrics {
-    v1::Job job;                               // with progress, without ranks
+    v1::Job job;  // with progress, without ranks
     int world_size = 0;
-    int64_t failures = 0;                      // attempts that failed
+    int64_t failures = 0;  // attempts that failed
     std::map<std::string, int64_t> failures_by_cause;
     int64_t checkpoints_committed = 0;
     int64_t checkpoints_failed = 0;
-    double checkpoint_stall_seconds = 0;       // of the newest
-    double checkpoint_persist_seconds = 0;     // slowest rank of the newest
-    int64_t checkpoint_bytes = 0;              // newest committed
-    double recovery_seconds = 0;               // newest: failure seen to the next first step
-    double queue_seconds = 0;                  // submit to first start
-    double start_seconds = 0;                  // newest attempt: StartRanks to first step
-    std::map<int, v1::RankReport> ranks;       // newest report of each rank
+    double checkpoint_stall_seconds = 0;    // of the newest
+    double checkpoint_persist_seconds = 0;  // slowest rank of the newest
+    int64_t checkpoint_bytes = 0;           // newest committed
+    double recovery_seconds = 0;            // newest: failure seen to the next first step
+    double queue_seconds = 0;               // submit to first start
+    double start_seconds = 0;               // newest attempt: StartRanks to first step
+    std::map<int, v1::RankReport> ranks;    // newest report of each rank
     int64_t hangs = 0;
   };
   std::vector<JobMetrics> jobs;
@@ -69,8 +70,8 @@ struct MetricsSnapshot {
   int64_t queued_jobs = 0;
   int64_t store_commits = 0;
   int64_t store_full_errors = 0;
-  int64_t stale_messages = 0;                  // of an old incarnation or generation, answered or dropped
-  int64_t node_restarts = 0;                   // a known node registered with a new incarnation
+  int64_t stale_messages = 0;  // of an old incarnation or generation, answered or dropped
+  int64_t node_restarts = 0;   // a known node registered with a new incarnation
 };
 
 class CoordinatorCore;

@@ -26,7 +26,9 @@ class FakeStream : public WorkerStream {
 
 class CoordinatorTest : public ::testing::Test {
  protected:
-  CoordinatorTest() : random_(NewSeededRandom(1)), disk_(std::make_shared<MemoryDisk>()) { Restart(); }
+  CoordinatorTest() : random_(NewSeededRandom(1)), disk_(std::make_shared<MemoryDisk>()) {
+    Restart();
+  }
   ~CoordinatorTest() override { coordinator_.reset(); }
 
   void Restart() {
@@ -50,10 +52,14 @@ class CoordinatorTest : public ::testing::Test {
     coordinator_->Start();
     Run();
   }
-  void Run(absl::Duration duration = absl::Milliseconds(100)) { scheduler_.RunUntil(scheduler_.now() + duration); }
+  void Run(absl::Duration duration = absl::Milliseconds(100)) {
+    scheduler_.RunUntil(scheduler_.now() + duration);
+  }
 
-  std::shared_ptr<FakeStream> Register(const std::string& node, const std::string& incarnation = "i1",
-                                       std::vector<v1::RunningRank> running = {}, int64_t next_sequence = 1) {
+  std::shared_ptr<FakeStream> Register(const std::string& node,
+                                       const std::string& incarnation = "i1",
+                                       std::vector<v1::RunningRank> running = {},
+                                       int64_t next_sequence = 1) {
     auto stream = std::make_shared<FakeStream>();
     v1::WorkerMessage message;
     message.set_node(node);
@@ -90,7 +96,8 @@ class CoordinatorTest : public ::testing::Test {
     *message.mutable_event() = event;
     Say(node, message);
   }
-  void Exit(const std::string& node, const std::string& job, int generation, int rank, std::function<void(v1::RankExited&)> fill) {
+  void Exit(const std::string& node, const std::string& job, int generation, int rank,
+            std::function<void(v1::RankExited&)> fill) {
     v1::WorkerEvent event = Event(job, generation, rank);
     fill(*event.mutable_rank_exited());
     Tell(node, event);
@@ -101,7 +108,8 @@ class CoordinatorTest : public ::testing::Test {
     event.mutable_step_report()->mutable_progress()->set_step_seconds(1);
     Tell(node, event);
   }
-  void Shard(const std::string& node, const std::string& job, int generation, int rank, int64_t step, int world) {
+  void Shard(const std::string& node, const std::string& job, int generation, int rank,
+             int64_t step, int world) {
     v1::WorkerEvent event = Event(job, generation, rank);
     auto* shard = event.mutable_shard_written();
     shard->set_step(step);
@@ -111,7 +119,8 @@ class CoordinatorTest : public ::testing::Test {
     Tell(node, event);
   }
   // The newest message of a kind that was sent to the node, or null.
-  const v1::CoordinatorMessage* Newest(const std::string& node, v1::CoordinatorMessage::BodyCase kind) {
+  const v1::CoordinatorMessage* Newest(const std::string& node,
+                                       v1::CoordinatorMessage::BodyCase kind) {
     const auto& sent = streams_.at(node)->sent;
     for (auto it = sent.rbegin(); it != sent.rend(); ++it) {
       if (it->body_case() == kind) return &*it;
@@ -161,7 +170,8 @@ TEST_F(CoordinatorTest, SubmitIsIdempotentByRequestId) {
   const auto again = coordinator_->Submit(Request(1, "r"), "me");
   ASSERT_TRUE(first.ok() && again.ok());
   EXPECT_EQ(first->id(), again->id());
-  EXPECT_EQ(coordinator_->Submit(Request(2, "r"), "me").status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(coordinator_->Submit(Request(2, "r"), "me").status().code(),
+            absl::StatusCode::kAlreadyExists);
   const auto never = coordinator_->Submit(Request(5, "s"), "me");
   EXPECT_EQ(never.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(never.status().message()), HasSubstr("needs 5 slots, the cluster has 4"));
@@ -174,7 +184,8 @@ TEST_F(CoordinatorTest, FullStateDiskRefusesSubmitAndKeepsRunningJobs) {
   const std::string id = Submit(1);
   Step("n1", id, 1, 1);
   disk_->full = true;
-  EXPECT_EQ(coordinator_->Submit(Request(1, "r"), "me").status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(coordinator_->Submit(Request(1, "r"), "me").status().code(),
+            absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(coordinator_->ListJobs({})->jobs_size(), 1);
   v1::JobActionRequest cancel;
   cancel.set_job_id(id);
@@ -202,7 +213,8 @@ TEST_F(CoordinatorTest, GangStartsWholeOrWaitsAndSaysWhy) {
   Register("n1");
   const std::string id = Submit(3);
   EXPECT_EQ(Get(id).state(), v1::JOB_STATE_QUEUED);
-  EXPECT_THAT(Get(id).reason(), HasSubstr("needs 3 slots, 2 of 1 nodes are free; not usable now: n2"));
+  EXPECT_THAT(Get(id).reason(),
+              HasSubstr("needs 3 slots, 2 of 1 nodes are free; not usable now: n2"));
   EXPECT_EQ(Newest("n1", Body::kStartRanks), nullptr);
   Register("n2");
   EXPECT_EQ(Get(id).state(), v1::JOB_STATE_STARTING);
@@ -247,7 +259,8 @@ TEST_F(CoordinatorTest, FailedRankStopsAllThenStartsFromTheNewestCheckpoint) {
   EXPECT_EQ(Get(id).state(), v1::JOB_STATE_RECOVERING);
   ASSERT_NE(Newest("n2", Body::kStopRanks), nullptr);
   Exit("n1", id, 1, 1, [](v1::RankExited& exit) { exit.set_stopped(true); });
-  EXPECT_EQ(Newest("n1", Body::kStartRanks)->start_ranks().generation(), 1) << "not before every rank has ended";
+  EXPECT_EQ(Newest("n1", Body::kStartRanks)->start_ranks().generation(), 1)
+      << "not before every rank has ended";
   Exit("n2", id, 1, 2, [](v1::RankExited& exit) {
     exit.set_exit_code(-1);
     exit.set_signal(9);
@@ -313,7 +326,8 @@ TEST_F(CoordinatorTest, BadCheckpointIsMarkedAndTheOneBeforeIsUsed) {
     exit.set_status_code("DATA_LOSS");
   });
   EXPECT_EQ(Newest("n1", Body::kStartRanks)->start_ranks().restore().step(), 2);
-  EXPECT_EQ(coordinator_->ListCheckpoints(id)->checkpoints(0).state(), v1::CheckpointInfo::STATE_BAD);
+  EXPECT_EQ(coordinator_->ListCheckpoints(id)->checkpoints(0).state(),
+            v1::CheckpointInfo::STATE_BAD);
 }
 
 TEST_F(CoordinatorTest, JobThatEndedWhileTheCoordinatorWasDownEndsRight) {

@@ -13,7 +13,7 @@ namespace {
 
 struct Inode {
   std::string data;
-  std::string durable;  // at the last Sync
+  std::string durable;     // at the last Sync
   bool only_grown = true;  // since the last Sync: it begins with `durable`
 };
 
@@ -29,7 +29,9 @@ std::string Parent(const std::string& path) {
 
 std::string WithSlash(const std::string& folder) { return folder == "/" ? folder : folder + "/"; }
 
-bool IsUnder(const std::string& path, const std::string& folder) { return absl::StartsWith(path, WithSlash(folder)); }
+bool IsUnder(const std::string& path, const std::string& folder) {
+  return absl::StartsWith(path, WithSlash(folder));
+}
 
 }  // namespace
 
@@ -60,8 +62,12 @@ namespace {
 
 class MemWritableFile : public WritableFile {
  public:
-  MemWritableFile(std::shared_ptr<MemEnv::State> state, std::shared_ptr<Inode> inode, std::string path)
-      : state_(std::move(state)), inode_(std::move(inode)), path_(std::move(path)), life_(state_->life) {}
+  MemWritableFile(std::shared_ptr<MemEnv::State> state, std::shared_ptr<Inode> inode,
+                  std::string path)
+      : state_(std::move(state)),
+        inode_(std::move(inode)),
+        path_(std::move(path)),
+        life_(state_->life) {}
 
   absl::Status Append(absl::string_view data) override {
     std::lock_guard lock(state_->mutex);
@@ -69,12 +75,15 @@ class MemWritableFile : public WritableFile {
     MT_RETURN_IF_ERROR(state_->Fault("append", path_));
     uint64_t room = data.size();
     if (state_->capacity.has_value()) {
-      room = *state_->capacity > state_->used ? std::min<uint64_t>(room, *state_->capacity - state_->used) : 0;
+      room = *state_->capacity > state_->used
+                 ? std::min<uint64_t>(room, *state_->capacity - state_->used)
+                 : 0;
     }
     inode_->data.append(data.data(), room);  // a full disk takes what fits, as write(2) does
     state_->used += room;
     if (room < data.size()) {
-      return absl::ResourceExhaustedError(absl::StrCat("write ", path_, ": No space left on device"));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("write ", path_, ": No space left on device"));
     }
     return absl::OkStatus();
   }
@@ -106,7 +115,8 @@ class MemWritableFile : public WritableFile {
 
 class MemRandomAccessFile : public RandomAccessFile {
  public:
-  MemRandomAccessFile(std::shared_ptr<MemEnv::State> state, std::shared_ptr<Inode> inode, std::string path)
+  MemRandomAccessFile(std::shared_ptr<MemEnv::State> state, std::shared_ptr<Inode> inode,
+                      std::string path)
       : state_(std::move(state)), inode_(std::move(inode)), path_(std::move(path)) {}
 
   absl::StatusOr<size_t> Read(uint64_t offset, size_t size, char* buffer) const override {
@@ -161,7 +171,8 @@ void MemEnv::Crash() {
   for (auto& [path, inode] : state_->names) {
     inode->data = inode->durable;
     inode->only_grown = true;
-    for (std::string folder = Parent(path); state_->folders.insert(folder).second; folder = Parent(folder)) {
+    for (std::string folder = Parent(path); state_->folders.insert(folder).second;
+         folder = Parent(folder)) {
     }
   }
   state_->Recount();
@@ -188,7 +199,8 @@ absl::Status MemEnv::CorruptByte(const std::string& path, uint64_t offset) {
   const auto it = state_->names.find(Normalize(path));
   if (it == state_->names.end()) return NotFound("corrupt", path);
   Inode& inode = *it->second;
-  if (offset >= inode.data.size()) return absl::OutOfRangeError(absl::StrCat(path, " has ", inode.data.size(), " bytes"));
+  if (offset >= inode.data.size())
+    return absl::OutOfRangeError(absl::StrCat(path, " has ", inode.data.size(), " bytes"));
   inode.data[offset] ^= 1;
   inode.only_grown = false;
   if (offset < inode.durable.size()) inode.durable[offset] = inode.data[offset];
@@ -212,11 +224,13 @@ uint64_t MemEnv::UsedBytes() {
   return state_->used;
 }
 
-absl::StatusOr<std::unique_ptr<WritableFile>> MemEnv::NewWritableFile(const std::string& raw, WriteMode mode) {
+absl::StatusOr<std::unique_ptr<WritableFile>> MemEnv::NewWritableFile(const std::string& raw,
+                                                                      WriteMode mode) {
   const std::string path = Normalize(raw);
   std::lock_guard lock(state_->mutex);
   if (!state_->folders.contains(Parent(path))) return NotFound("open for writing", path);
-  if (state_->folders.contains(path)) return absl::InternalError(absl::StrCat("open for writing ", path, ": Is a directory"));
+  if (state_->folders.contains(path))
+    return absl::InternalError(absl::StrCat("open for writing ", path, ": Is a directory"));
   auto it = state_->names.find(path);
   if (it == state_->names.end()) {
     MT_RETURN_IF_ERROR(state_->Fault("create", path));
@@ -229,7 +243,8 @@ absl::StatusOr<std::unique_ptr<WritableFile>> MemEnv::NewWritableFile(const std:
   return std::make_unique<MemWritableFile>(state_, it->second, path);
 }
 
-absl::StatusOr<std::unique_ptr<RandomAccessFile>> MemEnv::NewRandomAccessFile(const std::string& raw) {
+absl::StatusOr<std::unique_ptr<RandomAccessFile>> MemEnv::NewRandomAccessFile(
+    const std::string& raw) {
   const std::string path = Normalize(raw);
   std::lock_guard lock(state_->mutex);
   const auto it = state_->names.find(path);
@@ -255,11 +270,13 @@ absl::Status MemEnv::Rename(const std::string& raw_from, const std::string& raw_
   }
   std::set<std::string> folders;
   for (const std::string& folder : state_->folders) {
-    folders.insert(folder == from || IsUnder(folder, from) ? to + folder.substr(from.size()) : folder);
+    folders.insert(folder == from || IsUnder(folder, from) ? to + folder.substr(from.size())
+                                                           : folder);
   }
   state_->folders = std::move(folders);
   State::Names names;
-  for (auto& [path, inode] : state_->names) names[IsUnder(path, from) ? to + path.substr(from.size()) : path] = inode;
+  for (auto& [path, inode] : state_->names)
+    names[IsUnder(path, from) ? to + path.substr(from.size()) : path] = inode;
   state_->names = std::move(names);
   state_->folder_renames.emplace_back(from, to);
   return absl::OkStatus();
@@ -299,7 +316,8 @@ absl::Status MemEnv::CreateDirectories(const std::string& raw) {
   MT_RETURN_IF_ERROR(state_->Fault("create", path));
   for (std::string folder = path;; folder = Parent(folder)) {
     if (state_->names.contains(folder)) {
-      return absl::AlreadyExistsError(absl::StrCat("create folder (a file is in the way) ", folder, ": File exists"));
+      return absl::AlreadyExistsError(
+          absl::StrCat("create folder (a file is in the way) ", folder, ": File exists"));
     }
     if (folder == "/") break;
   }
@@ -321,7 +339,9 @@ absl::Status MemEnv::RemoveTree(const std::string& raw) {
   const std::string path = Normalize(raw);
   std::lock_guard lock(state_->mutex);
   MT_RETURN_IF_ERROR(state_->Fault("remove", path));
-  std::erase_if(state_->names, [&](const auto& entry) { return entry.first == path || IsUnder(entry.first, path); });
+  std::erase_if(state_->names, [&](const auto& entry) {
+    return entry.first == path || IsUnder(entry.first, path);
+  });
   std::erase_if(state_->folders, [&](const std::string& folder) {
     return folder != "/" && (folder == path || IsUnder(folder, path));
   });
@@ -361,7 +381,8 @@ absl::StatusOr<std::unique_ptr<FileLock>> MemEnv::Lock(const std::string& raw) {
   if (!state_->folders.contains(Parent(path))) return NotFound("open lock", path);
   if (!state_->names.contains(path)) state_->names.emplace(path, std::make_shared<Inode>());
   if (!state_->locks.insert(path).second) {
-    return absl::FailedPreconditionError(absl::StrCat("lock ", path, " is held by another process"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("lock ", path, " is held by another process"));
   }
   return std::make_unique<MemFileLock>(state_, path);
 }

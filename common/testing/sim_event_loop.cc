@@ -17,7 +17,9 @@ uint64_t SimScheduler::Add(absl::Duration time, SimEventLoop* owner, EventLoop::
   return key.second;
 }
 
-uint64_t SimScheduler::At(absl::Duration time, EventLoop::Task task) { return Add(time, nullptr, std::move(task)); }
+uint64_t SimScheduler::At(absl::Duration time, EventLoop::Task task) {
+  return Add(time, nullptr, std::move(task));
+}
 
 void SimScheduler::Cancel(uint64_t id) {
   const auto it = due_.find(id);
@@ -69,7 +71,8 @@ bool SimScheduler::RunUntil(const std::function<bool()>& done, absl::Duration li
 SimEventLoop::SimEventLoop(SimScheduler* scheduler) : scheduler_(scheduler), clock_(scheduler) {}
 
 SimEventLoop::~SimEventLoop() {
-  MT_CHECK(!running_) << "a simulated process cannot be destroyed by its own task; use SimScheduler::At";
+  MT_CHECK(!running_)
+      << "a simulated process cannot be destroyed by its own task; use SimScheduler::At";
   // Captures may cancel timers or post as they die: take them out first.
   while (!keys_.empty()) {
     const SimScheduler::Key key = *keys_.begin();
@@ -82,7 +85,8 @@ SimEventLoop::~SimEventLoop() {
 void SimEventLoop::Post(Task task) { scheduler_->Add(scheduler_->now_, this, std::move(task)); }
 
 EventLoop::TimerId SimEventLoop::After(absl::Duration delay, Task task) {
-  return scheduler_->Add(scheduler_->now_ + std::max(delay, absl::ZeroDuration()), this, std::move(task));
+  return scheduler_->Add(scheduler_->now_ + std::max(delay, absl::ZeroDuration()), this,
+                         std::move(task));
 }
 
 void SimEventLoop::Cancel(TimerId timer) {

@@ -48,7 +48,9 @@ class SimScheduler {
 class SimClock : public Clock {
  public:
   explicit SimClock(SimScheduler* scheduler) : scheduler_(scheduler) {}
-  absl::Time Now() override { return absl::FromUnixSeconds(1'700'000'000) + scheduler_->now() + wall_offset; }
+  absl::Time Now() override {
+    return absl::FromUnixSeconds(1'700'000'000) + scheduler_->now() + wall_offset;
+  }
   absl::Duration Monotonic() override { return scheduler_->now(); }
   absl::Duration wall_offset = absl::ZeroDuration();  // wall time may jump
 

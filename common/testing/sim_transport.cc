@@ -21,7 +21,8 @@ struct SimNetwork::Connection : std::enable_shared_from_this<SimNetwork::Connect
   bool server_open = false, server_delivered = false;
   // Order: a message never overtakes one sent before it in the same direction.
   absl::Duration last_to_server, last_to_worker;
-  std::deque<std::pair<bool, EventLoop::Task>> held;  // sent into a partition: (to server, delivery)
+  std::deque<std::pair<bool, EventLoop::Task>>
+      held;  // sent into a partition: (to server, delivery)
 };
 
 namespace {
@@ -44,12 +45,14 @@ class SimStream : public WorkerStream {
 
 }  // namespace
 
-SimNetwork::SimNetwork(SimScheduler* scheduler, Random* random) : SimNetwork(scheduler, random, Options()) {}
+SimNetwork::SimNetwork(SimScheduler* scheduler, Random* random)
+    : SimNetwork(scheduler, random, Options()) {}
 SimNetwork::SimNetwork(SimScheduler* scheduler, Random* random, Options options)
     : scheduler_(scheduler), random_(random), options_(options) {}
 SimNetwork::~SimNetwork() = default;
 
-bool SimNetwork::ByNumber::operator()(const std::shared_ptr<Connection>& a, const std::shared_ptr<Connection>& b) const {
+bool SimNetwork::ByNumber::operator()(const std::shared_ptr<Connection>& a,
+                                      const std::shared_ptr<Connection>& b) const {
   return a->number < b->number;
 }
 
@@ -57,7 +60,8 @@ absl::Duration SimNetwork::Latency() {
   return options_.min_latency + (options_.max_latency - options_.min_latency) * random_->Uniform();
 }
 
-void SimNetwork::Deliver(const std::shared_ptr<Connection>& connection, bool to_server, EventLoop::Task task) {
+void SimNetwork::Deliver(const std::shared_ptr<Connection>& connection, bool to_server,
+                         EventLoop::Task task) {
   if (partitioned_.contains(connection->node)) {
     connection->held.emplace_back(to_server, std::move(task));
     return;
@@ -80,7 +84,8 @@ void SimNetwork::Release(const std::shared_ptr<Connection>& connection) {
   for (auto& [to_server, task] : held) Deliver(connection, to_server, std::move(task));
 }
 
-void SimNetwork::CloseWorkerEnd(const std::shared_ptr<Connection>& connection, absl::Status reason) {
+void SimNetwork::CloseWorkerEnd(const std::shared_ptr<Connection>& connection,
+                                absl::Status reason) {
   if (!connection->worker_open) return;
   connection->worker_open = false;
   connection->worker_loop->Post([connection, reason] {
@@ -89,12 +94,15 @@ void SimNetwork::CloseWorkerEnd(const std::shared_ptr<Connection>& connection, a
   if (!connection->server_open) connections_.erase(connection);
 }
 
-void SimNetwork::CloseServerEnd(const std::shared_ptr<Connection>& connection, absl::Status reason) {
+void SimNetwork::CloseServerEnd(const std::shared_ptr<Connection>& connection,
+                                absl::Status reason) {
   if (!connection->server_open) return;
   connection->server_open = false;
-  if (connection->server_life == server_life_ && server_loop_ != nullptr && connection->server_delivered) {
+  if (connection->server_life == server_life_ && server_loop_ != nullptr &&
+      connection->server_delivered) {
     server_loop_->Post([this, connection, reason, life = server_life_] {
-      if (life == server_life_ && handler_ != nullptr) handler_->OnClosed(connection->stream, reason);
+      if (life == server_life_ && handler_ != nullptr)
+        handler_->OnClosed(connection->stream, reason);
     });
   }
   if (!connection->worker_open) connections_.erase(connection);
@@ -127,12 +135,13 @@ void SimNetwork::SetPartitioned(const std::string& node, bool partitioned) {
   const auto connections = connections_;
   for (const auto& connection : connections) {
     if (connection->node != node) continue;
-    scheduler_->At(scheduler_->now() + options_.break_after * (0.5 + random_->Uniform()), [this, connection] {
-      if (!partitioned_.contains(connection->node)) return;
-      connection->held.clear();
-      CloseWorkerEnd(connection, absl::UnavailableError("keepalive timed out"));
-      CloseServerEnd(connection, absl::UnavailableError("keepalive timed out"));
-    });
+    scheduler_->At(scheduler_->now() + options_.break_after * (0.5 + random_->Uniform()),
+                   [this, connection] {
+                     if (!partitioned_.contains(connection->node)) return;
+                     connection->held.clear();
+                     CloseWorkerEnd(connection, absl::UnavailableError("keepalive timed out"));
+                     CloseServerEnd(connection, absl::UnavailableError("keepalive timed out"));
+                   });
   }
 }
 
@@ -149,7 +158,8 @@ void SimNetwork::Break(const std::string& node, absl::Status reason) {
 class SimConnection : public CoordinatorConnection {
  public:
   using SendFunction = std::function<void(v1::WorkerMessage)>;
-  SimConnection(SendFunction send, std::function<void()> destroy) : send_(std::move(send)), destroy_(std::move(destroy)) {}
+  SimConnection(SendFunction send, std::function<void()> destroy)
+      : send_(std::move(send)), destroy_(std::move(destroy)) {}
   ~SimConnection() override { destroy_(); }
   void Send(v1::WorkerMessage message) override { send_(std::move(message)); }
 
@@ -173,8 +183,9 @@ class SimDialer : public CoordinatorDialer {
     }
   }
 
-  std::unique_ptr<CoordinatorConnection> Dial(std::function<void(v1::CoordinatorMessage)> on_message,
-                                              std::function<void(absl::Status)> on_closed) override {
+  std::unique_ptr<CoordinatorConnection> Dial(
+      std::function<void(v1::CoordinatorMessage)> on_message,
+      std::function<void(absl::Status)> on_closed) override {
     SimNetwork* network = network_;
     auto connection = std::make_shared<SimNetwork::Connection>();
     std::erase_if(dialled_, [](const auto& weak) { return weak.expired(); });
@@ -189,11 +200,13 @@ class SimDialer : public CoordinatorDialer {
     network->connections_.insert(connection);
     if (network->partitioned_.contains(node_) || network->handler_ == nullptr) {
       const bool refused = !network->partitioned_.contains(node_);
-      network->scheduler_->At(network->scheduler_->now() + (refused ? network->Latency() : network->options_.break_after),
+      network->scheduler_->At(network->scheduler_->now() +
+                                  (refused ? network->Latency() : network->options_.break_after),
                               [network, connection] {
-        network->CloseWorkerEnd(connection, absl::UnavailableError("cannot connect"));
-        network->connections_.erase(connection);
-      });
+                                network->CloseWorkerEnd(connection,
+                                                        absl::UnavailableError("cannot connect"));
+                                network->connections_.erase(connection);
+                              });
     } else {
       network->Deliver(connection, true, [network, connection, life = network->server_life_] {
         if (life != network->server_life_ || network->handler_ == nullptr) {
@@ -213,7 +226,8 @@ class SimDialer : public CoordinatorDialer {
               network->Deliver(connection, false, [connection, message = std::move(message)] {
                 if (!connection->worker_open) return;
                 connection->worker_loop->Post([connection, message] {
-                  if (connection->worker_open && connection->on_message) connection->on_message(message);
+                  if (connection->worker_open && connection->on_message)
+                    connection->on_message(message);
                 });
               });
             },
@@ -232,13 +246,16 @@ class SimDialer : public CoordinatorDialer {
         [network, connection](v1::WorkerMessage message) {
           if (!connection->worker_open) return;
           network->Deliver(connection, true, [network, connection, message = std::move(message)] {
-            if (!connection->server_open || connection->server_life != network->server_life_) return;
+            if (!connection->server_open || connection->server_life != network->server_life_)
+              return;
             connection->server_delivered = true;
-            network->server_loop_->Post([network, connection, message, life = network->server_life_] {
-              if (connection->server_open && life == network->server_life_ && network->handler_ != nullptr) {
-                network->handler_->OnMessage(connection->stream, message);
-              }
-            });
+            network->server_loop_->Post(
+                [network, connection, message, life = network->server_life_] {
+                  if (connection->server_open && life == network->server_life_ &&
+                      network->handler_ != nullptr) {
+                    network->handler_->OnMessage(connection->stream, message);
+                  }
+                });
           });
         },
         [network, connection] {
@@ -246,7 +263,8 @@ class SimDialer : public CoordinatorDialer {
           connection->on_message = nullptr;
           connection->on_closed = nullptr;
           network->Deliver(connection, true, [network, connection] {
-            network->CloseServerEnd(connection, absl::UnavailableError("the worker closed the stream"));
+            network->CloseServerEnd(connection,
+                                    absl::UnavailableError("the worker closed the stream"));
             network->connections_.erase(connection);
           });
         });

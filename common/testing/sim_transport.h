@@ -38,7 +38,9 @@ class SimNetwork {
   // Breaks the node's connections, loudly.
   void Break(const std::string& node, absl::Status reason);
   // The node's process died: the coordinator's side sees a break.
-  void WorkerDied(const std::string& node) { Break(node, absl::UnavailableError("connection reset by peer")); }
+  void WorkerDied(const std::string& node) {
+    Break(node, absl::UnavailableError("connection reset by peer"));
+  }
 
   struct Connection;
 
@@ -59,7 +61,8 @@ class SimNetwork {
   std::set<std::string> partitioned_;
   // In order of creation: an order by address would make runs of one seed differ.
   struct ByNumber {
-    bool operator()(const std::shared_ptr<Connection>& a, const std::shared_ptr<Connection>& b) const;
+    bool operator()(const std::shared_ptr<Connection>& a,
+                    const std::shared_ptr<Connection>& b) const;
   };
   uint64_t last_connection_ = 0;
   std::set<std::shared_ptr<Connection>, ByNumber> connections_;

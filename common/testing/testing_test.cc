@@ -143,7 +143,8 @@ TEST(SimTransportTest, OrderIsKeptPartitionsHoldAndThenBreak) {
   network.SetServer(&server_loop, &server);
   const auto dialer = network.NewDialer("n", &worker_loop);
   int closed = 0, answers = 0;
-  auto connection = dialer->Dial([&](v1::CoordinatorMessage) { ++answers; }, [&](absl::Status) { ++closed; });
+  auto connection =
+      dialer->Dial([&](v1::CoordinatorMessage) { ++answers; }, [&](absl::Status) { ++closed; });
   for (int i = 0; i < 50; ++i) connection->Send(Numbered(i));
   scheduler.RunUntil(absl::Seconds(1));
   ASSERT_EQ(server.received.size(), 50u);

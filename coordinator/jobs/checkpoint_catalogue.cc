@@ -12,10 +12,12 @@ namespace {
 using store::CheckpointRecord;
 
 bool IsUnresolved(CheckpointRecord::State state) {
-  return state == CheckpointRecord::STATE_REPLICATING || state == CheckpointRecord::STATE_COMMITTING;
+  return state == CheckpointRecord::STATE_REPLICATING ||
+         state == CheckpointRecord::STATE_COMMITTING;
 }
 
-bool Contains(const google::protobuf::RepeatedPtrField<std::string>& list, const std::string& value) {
+bool Contains(const google::protobuf::RepeatedPtrField<std::string>& list,
+              const std::string& value) {
   return std::find(list.begin(), list.end(), value) != list.end();
 }
 
@@ -43,13 +45,17 @@ void CheckpointCatalogue::OnShardWritten(const std::string& node, const v1::Work
   if (job == ledger_->state().jobs.end()) return;
   const v1::JobSpec& spec = job->second.job().spec();
   const CheckpointRecord* old = Find(job_id, shard.step());
-  if (old != nullptr && (old->state() == CheckpointRecord::STATE_COMMITTED || IsUnresolved(old->state()))) return;
+  if (old != nullptr &&
+      (old->state() == CheckpointRecord::STATE_COMMITTED || IsUnresolved(old->state())))
+    return;
   if (shard.world_size() <= 0 || event.rank() < 0 || event.rank() >= shard.world_size()) {
-    MT_LOG(Warning) << "a shard of " << job_id << " claims rank " << event.rank() << " of " << shard.world_size() << ": ignored";
+    MT_LOG(Warning) << "a shard of " << job_id << " claims rank " << event.rank() << " of "
+                    << shard.world_size() << ": ignored";
     return;
   }
   CheckpointRecord& record = ledger_->EditCheckpoint(job_id, shard.step());
-  if (old == nullptr || record.generation() != event.generation() || record.state() != CheckpointRecord::STATE_COLLECTING) {
+  if (old == nullptr || record.generation() != event.generation() ||
+      record.state() != CheckpointRecord::STATE_COLLECTING) {
     const auto holders = record.holders();
     record.Clear();
     *record.mutable_holders() = holders;  // they may have files of the earlier try
@@ -68,7 +74,8 @@ void CheckpointCatalogue::OnShardWritten(const std::string& node, const v1::Work
     *manifest.mutable_spec() = spec;
     manifest.set_mt_version(version_);
     const auto attempt = ledger_->state().attempts.find({job_id, event.generation()});
-    const bool restored = attempt != ledger_->state().attempts.end() && !attempt->second.restore_job_id().empty();
+    const bool restored =
+        attempt != ledger_->state().attempts.end() && !attempt->second.restore_job_id().empty();
     manifest.set_parent_step(restored ? attempt->second.restore_step() : -1);
     slowest_[{job_id, shard.step()}] = {0, 0};
   }
@@ -90,15 +97,19 @@ void CheckpointCatalogue::OnShardWritten(const std::string& node, const v1::Work
   if (record.path().empty()) file->add_nodes(node);
   written = shard.file().name().empty() ? "-" : shard.file().name();
   const auto& all = record.written_by_rank();
-  if (std::none_of(all.begin(), all.end(), [](const std::string& name) { return name.empty(); })) Complete(record);
+  if (std::none_of(all.begin(), all.end(), [](const std::string& name) { return name.empty(); }))
+    Complete(record);
 }
 
 void CheckpointCatalogue::Complete(CheckpointRecord& record) {
   v1::CheckpointManifest& manifest = *record.mutable_manifest();
   // A rank with nothing of its own to store reports an empty name.
   auto* files = manifest.mutable_files();
-  files->erase(std::remove_if(files->begin(), files->end(), [](const auto& file) { return file.name().empty(); }), files->end());
-  std::sort(files->pointer_begin(), files->pointer_end(), [](const auto* a, const auto* b) { return a->name() < b->name(); });
+  files->erase(std::remove_if(files->begin(), files->end(),
+                              [](const auto& file) { return file.name().empty(); }),
+               files->end());
+  std::sort(files->pointer_begin(), files->pointer_end(),
+            [](const auto* a, const auto* b) { return a->name() < b->name(); });
   int64_t total = 0;
   for (const v1::CheckpointFile& file : *files) total += file.size_bytes();
   manifest.set_total_bytes(total);
@@ -106,14 +117,16 @@ void CheckpointCatalogue::Complete(CheckpointRecord& record) {
   if (const absl::StatusOr<std::string> digest = WeightsDigest(manifest); digest.ok()) {
     manifest.set_weights_digest(*digest);
   } else {
-    MT_LOG(Warning) << record.job_id() << " step " << record.step() << ": no digest of the contents: " << digest.status().message();
+    MT_LOG(Warning) << record.job_id() << " step " << record.step()
+                    << ": no digest of the contents: " << digest.status().message();
   }
   SetTime(manifest.mutable_created(), loop_->clock()->Now());
   if (const absl::Status whole = CheckCoverage(manifest); !whole.ok()) {
     Fail({record.job_id(), record.step()}, std::string(whole.message()));
     return;
   }
-  record.set_state(record.path().empty() ? CheckpointRecord::STATE_REPLICATING : CheckpointRecord::STATE_COMMITTING);
+  record.set_state(record.path().empty() ? CheckpointRecord::STATE_REPLICATING
+                                         : CheckpointRecord::STATE_COMMITTING);
   Advance({record.job_id(), record.step()});
 }
 
@@ -137,8 +150,9 @@ void CheckpointCatalogue::Replicate(const CheckpointRecord& record) {
     if (missing <= 0) continue;
     int under_way = 0;
     const auto first = fetching_.lower_bound({record.job_id(), record.step(), file.name(), ""});
-    for (auto it = first; it != fetching_.end() && std::get<0>(*it) == record.job_id() && std::get<1>(*it) == record.step() &&
-                          std::get<2>(*it) == file.name(); ++it) {
+    for (auto it = first; it != fetching_.end() && std::get<0>(*it) == record.job_id() &&
+                          std::get<1>(*it) == record.step() && std::get<2>(*it) == file.name();
+         ++it) {
       ++under_way;
     }
     std::vector<std::string> endpoints;
@@ -169,7 +183,8 @@ void CheckpointCatalogue::Replicate(const CheckpointRecord& record) {
       waiting = true;
     } else if (endpoints.empty()) {
       if (!source_may_return && nodes_->MayGiveUp()) {
-        Fail({record.job_id(), record.step()}, absl::StrCat("the node that wrote ", file.name(), " was lost before a copy was made"));
+        Fail({record.job_id(), record.step()},
+             absl::StrCat("the node that wrote ", file.name(), " was lost before a copy was made"));
         return;
       }
       waiting = true;
@@ -185,15 +200,20 @@ void CheckpointCatalogue::Replicate(const CheckpointRecord& record) {
   }
   if (waiting) return;
   if (degraded) {
-    ledger_->AddEvent("checkpoint_degraded", record.job_id(), "", record.generation(),
-                      absl::StrCat("step ", record.step(), " has fewer copies than checkpoint.replicas asks: no other node can take one"));
+    ledger_->AddEvent(
+        "checkpoint_degraded", record.job_id(), "", record.generation(),
+        absl::StrCat(
+            "step ", record.step(),
+            " has fewer copies than checkpoint.replicas asks: no other node can take one"));
   }
   Commit(ledger_->EditCheckpoint(record.job_id(), record.step()));
 }
 
 void CheckpointCatalogue::SendManifest(const CheckpointRecord& record) {
   const Key key(record.job_id(), record.step());
-  if (const auto at = manifest_at_.find(key); at != manifest_at_.end() && nodes_->IsConnected(at->second)) return;
+  if (const auto at = manifest_at_.find(key);
+      at != manifest_at_.end() && nodes_->IsConnected(at->second))
+    return;
   // Rank 0's node if it is there; any other node of the job sees the same folder.
   const auto attempt = ledger_->state().attempts.find({record.job_id(), record.generation()});
   if (attempt == ledger_->state().attempts.end()) return;
@@ -212,10 +232,12 @@ void CheckpointCatalogue::SendManifest(const CheckpointRecord& record) {
     nodes_->Send(node, std::move(message));
     return;
   }
-  if (!may_return && nodes_->MayGiveUp()) Fail(key, "all nodes of the job were lost before its manifest was written");
+  if (!may_return && nodes_->MayGiveUp())
+    Fail(key, "all nodes of the job were lost before its manifest was written");
 }
 
-void CheckpointCatalogue::OnManifestCommitted(const std::string& node, const v1::WorkerEvent& event) {
+void CheckpointCatalogue::OnManifestCommitted(const std::string& node,
+                                              const v1::WorkerEvent& event) {
   const v1::ManifestCommitted& committed = event.manifest_committed();
   const Key key(event.job_id(), committed.step());
   const CheckpointRecord* record = Find(key.first, key.second);
@@ -241,8 +263,9 @@ void CheckpointCatalogue::OnFileFetched(const std::string& node, const v1::Worke
     AddOnce(file->mutable_nodes(), node);
   } else {
     AddOnce(record.mutable_failed_targets(), absl::StrCat(fetched.file(), "@", node));
-    ledger_->AddEvent("copy_failed", key.first, node, record.generation(),
-                      absl::StrCat(fetched.file(), " of step ", key.second, ": ", fetched.message()));
+    ledger_->AddEvent(
+        "copy_failed", key.first, node, record.generation(),
+        absl::StrCat(fetched.file(), " of step ", key.second, ": ", fetched.message()));
   }
   Advance(key);
 }
@@ -264,11 +287,13 @@ void CheckpointCatalogue::Commit(CheckpointRecord& record) {
     metrics.stall_seconds = slowest.mapped().first;
     metrics.persist_seconds = slowest.mapped().second;
   }
-  ledger_->AddEvent("checkpoint_committed", key.first, "", record.generation(),
-                    absl::StrCat("step ", key.second, ", ", record.manifest().total_bytes(), " bytes"));
+  ledger_->AddEvent(
+      "checkpoint_committed", key.first, "", record.generation(),
+      absl::StrCat("step ", key.second, ", ", record.manifest().total_bytes(), " bytes"));
   if (record.path().empty()) {
     std::set<std::string> holders;
-    for (const v1::CheckpointFile& file : record.manifest().files()) holders.insert(file.nodes().begin(), file.nodes().end());
+    for (const v1::CheckpointFile& file : record.manifest().files())
+      holders.insert(file.nodes().begin(), file.nodes().end());
     for (const std::string& node : holders) {
       v1::CoordinatorMessage message;
       v1::CommitManifest& commit = *message.mutable_commit_manifest();
@@ -282,9 +307,11 @@ void CheckpointCatalogue::Commit(CheckpointRecord& record) {
   Changed(key.first);
 }
 
-void CheckpointCatalogue::OnCheckpointFailed(const std::string& node, const v1::WorkerEvent& event) {
+void CheckpointCatalogue::OnCheckpointFailed(const std::string& node,
+                                             const v1::WorkerEvent& event) {
   const CheckpointRecord* record = Find(event.job_id(), event.checkpoint_failed().step());
-  const std::string why = absl::StrCat("rank ", event.rank(), " on ", node, ": ", event.checkpoint_failed().message());
+  const std::string why =
+      absl::StrCat("rank ", event.rank(), " on ", node, ": ", event.checkpoint_failed().message());
   if (record == nullptr || record->state() == CheckpointRecord::STATE_COLLECTING) {
     Fail({event.job_id(), event.checkpoint_failed().step()}, why);
   }
@@ -294,15 +321,18 @@ void CheckpointCatalogue::Fail(const Key& key, const std::string& why) {
   ++metrics_[key.first].failed;
   manifest_at_.erase(key);
   slowest_.erase(key);
-  ledger_->AddEvent("checkpoint_failed", key.first, "", 0, absl::StrCat("step ", key.second, ": ", why));
-  if (Find(key.first, key.second) != nullptr) StartDeleting(ledger_->EditCheckpoint(key.first, key.second), why);
+  ledger_->AddEvent("checkpoint_failed", key.first, "", 0,
+                    absl::StrCat("step ", key.second, ": ", why));
+  if (Find(key.first, key.second) != nullptr)
+    StartDeleting(ledger_->EditCheckpoint(key.first, key.second), why);
   Changed(key.first);
 }
 
 bool CheckpointCatalogue::IsPinned(const Key& key) const {
   for (const auto& [id, job] : ledger_->state().jobs) {
     if (job.resume_job_id() != key.first || job.resume_step() != key.second) continue;
-    if (job.job().state() < v1::JOB_STATE_SUCCEEDED && job.job().last_checkpoint_step() < 0) return true;
+    if (job.job().state() < v1::JOB_STATE_SUCCEEDED && job.job().last_checkpoint_step() < 0)
+      return true;
   }
   return false;
 }
@@ -314,7 +344,8 @@ void CheckpointCatalogue::Retain(const std::string& job_id) {
   std::vector<int64_t> drop;
   bool newer_committed = false;
   const auto& all = ledger_->state().checkpoints;
-  for (auto it = std::make_reverse_iterator(all.lower_bound({job_id, INT64_MAX})); it != all.rend() && it->first.first == job_id; ++it) {
+  for (auto it = std::make_reverse_iterator(all.lower_bound({job_id, INT64_MAX}));
+       it != all.rend() && it->first.first == job_id; ++it) {
     const CheckpointRecord& record = it->second;
     if (record.state() == CheckpointRecord::STATE_COMMITTED) {
       if (newer_committed && keep <= 0 && !IsPinned(it->first)) drop.push_back(record.step());
@@ -322,11 +353,13 @@ void CheckpointCatalogue::Retain(const std::string& job_id) {
       newer_committed = true;
     } else if (keep <= 0 && IsUnresolved(record.state())) {
       drop.push_back(record.step());  // overtaken: it would be deleted as soon as it were committed
-    } else if (newer_committed && (record.state() == CheckpointRecord::STATE_COLLECTING || record.state() == CheckpointRecord::STATE_BAD)) {
+    } else if (newer_committed && (record.state() == CheckpointRecord::STATE_COLLECTING ||
+                                   record.state() == CheckpointRecord::STATE_BAD)) {
       drop.push_back(record.step());
     }
   }
-  for (const int64_t step : drop) StartDeleting(ledger_->EditCheckpoint(job_id, step), "a newer checkpoint is committed");
+  for (const int64_t step : drop)
+    StartDeleting(ledger_->EditCheckpoint(job_id, step), "a newer checkpoint is committed");
 }
 
 void CheckpointCatalogue::StartDeleting(CheckpointRecord& record, const std::string& why) {
@@ -336,18 +369,22 @@ void CheckpointCatalogue::StartDeleting(CheckpointRecord& record, const std::str
   // Ranks may have written without having told: every node of the attempt may hold something.
   const auto attempt = ledger_->state().attempts.find({key.first, record.generation()});
   if (record.path().empty() && attempt != ledger_->state().attempts.end()) {
-    for (const store::RankRecord& rank : attempt->second.ranks()) AddOnce(record.mutable_holders(), rank.placement().node());
+    for (const store::RankRecord& rank : attempt->second.ranks())
+      AddOnce(record.mutable_holders(), rank.placement().node());
   }
   if (!record.path().empty()) {  // one folder that all of them see: one of them removes it
     while (record.holders_size() > 1) record.mutable_holders()->RemoveLast();
-    if (record.holders_size() == 1 && !nodes_->IsReady(record.holders(0)) && attempt != ledger_->state().attempts.end()) {
+    if (record.holders_size() == 1 && !nodes_->IsReady(record.holders(0)) &&
+        attempt != ledger_->state().attempts.end()) {
       for (const store::RankRecord& rank : attempt->second.ranks()) {
-        if (nodes_->IsReady(rank.placement().node())) record.set_holders(0, rank.placement().node());
+        if (nodes_->IsReady(rank.placement().node()))
+          record.set_holders(0, rank.placement().node());
       }
     }
   }
   for (const v1::CheckpointFile& file : record.manifest().files()) {
-    for (const std::string& name : nodes_->names()) fetching_.erase({key.first, key.second, file.name(), name});
+    for (const std::string& name : nodes_->names())
+      fetching_.erase({key.first, key.second, file.name(), name});
   }
   SendDeletes(key, "");
 }
@@ -370,7 +407,8 @@ void CheckpointCatalogue::SendDeletes(const Key& key, const std::string& only_no
       const CheckpointRecord* record = Find(key.first, key.second);
       if (record == nullptr || record->state() != CheckpointRecord::STATE_DELETING) return;
       if (!status.ok()) {  // tried again when the node registers next
-        MT_LOG(Warning) << "removing step " << key.second << " of " << key.first << " on " << node << ": " << status.ToString();
+        MT_LOG(Warning) << "removing step " << key.second << " of " << key.first << " on " << node
+                        << ": " << status.ToString();
         Changed(key.first);
         return;
       }
@@ -393,10 +431,12 @@ void CheckpointCatalogue::OnNodeDisconnected(const std::string& node) {
   nodes_changed_ = true;
 }
 
-void CheckpointCatalogue::OnNodeSettled(const std::string& node, const std::vector<v1::HeldCheckpoint>& held) {
+void CheckpointCatalogue::OnNodeSettled(const std::string& node,
+                                        const std::vector<v1::HeldCheckpoint>& held) {
   std::vector<Key> deleting;
   for (const auto& [key, record] : ledger_->state().checkpoints) {
-    if (record.state() == CheckpointRecord::STATE_DELETING && Contains(record.holders(), node)) deleting.push_back(key);
+    if (record.state() == CheckpointRecord::STATE_DELETING && Contains(record.holders(), node))
+      deleting.push_back(key);
   }
   for (const Key& key : deleting) SendDeletes(key, node);
   // What the catalogue does not know is left from a try that was given up while the node was away.
@@ -419,7 +459,8 @@ void CheckpointCatalogue::OnNodeSettled(const std::string& node, const std::vect
 void CheckpointCatalogue::Settle() {
   if (!std::exchange(nodes_changed_, false)) return;
   // An answer that does not come is asked for again: copying is idempotent, a file that is there is confirmed at once.
-  if (const absl::Duration now = loop_->clock()->Monotonic(); now - asked_again_ > absl::Minutes(2)) {
+  if (const absl::Duration now = loop_->clock()->Monotonic();
+      now - asked_again_ > absl::Minutes(2)) {
     asked_again_ = now;
     fetching_.clear();
     manifest_at_.clear();
@@ -435,18 +476,26 @@ void CheckpointCatalogue::OnAttemptEnded(const std::string& job_id) {
   std::vector<int64_t> incomplete;
   for (auto it = ledger_->state().checkpoints.lower_bound({job_id, INT64_MIN});
        it != ledger_->state().checkpoints.end() && it->first.first == job_id; ++it) {
-    if (it->second.state() == CheckpointRecord::STATE_COLLECTING) incomplete.push_back(it->first.second);
+    if (it->second.state() == CheckpointRecord::STATE_COLLECTING)
+      incomplete.push_back(it->first.second);
   }
-  for (const int64_t step : incomplete) StartDeleting(ledger_->EditCheckpoint(job_id, step), "its attempt ended before all ranks had written");
+  for (const int64_t step : incomplete)
+    StartDeleting(ledger_->EditCheckpoint(job_id, step),
+                  "its attempt ended before all ranks had written");
 }
 
-bool CheckpointCatalogue::HasUnresolved(const std::string& job_id) const { return !UnresolvedReason(job_id).empty(); }
+bool CheckpointCatalogue::HasUnresolved(const std::string& job_id) const {
+  return !UnresolvedReason(job_id).empty();
+}
 
 std::string CheckpointCatalogue::UnresolvedReason(const std::string& job_id) const {
   const auto& all = ledger_->state().checkpoints;
-  for (auto it = all.lower_bound({job_id, INT64_MIN}); it != all.end() && it->first.first == job_id; ++it) {
-    if (it->second.state() == CheckpointRecord::STATE_REPLICATING) return absl::StrCat("copying the checkpoint of step ", it->first.second, " to other nodes");
-    if (it->second.state() == CheckpointRecord::STATE_COMMITTING) return absl::StrCat("committing the checkpoint of step ", it->first.second);
+  for (auto it = all.lower_bound({job_id, INT64_MIN}); it != all.end() && it->first.first == job_id;
+       ++it) {
+    if (it->second.state() == CheckpointRecord::STATE_REPLICATING)
+      return absl::StrCat("copying the checkpoint of step ", it->first.second, " to other nodes");
+    if (it->second.state() == CheckpointRecord::STATE_COMMITTING)
+      return absl::StrCat("committing the checkpoint of step ", it->first.second);
   }
   return "";
 }
@@ -457,7 +506,8 @@ bool CheckpointCatalogue::PrepareForAttempt(const std::string& job_id, int64_t r
        it != ledger_->state().checkpoints.end() && it->first.first == job_id; ++it) {
     if (it->second.state() != CheckpointRecord::STATE_DELETING) continue;
     const auto asked = deleting_at_.find(it->first);
-    if (!it->second.path().empty() && asked != deleting_at_.end() && !asked->second.empty()) return false;
+    if (!it->second.path().empty() && asked != deleting_at_.end() && !asked->second.empty())
+      return false;
     leftovers.push_back(it->first.second);
   }
   // On a node's own store the deletion that was sent is done before the new ranks start there: same stream, in order.
@@ -476,7 +526,8 @@ const CheckpointRecord* CheckpointCatalogue::Find(const std::string& job_id, int
 const CheckpointRecord* CheckpointCatalogue::NewestCommitted(const std::string& job_id) const {
   const CheckpointRecord* newest = nullptr;
   const auto& all = ledger_->state().checkpoints;
-  for (auto it = all.lower_bound({job_id, INT64_MIN}); it != all.end() && it->first.first == job_id; ++it) {
+  for (auto it = all.lower_bound({job_id, INT64_MIN}); it != all.end() && it->first.first == job_id;
+       ++it) {
     if (it->second.state() == CheckpointRecord::STATE_COMMITTED) newest = &it->second;
   }
   return newest;
@@ -485,14 +536,16 @@ const CheckpointRecord* CheckpointCatalogue::NewestCommitted(const std::string& 
 std::vector<const CheckpointRecord*> CheckpointCatalogue::List(const std::string& job_id) const {
   std::vector<const CheckpointRecord*> result;
   const auto& all = ledger_->state().checkpoints;
-  for (auto it = all.lower_bound({job_id, INT64_MIN}); it != all.end() && it->first.first == job_id; ++it) {
+  for (auto it = all.lower_bound({job_id, INT64_MIN}); it != all.end() && it->first.first == job_id;
+       ++it) {
     if (it->second.has_committed()) result.push_back(&it->second);
   }
   std::reverse(result.begin(), result.end());
   return result;
 }
 
-absl::StatusOr<std::vector<v1::FileSource>> CheckpointCatalogue::Sources(const CheckpointRecord& record) const {
+absl::StatusOr<std::vector<v1::FileSource>> CheckpointCatalogue::Sources(
+    const CheckpointRecord& record) const {
   std::vector<v1::FileSource> sources;
   if (!record.path().empty()) return sources;
   for (const v1::CheckpointFile& file : record.manifest().files()) {
@@ -503,23 +556,28 @@ absl::StatusOr<std::vector<v1::FileSource>> CheckpointCatalogue::Sources(const C
     std::string holders;
     for (const std::string& node : file.nodes()) {
       absl::StrAppend(&holders, holders.empty() ? "" : ", ", node);
-      if (const std::string endpoint = nodes_->ShardsEndpoint(node); nodes_->IsReady(node) && !endpoint.empty()) source.add_endpoints(endpoint);
+      if (const std::string endpoint = nodes_->ShardsEndpoint(node);
+          nodes_->IsReady(node) && !endpoint.empty())
+        source.add_endpoints(endpoint);
     }
     if (source.endpoints().empty()) {
-      return absl::UnavailableError(absl::StrCat("waiting for a node with ", file.name(), " of checkpoint step ", record.step(),
-                                                 " (it is on ", holders, ", none of which is connected)"));
+      return absl::UnavailableError(
+          absl::StrCat("waiting for a node with ", file.name(), " of checkpoint step ",
+                       record.step(), " (it is on ", holders, ", none of which is connected)"));
     }
   }
   return sources;
 }
 
-void CheckpointCatalogue::MarkBad(const std::string& job_id, int64_t step, const std::string& reason) {
+void CheckpointCatalogue::MarkBad(const std::string& job_id, int64_t step,
+                                  const std::string& reason) {
   const CheckpointRecord* found = Find(job_id, step);
   if (found == nullptr || found->state() != CheckpointRecord::STATE_COMMITTED) return;
   CheckpointRecord& record = ledger_->EditCheckpoint(job_id, step);
   record.set_state(CheckpointRecord::STATE_BAD);
   record.set_reason(reason);
-  ledger_->AddEvent("checkpoint_bad", job_id, "", record.generation(), absl::StrCat("step ", step, ": ", reason));
+  ledger_->AddEvent("checkpoint_bad", job_id, "", record.generation(),
+                    absl::StrCat("step ", step, ": ", reason));
   store::JobRecord& job = ledger_->EditJob(job_id);
   const CheckpointRecord* newest = NewestCommitted(job_id);
   job.mutable_job()->set_last_checkpoint_step(newest == nullptr ? -1 : newest->step());
@@ -534,9 +592,10 @@ void CheckpointCatalogue::MarkBad(const std::string& job_id, int64_t step, const
 v1::CheckpointInfo CheckpointCatalogue::Describe(const CheckpointRecord& record) {
   v1::CheckpointInfo info;
   *info.mutable_manifest() = record.manifest();
-  info.set_state(record.state() == CheckpointRecord::STATE_COMMITTED ? v1::CheckpointInfo::STATE_COMMITTED
-                 : record.state() == CheckpointRecord::STATE_BAD     ? v1::CheckpointInfo::STATE_BAD
-                                                                     : v1::CheckpointInfo::STATE_DELETING);
+  info.set_state(
+      record.state() == CheckpointRecord::STATE_COMMITTED ? v1::CheckpointInfo::STATE_COMMITTED
+      : record.state() == CheckpointRecord::STATE_BAD     ? v1::CheckpointInfo::STATE_BAD
+                                                          : v1::CheckpointInfo::STATE_DELETING);
   info.set_reason(record.reason());
   info.set_location(record.path().empty() ? "nodes" : record.path());
   return info;

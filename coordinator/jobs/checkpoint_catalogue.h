@@ -35,7 +35,9 @@ class CheckpointCatalogue {
   CheckpointCatalogue(EventLoop* loop, Ledger* ledger, NodeTable* nodes, std::string version)
       : loop_(loop), ledger_(ledger), nodes_(nodes), version_(std::move(version)) {}
   // Called with a job whose checkpoints changed in a way that its state may depend on.
-  void SetOnChange(std::function<void(const std::string& job_id)> on_change) { on_change_ = std::move(on_change); }
+  void SetOnChange(std::function<void(const std::string& job_id)> on_change) {
+    on_change_ = std::move(on_change);
+  }
 
   // Worker events; the caller has checked the generation of ShardWritten and CheckpointFailed.
   void OnShardWritten(const std::string& node, const v1::WorkerEvent& event);
@@ -60,7 +62,8 @@ class CheckpointCatalogue {
 
   const store::CheckpointRecord* NewestCommitted(const std::string& job_id) const;
   const store::CheckpointRecord* Find(const std::string& job_id, int64_t step) const;
-  std::vector<const store::CheckpointRecord*> List(const std::string& job_id) const;  // newest first; without unfinished ones
+  std::vector<const store::CheckpointRecord*> List(
+      const std::string& job_id) const;  // newest first; without unfinished ones
   // Endpoints of each file; UNAVAILABLE names the first file that nobody reachable holds.
   absl::StatusOr<std::vector<v1::FileSource>> Sources(const store::CheckpointRecord& record) const;
   void MarkBad(const std::string& job_id, int64_t step, const std::string& reason);
@@ -88,11 +91,12 @@ class CheckpointCatalogue {
   const std::string version_;
   std::function<void(const std::string&)> on_change_;
   // Not durable: what has been asked of whom on its present stream.
-  std::set<std::tuple<std::string, int64_t, std::string, std::string>> fetching_;  // job, step, file, target node
-  std::map<Key, std::string> manifest_at_;                                         // node that writes the shared manifest
+  std::set<std::tuple<std::string, int64_t, std::string, std::string>>
+      fetching_;                            // job, step, file, target node
+  std::map<Key, std::string> manifest_at_;  // node that writes the shared manifest
   std::map<Key, std::set<std::string>> deleting_at_;
   std::map<std::string, Metrics> metrics_;
-  std::map<Key, std::pair<double, double>> slowest_;                               // stall, persist of the unfinished one
+  std::map<Key, std::pair<double, double>> slowest_;  // stall, persist of the unfinished one
   bool nodes_changed_ = false;
   absl::Duration asked_again_;
 };

@@ -15,7 +15,8 @@ int Severity(const std::string& cause) {
 }
 
 bool IsEnded(const store::RankRecord& rank) {
-  return rank.state() == store::RankRecord::STATE_EXITED || rank.state() == store::RankRecord::STATE_LOST;
+  return rank.state() == store::RankRecord::STATE_EXITED ||
+         rank.state() == store::RankRecord::STATE_LOST;
 }
 
 }  // namespace
@@ -43,10 +44,12 @@ std::string CauseOf(const store::RankRecord& rank) {
 
 std::string DescribeEnd(const store::RankRecord& rank) {
   const v1::RankExited& exit = rank.exit();
-  std::string text = absl::StrCat("rank ", rank.placement().rank(), " on ", rank.placement().node(), " ");
+  std::string text =
+      absl::StrCat("rank ", rank.placement().rank(), " on ", rank.placement().node(), " ");
   if (rank.has_hung()) {
-    absl::StrAppend(&text, "made no progress for ", rank.hung().silent().seconds(), " s in phase ", rank.hung().phase(), " of step ",
-                    rank.hung().step(), rank.hung().where().empty() ? "" : ", ", rank.hung().where());
+    absl::StrAppend(&text, "made no progress for ", rank.hung().silent().seconds(), " s in phase ",
+                    rank.hung().phase(), " of step ", rank.hung().step(),
+                    rank.hung().where().empty() ? "" : ", ", rank.hung().where());
   } else if (rank.state() == store::RankRecord::STATE_LOST) {
     absl::StrAppend(&text, "was lost with its node");
   } else if (exit.finished()) {
@@ -58,14 +61,16 @@ std::string DescribeEnd(const store::RankRecord& rank) {
   } else {
     absl::StrAppend(&text, "ended with exit code ", exit.exit_code());
   }
-  if (!exit.status_code().empty() || !exit.message().empty()) absl::StrAppend(&text, ": ", exit.status_code(), " ", exit.message());
+  if (!exit.status_code().empty() || !exit.message().empty())
+    absl::StrAppend(&text, ": ", exit.status_code(), " ", exit.message());
   return text;
 }
 
 v1::FailureReport NameCulprit(const store::AttemptRecord& attempt) {
   const store::RankRecord* culprit = nullptr;
   auto key = [](const store::RankRecord& rank) {
-    const absl::Time time = rank.has_exit_time() ? ToTime(rank.exit_time()) : absl::InfiniteFuture();
+    const absl::Time time =
+        rank.has_exit_time() ? ToTime(rank.exit_time()) : absl::InfiniteFuture();
     return std::tuple(Severity(CauseOf(rank)), time, rank.placement().rank());
   };
   for (const store::RankRecord& rank : attempt.ranks()) {

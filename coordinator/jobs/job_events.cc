@@ -22,31 +22,43 @@ constexpr size_t kLastLineBytes = 2000;
 // Every `stride` steps one point, the stride a power of two that doubles when 64 points are full: evenly thinned, and the same
 // whatever was restarted in between.
 void AddToHistory(v1::TrainingProgress& progress, int64_t before, int64_t step, float loss) {
-  auto stride = [](int64_t at) { return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(1, (at + kHistoryPoints - 1) / kHistoryPoints)))); };
+  auto stride = [](int64_t at) {
+    return static_cast<int64_t>(std::bit_ceil(
+        static_cast<uint64_t>(std::max<int64_t>(1, (at + kHistoryPoints - 1) / kHistoryPoints))));
+  };
   auto* history = progress.mutable_loss_history();
   for (int64_t s = stride(before); s < stride(step); s *= 2) {
     int kept = 0;
     for (int i = 1; i < history->size(); i += 2) history->Set(kept++, history->Get(i));
     history->Truncate(kept);
   }
-  if (step / stride(step) > before / stride(step) && history->size() < kHistoryPoints) history->Add(loss);
+  if (step / stride(step) > before / stride(step) && history->size() < kHistoryPoints)
+    history->Add(loss);
 }
 
 }  // namespace
 
 void JobManager::OnWorkerEvent(const std::string& node, const v1::WorkerEvent& event) {
   switch (event.body_case()) {
-    case v1::WorkerEvent::kLogLines: OnLogLines(node, event); return;
-    case v1::WorkerEvent::kFileFetched: checkpoints_->OnFileFetched(node, event); return;
-    case v1::WorkerEvent::kManifestCommitted: checkpoints_->OnManifestCommitted(node, event); return;
-    default: break;
+    case v1::WorkerEvent::kLogLines:
+      OnLogLines(node, event);
+      return;
+    case v1::WorkerEvent::kFileFetched:
+      checkpoints_->OnFileFetched(node, event);
+      return;
+    case v1::WorkerEvent::kManifestCommitted:
+      checkpoints_->OnManifestCommitted(node, event);
+      return;
+    default:
+      break;
   }
   // The rest is fenced by generation.
   const std::string& id = event.job_id();
   const JobRecord* job = Find(id);
   const AttemptRecord* attempt = Attempt(id);
-  if (job == nullptr || attempt == nullptr || HasEnded(job->job().state()) || attempt->generation() != event.generation() ||
-      attempt->has_ended() || event.rank() < 0 || event.rank() >= attempt->ranks_size() ||
+  if (job == nullptr || attempt == nullptr || HasEnded(job->job().state()) ||
+      attempt->generation() != event.generation() || attempt->has_ended() || event.rank() < 0 ||
+      event.rank() >= attempt->ranks_size() ||
       attempt->ranks(event.rank()).placement().node() != node) {
     ++stale_events_;
     return;
@@ -73,7 +85,9 @@ void JobManager::OnWorkerEvent(const std::string& node, const v1::WorkerEvent& e
         if (event.rank() == 0) *edited.mutable_operations() = event.rank_ready().operations();
       }
       break;
-    case v1::WorkerEvent::kRankExited: OnRankExited(*attempt, event); break;
+    case v1::WorkerEvent::kRankExited:
+      OnRankExited(*attempt, event);
+      break;
     case v1::WorkerEvent::kRankHung: {
       RankRecord& edited = *ledger_->EditAttempt(id, generation).mutable_ranks(event.rank());
       *edited.mutable_hung() = event.rank_hung();
@@ -81,21 +95,30 @@ void JobManager::OnWorkerEvent(const std::string& node, const v1::WorkerEvent& e
       ++metrics_[id].hangs;
       break;
     }
-    case v1::WorkerEvent::kStepReport: OnStepReport(*job, event); return;  // changes no state: no need to look again
+    case v1::WorkerEvent::kStepReport:
+      OnStepReport(*job, event);
+      return;  // changes no state: no need to look again
     case v1::WorkerEvent::kRankReport:
       metrics_[id].ranks[event.rank()] = event.rank_report();
       OnFirstStep(id, event.rank_report().step());
       return;
-    case v1::WorkerEvent::kShardWritten: checkpoints_->OnShardWritten(node, event); break;
-    case v1::WorkerEvent::kCheckpointFailed: checkpoints_->OnCheckpointFailed(node, event); break;
-    default: break;
+    case v1::WorkerEvent::kShardWritten:
+      checkpoints_->OnShardWritten(node, event);
+      break;
+    case v1::WorkerEvent::kCheckpointFailed:
+      checkpoints_->OnCheckpointFailed(node, event);
+      break;
+    default:
+      break;
   }
   Touch(id);
 }
 
 void JobManager::OnFirstStep(const std::string& job_id, int64_t step) {
   const AttemptRecord* attempt = Attempt(job_id);
-  if (attempt->stepped() || step <= (attempt->restore_job_id().empty() ? 0 : attempt->restore_step())) return;
+  if (attempt->stepped() ||
+      step <= (attempt->restore_job_id().empty() ? 0 : attempt->restore_step()))
+    return;
   AttemptRecord& edited = ledger_->EditAttempt(job_id, attempt->generation());
   edited.set_stepped(true);
   Metrics& metrics = metrics_[job_id];
@@ -105,7 +128,8 @@ void JobManager::OnFirstStep(const std::string& job_id, int64_t step) {
   }
   if (Find(job_id)->job().state() == v1::JOB_STATE_STARTING) {
     SetReason(job_id, v1::JOB_STATE_RUNNING, "");
-    ledger_->AddEvent("job_running", job_id, "", edited.generation(), absl::StrCat("step ", step, " is done"));
+    ledger_->AddEvent("job_running", job_id, "", edited.generation(),
+                      absl::StrCat("step ", step, " is done"));
   }
 }
 
@@ -122,7 +146,8 @@ void JobManager::OnStepReport(const JobRecord& job, const v1::WorkerEvent& event
     AddToHistory(progress, job.furthest_step(), report.step(), static_cast<float>(report.loss()));
     JobRecord& edited = ledger_->EditJob(id);
     edited.set_productive_seconds(edited.productive_seconds() +
-                                  static_cast<double>(report.step() - edited.furthest_step()) * report.step_seconds());
+                                  static_cast<double>(report.step() - edited.furthest_step()) *
+                                      report.step_seconds());
     edited.set_furthest_step(report.step());
   }
   OnFirstStep(id, report.step());
@@ -148,8 +173,9 @@ void JobManager::OnRankExited(const AttemptRecord& attempt, const v1::WorkerEven
   // It could not load what it was told to restore: that checkpoint is bad, the next attempt takes the one before.
   if (exit.status_code() == "DATA_LOSS" && !was_ready && !edited.restore_job_id().empty()) {
     edited.set_restore_was_bad(true);
-    checkpoints_->MarkBad(edited.restore_job_id(), edited.restore_step(),
-                          absl::StrCat("rank ", event.rank(), " could not load it: ", exit.message()));
+    checkpoints_->MarkBad(
+        edited.restore_job_id(), edited.restore_step(),
+        absl::StrCat("rank ", event.rank(), " could not load it: ", exit.message()));
   }
 }
 
@@ -169,7 +195,8 @@ void JobManager::OnLogLines(const std::string& node, const v1::WorkerEvent& even
   const auto stored = options_.logs->Append(event.job_id(), std::move(chunk), end);
   // The lines are still in the rank's own file on its node; the job must not wait for our disk.
   if (!stored.ok() && log_complaints_.insert(event.job_id()).second) {
-    ledger_->AddEvent("logs_lost", event.job_id(), node, event.generation(), absl::StrCat("log lines could not be stored: ", stored.status().message()));
+    ledger_->AddEvent("logs_lost", event.job_id(), node, event.generation(),
+                      absl::StrCat("log lines could not be stored: ", stored.status().message()));
   }
 }
 
@@ -179,7 +206,8 @@ void JobManager::OnRendezvousPut(const std::string& node, const v1::RendezvousPu
     ++stale_events_;
     return;
   }
-  for (const std::string& waiting : rendezvous_.Put(put.job_id(), put.generation(), put.key(), put.value())) {
+  for (const std::string& waiting :
+       rendezvous_.Put(put.job_id(), put.generation(), put.key(), put.value())) {
     OnRendezvousGet(waiting, [&] {
       v1::RendezvousGet get;
       get.set_job_id(put.job_id());

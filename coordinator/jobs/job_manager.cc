@@ -27,11 +27,15 @@ std::set<std::string> NodesOf(const AttemptRecord& attempt) {
 }  // namespace
 
 bool HasEnded(v1::JobState state) {
-  return state == v1::JOB_STATE_SUCCEEDED || state == v1::JOB_STATE_FAILED || state == v1::JOB_STATE_CANCELLED;
+  return state == v1::JOB_STATE_SUCCEEDED || state == v1::JOB_STATE_FAILED ||
+         state == v1::JOB_STATE_CANCELLED;
 }
 
 JobManager::JobManager(Options options)
-    : options_(std::move(options)), loop_(options_.loop), ledger_(options_.ledger), nodes_(options_.nodes),
+    : options_(std::move(options)),
+      loop_(options_.loop),
+      ledger_(options_.ledger),
+      nodes_(options_.nodes),
       checkpoints_(options_.checkpoints) {
   checkpoints_->SetOnChange([this](const std::string& job_id) { Touch(job_id); });
   for (const auto& [id, job] : ledger_->state().jobs) by_request_[job.job().request_id()] = id;
@@ -48,7 +52,8 @@ void JobManager::Start() {
     JobRecord& job = ledger_->EditJob(id);
     job.set_resume_at_start(false);
     job.set_wish(store::WISH_RUN);
-    if (job.job().state() == v1::JOB_STATE_PAUSED) SetReason(id, v1::JOB_STATE_QUEUED, "resumed after a restart of the cluster");
+    if (job.job().state() == v1::JOB_STATE_PAUSED)
+      SetReason(id, v1::JOB_STATE_QUEUED, "resumed after a restart of the cluster");
   }
   TouchAll();
 }
@@ -72,7 +77,8 @@ const AttemptRecord* JobManager::Attempt(const std::string& job_id) const {
   return it == ledger_->state().attempts.end() ? nullptr : &it->second;
 }
 
-void JobManager::SetReason(const std::string& job_id, v1::JobState state, const std::string& reason) {
+void JobManager::SetReason(const std::string& job_id, v1::JobState state,
+                           const std::string& reason) {
   const v1::Job& job = Find(job_id)->job();
   if (job.state() == state && job.reason() == reason) return;
   v1::Job& edited = *ledger_->EditJob(job_id).mutable_job();
@@ -97,7 +103,8 @@ void JobManager::Settle() {
 
 void JobManager::Reconcile(const std::string& job_id) {
   const JobRecord* job = Find(job_id);
-  if (job == nullptr || HasEnded(job->job().state()) || job->job().state() == v1::JOB_STATE_PAUSED) return;
+  if (job == nullptr || HasEnded(job->job().state()) || job->job().state() == v1::JOB_STATE_PAUSED)
+    return;
   if (job->job().state() == v1::JOB_STATE_QUEUED) {
     schedule_ = true;
     return;
@@ -123,12 +130,15 @@ void JobManager::WatchAttempt(const JobRecord& job, const AttemptRecord& attempt
     }
   }
   if (job.wish() == store::WISH_CANCEL && !attempt.stopping()) BeginStop(id, "cancelled");
-  if (!attempt.stopping() && (job.wish() == store::WISH_PAUSE || MustMove(attempt))) AskForCheckpoint(attempt);
-  if (job.wish() == store::WISH_RUN && job.job().state() == v1::JOB_STATE_PAUSING && !attempt.stopping()) {
+  if (!attempt.stopping() && (job.wish() == store::WISH_PAUSE || MustMove(attempt)))
+    AskForCheckpoint(attempt);
+  if (job.wish() == store::WISH_RUN && job.job().state() == v1::JOB_STATE_PAUSING &&
+      !attempt.stopping()) {
     SetReason(id, v1::JOB_STATE_RECOVERING, "resumed while pausing: goes on after its checkpoint");
   }
   GiveUpLostRanks(job, attempt);
-  if (std::all_of(attempt.ranks().begin(), attempt.ranks().end(), IsOver)) EndAttempt(id, attempt.generation());
+  if (std::all_of(attempt.ranks().begin(), attempt.ranks().end(), IsOver))
+    EndAttempt(id, attempt.generation());
 }
 
 // Ranks whose node is down: dead or cut off, nobody knows. See the header for when they are given up.
@@ -149,13 +159,17 @@ void JobManager::GiveUpLostRanks(const JobRecord& job, const AttemptRecord& atte
   const bool ending = attempt.failed() || attempt.stopping();
   if (!ending) {
     const auto progress = ledger_->state().progress.find(id);
-    const double step_seconds = progress == ledger_->state().progress.end() ? 0 : progress->second.step_seconds();
+    const double step_seconds =
+        progress == ledger_->state().progress.end() ? 0 : progress->second.step_seconds();
     const absl::Duration patience = std::max(options_.down_after, 2 * absl::Seconds(step_seconds));
-    if (loop_->clock()->Monotonic() - last_progress_[id] < patience) return;  // somebody still sees it advance
+    if (loop_->clock()->Monotonic() - last_progress_[id] < patience)
+      return;  // somebody still sees it advance
   }
   if (!nodes_->MayGiveUp() && (all_down || !ending)) {
-    SetReason(id, job.job().state(), absl::StrCat("the coordinator reaches ", nodes_->NumReady(), " of ", nodes_->names().size(),
-                                                  " nodes and may be cut off itself (or was): it waits before it gives ranks up"));
+    SetReason(id, job.job().state(),
+              absl::StrCat(
+                  "the coordinator reaches ", nodes_->NumReady(), " of ", nodes_->names().size(),
+                  " nodes and may be cut off itself (or was): it waits before it gives ranks up"));
     return;
   }
   for (const int i : given_up) {
@@ -171,7 +185,8 @@ void JobManager::GiveUpLostRanks(const JobRecord& job, const AttemptRecord& atte
 bool JobManager::MustMove(const AttemptRecord& attempt) const {
   return std::any_of(attempt.ranks().begin(), attempt.ranks().end(), [&](const RankRecord& rank) {
     const auto node = ledger_->state().nodes.find(rank.placement().node());
-    return node != ledger_->state().nodes.end() && node->second.draining() && node->second.drain_stops_jobs();
+    return node != ledger_->state().nodes.end() && node->second.draining() &&
+           node->second.drain_stops_jobs();
   });
 }
 
@@ -195,19 +210,22 @@ void JobManager::SendStop(const AttemptRecord& attempt, const std::string& node)
   *stop.mutable_grace() = Find(attempt.job_id())->job().spec().fault().stop_grace();
   stop.set_reason(attempt.stop_reason());
   // The answer comes behind every RankStarted of this stream: what has not started then never will.
-  nodes_->Send(node, std::move(message), [this, id = attempt.job_id(), generation = attempt.generation(), node](absl::Status) {
-    const auto it = ledger_->state().attempts.find({id, generation});
-    if (it == ledger_->state().attempts.end() || it->second.has_ended()) return;
-    for (int i = 0; i < it->second.ranks_size(); ++i) {
-      const RankRecord& rank = it->second.ranks(i);
-      if (rank.placement().node() != node || rank.state() != RankRecord::STATE_ASSIGNED) continue;
-      RankRecord& edited = *ledger_->EditAttempt(id, generation).mutable_ranks(i);
-      edited.set_state(RankRecord::STATE_EXITED);
-      edited.mutable_exit()->set_stopped(true);
-      edited.mutable_exit()->set_message("stopped before it started");
-    }
-    Touch(id);
-  });
+  nodes_->Send(
+      node, std::move(message),
+      [this, id = attempt.job_id(), generation = attempt.generation(), node](absl::Status) {
+        const auto it = ledger_->state().attempts.find({id, generation});
+        if (it == ledger_->state().attempts.end() || it->second.has_ended()) return;
+        for (int i = 0; i < it->second.ranks_size(); ++i) {
+          const RankRecord& rank = it->second.ranks(i);
+          if (rank.placement().node() != node || rank.state() != RankRecord::STATE_ASSIGNED)
+            continue;
+          RankRecord& edited = *ledger_->EditAttempt(id, generation).mutable_ranks(i);
+          edited.set_state(RankRecord::STATE_EXITED);
+          edited.mutable_exit()->set_stopped(true);
+          edited.mutable_exit()->set_message("stopped before it started");
+        }
+        Touch(id);
+      });
 }
 
 void JobManager::SendStart(const AttemptRecord& attempt, const std::string& node) {
@@ -226,7 +244,8 @@ void JobManager::SendStart(const AttemptRecord& attempt, const std::string& node
   }
   start.set_parent_step(-1);
   if (!attempt.restore_job_id().empty()) {
-    if (const auto* checkpoint = checkpoints_->Find(attempt.restore_job_id(), attempt.restore_step())) {
+    if (const auto* checkpoint =
+            checkpoints_->Find(attempt.restore_job_id(), attempt.restore_step())) {
       *start.mutable_restore() = checkpoint->manifest();
       start.set_parent_step(attempt.restore_step());
       if (auto sources = checkpoints_->Sources(*checkpoint); sources.ok()) {
@@ -234,30 +253,39 @@ void JobManager::SendStart(const AttemptRecord& attempt, const std::string& node
       }
     }
   }
-  nodes_->Send(node, std::move(message), [this, id = attempt.job_id(), generation = attempt.generation(), node](absl::Status status) {
-    const AttemptRecord* attempt = Attempt(id);
-    if (status.ok() || attempt == nullptr || attempt->generation() != generation || attempt->has_ended()) return;
-    for (int i = 0; i < attempt->ranks_size(); ++i) {
-      const RankRecord& rank = attempt->ranks(i);
-      if (rank.placement().node() != node || rank.state() != RankRecord::STATE_ASSIGNED) continue;
-      RankRecord& edited = *ledger_->EditAttempt(id, generation).mutable_ranks(i);
-      edited.set_state(RankRecord::STATE_EXITED);
-      edited.mutable_exit()->set_exit_code(1);
-      edited.mutable_exit()->set_status_code(absl::StatusCodeToString(status.code()));
-      edited.mutable_exit()->set_message(absl::StrCat("the node did not start it: ", status.message()));
-      SetTime(edited.mutable_exit_time(), loop_->clock()->Now());
-    }
-    Touch(id);
-  });
+  nodes_->Send(
+      node, std::move(message),
+      [this, id = attempt.job_id(), generation = attempt.generation(), node](absl::Status status) {
+        const AttemptRecord* attempt = Attempt(id);
+        if (status.ok() || attempt == nullptr || attempt->generation() != generation ||
+            attempt->has_ended())
+          return;
+        for (int i = 0; i < attempt->ranks_size(); ++i) {
+          const RankRecord& rank = attempt->ranks(i);
+          if (rank.placement().node() != node || rank.state() != RankRecord::STATE_ASSIGNED)
+            continue;
+          RankRecord& edited = *ledger_->EditAttempt(id, generation).mutable_ranks(i);
+          edited.set_state(RankRecord::STATE_EXITED);
+          edited.mutable_exit()->set_exit_code(1);
+          edited.mutable_exit()->set_status_code(absl::StatusCodeToString(status.code()));
+          edited.mutable_exit()->set_message(
+              absl::StrCat("the node did not start it: ", status.message()));
+          SetTime(edited.mutable_exit_time(), loop_->clock()->Now());
+        }
+        Touch(id);
+      });
 }
 
 void JobManager::AskForCheckpoint(const AttemptRecord& attempt) {
   const JobRecord& job = *Find(attempt.job_id());
   const bool pausing = job.wish() == store::WISH_PAUSE;
   SetReason(attempt.job_id(), pausing ? v1::JOB_STATE_PAUSING : v1::JOB_STATE_RECOVERING,
-            pausing ? "writing a checkpoint, then it pauses" : "writing a checkpoint, then it leaves a node that is drained");
+            pausing ? "writing a checkpoint, then it pauses"
+                    : "writing a checkpoint, then it leaves a node that is drained");
   for (const std::string& node : NodesOf(attempt)) {
-    if (!nodes_->IsConnected(node) || !asked_to_pause_.emplace(attempt.job_id(), attempt.generation(), node).second) continue;
+    if (!nodes_->IsConnected(node) ||
+        !asked_to_pause_.emplace(attempt.job_id(), attempt.generation(), node).second)
+      continue;
     v1::CoordinatorMessage message;
     message.mutable_checkpoint_now()->set_job_id(attempt.job_id());
     message.mutable_checkpoint_now()->set_generation(attempt.generation());
@@ -287,7 +315,8 @@ void JobManager::Judge(const JobRecord& job, const AttemptRecord& attempt) {
   const std::string id = job.job().id();
   const int generation = attempt.generation();
   if (job.wish() == store::WISH_CANCEL) {
-    End(id, v1::JOB_STATE_CANCELLED, kExitInterrupted, job.reason_by_user().empty() ? "cancelled" : job.reason_by_user());
+    End(id, v1::JOB_STATE_CANCELLED, kExitInterrupted,
+        job.reason_by_user().empty() ? "cancelled" : job.reason_by_user());
     return;
   }
   if (const std::string open = checkpoints_->UnresolvedReason(id); !open.empty()) {
@@ -299,15 +328,17 @@ void JobManager::Judge(const JobRecord& job, const AttemptRecord& attempt) {
     End(id, v1::JOB_STATE_SUCCEEDED, kExitOk, "");
     return;
   }
-  const bool all_finished = std::all_of(attempt.ranks().begin(), attempt.ranks().end(),
-                                        [](const RankRecord& rank) { return rank.exit().finished(); });
+  const bool all_finished =
+      std::all_of(attempt.ranks().begin(), attempt.ranks().end(),
+                  [](const RankRecord& rank) { return rank.exit().finished(); });
   if (!attempt.failed() && all_finished) {
     AttemptRecord& edited = ledger_->EditAttempt(id, generation);
     edited.set_failed(true);
     edited.mutable_failure()->set_attempt(generation);
     edited.mutable_failure()->set_rank(-1);
     edited.mutable_failure()->set_cause("checkpoint");
-    edited.mutable_failure()->set_message("all steps are done, but the last checkpoint could not be committed");
+    edited.mutable_failure()->set_message(
+        "all steps are done, but the last checkpoint could not be committed");
   }
   if (!attempt.judged()) {
     JobRecord& edited = ledger_->EditJob(id);
@@ -322,7 +353,8 @@ void JobManager::Judge(const JobRecord& job, const AttemptRecord& attempt) {
         edited.mutable_job()->set_attempts_without_progress(0);
       } else if (!attempt.restore_was_bad() && !attempt.failure().cause().empty()) {
         // Not counted: a checkpoint that could not be read (the one before is next), and ends that no rank is to blame for.
-        edited.mutable_job()->set_attempts_without_progress(edited.job().attempts_without_progress() + 1);
+        edited.mutable_job()->set_attempts_without_progress(
+            edited.job().attempts_without_progress() + 1);
       }
     }
   }
@@ -334,26 +366,34 @@ void JobManager::Judge(const JobRecord& job, const AttemptRecord& attempt) {
   }
   if (job.wish() == store::WISH_PAUSE) {
     SetReason(id, v1::JOB_STATE_PAUSED,
-              attempt.failed() ? absl::StrCat("paused; it failed while pausing: ", attempt.failure().message())
-              : job.reason_by_user().empty() ? "paused" : job.reason_by_user());
-    ledger_->AddEvent("job_paused", id, "", generation, absl::StrCat("at checkpoint step ", job.job().last_checkpoint_step()));
+              attempt.failed()
+                  ? absl::StrCat("paused; it failed while pausing: ", attempt.failure().message())
+              : job.reason_by_user().empty() ? "paused"
+                                             : job.reason_by_user());
+    ledger_->AddEvent("job_paused", id, "", generation,
+                      absl::StrCat("at checkpoint step ", job.job().last_checkpoint_step()));
     schedule_ = true;
     return;
   }
   SetReason(id, v1::JOB_STATE_RECOVERING, job.job().reason());
-  if (const absl::Status wait = TryStart(id); !wait.ok()) SetReason(id, v1::JOB_STATE_RECOVERING, std::string(wait.message()));
+  if (const absl::Status wait = TryStart(id); !wait.ok())
+    SetReason(id, v1::JOB_STATE_RECOVERING, std::string(wait.message()));
 }
 
-void JobManager::End(const std::string& job_id, v1::JobState state, int exit_code, const std::string& reason) {
+void JobManager::End(const std::string& job_id, v1::JobState state, int exit_code,
+                     const std::string& reason) {
   JobRecord& record = ledger_->EditJob(job_id);
   v1::Job& job = *record.mutable_job();
   job.set_state(state);
   job.set_exit_code(exit_code);
   job.set_reason(reason);
   SetTime(job.mutable_ended(), loop_->clock()->Now());
-  ledger_->AddEvent(state == v1::JOB_STATE_SUCCEEDED ? "job_succeeded" : state == v1::JOB_STATE_FAILED ? "job_failed" : "job_cancelled",
+  ledger_->AddEvent(state == v1::JOB_STATE_SUCCEEDED ? "job_succeeded"
+                    : state == v1::JOB_STATE_FAILED  ? "job_failed"
+                                                     : "job_cancelled",
                     job_id, "", job.attempt(), reason);
-  asked_to_pause_.erase(asked_to_pause_.lower_bound({job_id, 0, ""}), asked_to_pause_.lower_bound({job_id, INT32_MAX, ""}));
+  asked_to_pause_.erase(asked_to_pause_.lower_bound({job_id, 0, ""}),
+                        asked_to_pause_.lower_bound({job_id, INT32_MAX, ""}));
   schedule_ = true;
 }
 
@@ -375,9 +415,11 @@ std::vector<v1::RunningRank> JobManager::RanksToKeep(const std::string& node) co
 }
 
 // The node's daemon has told everything that it had kept: now its list of running ranks can be compared with ours.
-void JobManager::OnNodeSettled(const std::string& node, const std::vector<v1::RunningRank>& running) {
+void JobManager::OnNodeSettled(const std::string& node,
+                               const std::vector<v1::RunningRank>& running) {
   std::set<std::tuple<std::string, int, int>> alive;
-  for (const v1::RunningRank& rank : running) alive.emplace(rank.job_id(), rank.generation(), rank.rank());
+  for (const v1::RunningRank& rank : running)
+    alive.emplace(rank.job_id(), rank.generation(), rank.rank());
   std::erase_if(asked_to_pause_, [&](const auto& entry) { return std::get<2>(entry) == node; });
   for (const auto& [id, job] : ledger_->state().jobs) {
     if (HasEnded(job.job().state())) continue;
@@ -409,7 +451,8 @@ void JobManager::OnNodeSettled(const std::string& node, const std::vector<v1::Ru
 
 void JobManager::OnNodeChanged(const std::string& node) {
   for (const auto& [id, job] : ledger_->state().jobs) {
-    if (!HasEnded(job.job().state()) && job.job().state() != v1::JOB_STATE_QUEUED) touched_.insert(id);
+    if (!HasEnded(job.job().state()) && job.job().state() != v1::JOB_STATE_QUEUED)
+      touched_.insert(id);
   }
   checkpoints_->OnNodeChanged();
   schedule_ = true;
@@ -421,7 +464,9 @@ absl::Status JobManager::BeginShutdown(bool graceful) {
   std::vector<std::string> running;
   for (const auto& [id, job] : ledger_->state().jobs) {
     const v1::JobState state = job.job().state();
-    if (state == v1::JOB_STATE_STARTING || state == v1::JOB_STATE_RUNNING || state == v1::JOB_STATE_RECOVERING) running.push_back(id);
+    if (state == v1::JOB_STATE_STARTING || state == v1::JOB_STATE_RUNNING ||
+        state == v1::JOB_STATE_RECOVERING)
+      running.push_back(id);
   }
   MT_RETURN_IF_ERROR(ledger_->Try([&] {
     for (const std::string& id : running) {
@@ -442,7 +487,8 @@ bool JobManager::HasActiveJobs() const {
     const v1::JobState state = job.job().state();
     if (HasEnded(state) || state == v1::JOB_STATE_QUEUED || state == v1::JOB_STATE_PAUSED) continue;
     const AttemptRecord* attempt = Attempt(id);
-    if (attempt != nullptr && (!attempt->has_ended() || checkpoints_->HasUnresolved(id))) return true;
+    if (attempt != nullptr && (!attempt->has_ended() || checkpoints_->HasUnresolved(id)))
+      return true;
   }
   return false;
 }

@@ -118,9 +118,10 @@ class JobManager {
   std::set<std::string> touched_;
   bool schedule_ = false, settling_ = false;
   bool shutting_down_ = false;
-  std::set<std::tuple<std::string, int, std::string>> asked_to_pause_;  // job, generation, node: on its present stream
-  std::map<std::string, absl::Duration> last_progress_;                 // monotonic; by job
-  std::map<std::string, absl::Duration> failed_at_;                     // for recovery_seconds
+  std::set<std::tuple<std::string, int, std::string>>
+      asked_to_pause_;  // job, generation, node: on its present stream
+  std::map<std::string, absl::Duration> last_progress_;  // monotonic; by job
+  std::map<std::string, absl::Duration> failed_at_;      // for recovery_seconds
   std::map<std::string, Metrics> metrics_;
   std::set<std::string> log_complaints_;
   std::map<std::string, std::string> by_request_;

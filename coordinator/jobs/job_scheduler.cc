@@ -16,8 +16,9 @@ using store::JobRecord;
 using store::RankRecord;
 
 bool HoldsSlots(v1::JobState state) {
-  return state == v1::JOB_STATE_STARTING || state == v1::JOB_STATE_RUNNING || state == v1::JOB_STATE_RECOVERING ||
-         state == v1::JOB_STATE_PAUSING || state == v1::JOB_STATE_CANCELLING;
+  return state == v1::JOB_STATE_STARTING || state == v1::JOB_STATE_RUNNING ||
+         state == v1::JOB_STATE_RECOVERING || state == v1::JOB_STATE_PAUSING ||
+         state == v1::JOB_STATE_CANCELLING;
 }
 
 absl::Status NoSuchJob(const std::string& job_id) {
@@ -26,12 +27,14 @@ absl::Status NoSuchJob(const std::string& job_id) {
 
 }  // namespace
 
-absl::StatusOr<v1::Job> JobManager::Submit(const v1::SubmitRequest& request, const std::string& submitted_by) {
+absl::StatusOr<v1::Job> JobManager::Submit(const v1::SubmitRequest& request,
+                                           const std::string& submitted_by) {
   if (!request.request_id().empty()) {
     if (const auto known = by_request_.find(request.request_id()); known != by_request_.end()) {
       const JobRecord& job = *Find(known->second);
       if (!google::protobuf::util::MessageDifferencer::Equals(job.job().spec(), request.spec())) {
-        return absl::AlreadyExistsError(absl::StrCat("request_id \"", request.request_id(), "\" was used for job ", job.job().id(),
+        return absl::AlreadyExistsError(absl::StrCat("request_id \"", request.request_id(),
+                                                     "\" was used for job ", job.job().id(),
                                                      " with another spec; use a new request_id"));
       }
       MT_RETURN_IF_ERROR(ledger_->Flush());
@@ -43,20 +46,26 @@ absl::StatusOr<v1::Job> JobManager::Submit(const v1::SubmitRequest& request, con
   int slots = 0;
   for (const std::string& node : nodes_->names()) slots += nodes_->Slots(node);
   if (mesh.world() > slots) {
-    return absl::FailedPreconditionError(absl::StrCat("parallel: ", mesh.ToString(), " needs ", mesh.world(), " slots, the cluster has ",
-                                                      slots, "; use a smaller layout or add nodes to the hostfile"));
+    return absl::FailedPreconditionError(absl::StrCat(
+        "parallel: ", mesh.ToString(), " needs ", mesh.world(), " slots, the cluster has ", slots,
+        "; use a smaller layout or add nodes to the hostfile"));
   }
   std::string resume_job;
   int64_t resume_step = -1;
   if (!spec.checkpoint().resume_from().empty()) {
-    const std::vector<std::string> parts = absl::StrSplit(spec.checkpoint().resume_from(), absl::MaxSplits('@', 1));
+    const std::vector<std::string> parts =
+        absl::StrSplit(spec.checkpoint().resume_from(), absl::MaxSplits('@', 1));
     if (parts.size() == 2 && (!absl::SimpleAtoi(parts[1], &resume_step) || resume_step < 0)) {
-      return absl::InvalidArgumentError(absl::StrCat("checkpoint.resume_from: \"", spec.checkpoint().resume_from(), "\" is not JOB or JOB@STEP"));
+      return absl::InvalidArgumentError(absl::StrCat("checkpoint.resume_from: \"",
+                                                     spec.checkpoint().resume_from(),
+                                                     "\" is not JOB or JOB@STEP"));
     }
-    const auto* checkpoint = parts.size() == 2 ? checkpoints_->Find(parts[0], resume_step) : checkpoints_->NewestCommitted(parts[0]);
+    const auto* checkpoint = parts.size() == 2 ? checkpoints_->Find(parts[0], resume_step)
+                                               : checkpoints_->NewestCommitted(parts[0]);
     if (checkpoint == nullptr || checkpoint->state() != store::CheckpointRecord::STATE_COMMITTED) {
-      return absl::FailedPreconditionError(absl::StrCat("checkpoint.resume_from: \"", spec.checkpoint().resume_from(),
-                                                        "\" names no committed checkpoint; `mtctl checkpoint list ", parts[0], "` shows them"));
+      return absl::FailedPreconditionError(absl::StrCat(
+          "checkpoint.resume_from: \"", spec.checkpoint().resume_from(),
+          "\" names no committed checkpoint; `mtctl checkpoint list ", parts[0], "` shows them"));
     }
     resume_job = parts[0];
     resume_step = checkpoint->step();
@@ -66,7 +75,8 @@ absl::StatusOr<v1::Job> JobManager::Submit(const v1::SubmitRequest& request, con
   JobRecord record;
   v1::Job& job = *record.mutable_job();
   do {
-    job.set_id(absl::StrCat(spec.name().empty() ? "job" : spec.name(), "-", options_.random->Id(5)));
+    job.set_id(
+        absl::StrCat(spec.name().empty() ? "job" : spec.name(), "-", options_.random->Id(5)));
   } while (Find(job.id()) != nullptr);
   *job.mutable_spec() = spec;
   job.set_state(v1::JOB_STATE_QUEUED);
@@ -84,7 +94,8 @@ absl::StatusOr<v1::Job> JobManager::Submit(const v1::SubmitRequest& request, con
   const std::string id = job.id();
   MT_RETURN_IF_ERROR(ledger_->Try([&] {
     ledger_->EditJob(id) = record;
-    ledger_->AddEvent("job_queued", id, "", 0, absl::StrCat(mesh.ToString(), ", ", spec.training().steps(), " steps"));
+    ledger_->AddEvent("job_queued", id, "", 0,
+                      absl::StrCat(mesh.ToString(), ", ", spec.training().steps(), " steps"));
   }));
   if (!request.request_id().empty()) by_request_[request.request_id()] = id;
   schedule_ = true;
@@ -101,7 +112,8 @@ absl::StatusOr<v1::Job> JobManager::Cancel(const v1::JobActionRequest& request) 
     return Describe(*job, true);
   }
   if (HasEnded(state)) {
-    return absl::FailedPreconditionError(absl::StrCat("job ", request.job_id(), " has ended: ", v1::JobState_Name(state)));
+    return absl::FailedPreconditionError(
+        absl::StrCat("job ", request.job_id(), " has ended: ", v1::JobState_Name(state)));
   }
   const bool at_once = state == v1::JOB_STATE_QUEUED || state == v1::JOB_STATE_PAUSED;
   MT_RETURN_IF_ERROR(ledger_->Try([&] {
@@ -110,10 +122,12 @@ absl::StatusOr<v1::Job> JobManager::Cancel(const v1::JobActionRequest& request) 
     edited.set_resume_at_start(false);
     edited.set_reason_by_user(request.reason());
     if (at_once) {
-      End(request.job_id(), v1::JOB_STATE_CANCELLED, kExitInterrupted, request.reason().empty() ? "cancelled" : request.reason());
+      End(request.job_id(), v1::JOB_STATE_CANCELLED, kExitInterrupted,
+          request.reason().empty() ? "cancelled" : request.reason());
     } else {
       edited.mutable_job()->set_state(v1::JOB_STATE_CANCELLING);
-      ledger_->AddEvent("job_cancelling", request.job_id(), "", edited.job().attempt(), request.reason());
+      ledger_->AddEvent("job_cancelling", request.job_id(), "", edited.job().attempt(),
+                        request.reason());
     }
   }));
   Touch(request.job_id());
@@ -126,7 +140,8 @@ absl::StatusOr<v1::Job> JobManager::Pause(const v1::JobActionRequest& request) {
   if (job == nullptr) return NoSuchJob(request.job_id());
   const v1::JobState state = job->job().state();
   if (HasEnded(state) || job->wish() == store::WISH_CANCEL) {
-    return absl::FailedPreconditionError(absl::StrCat("job ", request.job_id(), " has ended or is being cancelled: ", v1::JobState_Name(state)));
+    return absl::FailedPreconditionError(absl::StrCat(
+        "job ", request.job_id(), " has ended or is being cancelled: ", v1::JobState_Name(state)));
   }
   if (job->wish() != store::WISH_PAUSE || job->resume_at_start()) {
     MT_RETURN_IF_ERROR(ledger_->Try([&] {
@@ -139,7 +154,8 @@ absl::StatusOr<v1::Job> JobManager::Pause(const v1::JobActionRequest& request) {
       } else if (state != v1::JOB_STATE_PAUSED) {
         SetReason(request.job_id(), v1::JOB_STATE_PAUSING, "will pause at its next step");
       }
-      ledger_->AddEvent("job_pausing", request.job_id(), "", edited.job().attempt(), request.reason());
+      ledger_->AddEvent("job_pausing", request.job_id(), "", edited.job().attempt(),
+                        request.reason());
     }));
     Touch(request.job_id());
     Settle();
@@ -154,7 +170,8 @@ absl::StatusOr<v1::Job> JobManager::Resume(const v1::JobActionRequest& request) 
   if (job == nullptr) return NoSuchJob(request.job_id());
   const v1::JobState state = job->job().state();
   if (state != v1::JOB_STATE_PAUSED && state != v1::JOB_STATE_PAUSING) {
-    return absl::FailedPreconditionError(absl::StrCat("job ", request.job_id(), " is not paused but ", v1::JobState_Name(state)));
+    return absl::FailedPreconditionError(
+        absl::StrCat("job ", request.job_id(), " is not paused but ", v1::JobState_Name(state)));
   }
   MT_RETURN_IF_ERROR(ledger_->Try([&] {
     JobRecord& edited = ledger_->EditJob(request.job_id());
@@ -162,7 +179,8 @@ absl::StatusOr<v1::Job> JobManager::Resume(const v1::JobActionRequest& request) 
     edited.set_resume_at_start(false);
     edited.clear_reason_by_user();
     if (state == v1::JOB_STATE_PAUSED) SetReason(request.job_id(), v1::JOB_STATE_QUEUED, "resumed");
-    ledger_->AddEvent("job_resumed", request.job_id(), "", edited.job().attempt(), request.reason());
+    ledger_->AddEvent("job_resumed", request.job_id(), "", edited.job().attempt(),
+                      request.reason());
   }));
   Touch(request.job_id());
   Settle();
@@ -177,7 +195,8 @@ absl::StatusOr<v1::Job> JobManager::Get(const std::string& job_id) const {
 
 v1::Job JobManager::Describe(const JobRecord& record, bool with_ranks) const {
   v1::Job job = record.job();
-  if (const auto progress = ledger_->state().progress.find(job.id()); progress != ledger_->state().progress.end()) {
+  if (const auto progress = ledger_->state().progress.find(job.id());
+      progress != ledger_->state().progress.end()) {
     *job.mutable_progress() = progress->second;
   }
   if (const AttemptRecord* attempt = Attempt(job.id())) {
@@ -210,8 +229,9 @@ std::map<std::string, std::pair<int, std::set<std::string>>> JobManager::Usage()
 }
 
 int64_t JobManager::queued() const {
-  return std::count_if(ledger_->state().jobs.begin(), ledger_->state().jobs.end(),
-                       [](const auto& entry) { return entry.second.job().state() == v1::JOB_STATE_QUEUED; });
+  return std::count_if(
+      ledger_->state().jobs.begin(), ledger_->state().jobs.end(),
+      [](const auto& entry) { return entry.second.job().state() == v1::JOB_STATE_QUEUED; });
 }
 
 const JobManager::Metrics* JobManager::MetricsOf(const std::string& job_id) const {
@@ -222,9 +242,11 @@ const JobManager::Metrics* JobManager::MetricsOf(const std::string& job_id) cons
 std::vector<FreeNode> JobManager::FreeNodes(const std::string& for_job) const {
   std::map<std::string, std::set<int>> used;
   for (const auto& [id, job] : ledger_->state().jobs) {
-    const AttemptRecord* attempt = id != for_job && HoldsSlots(job.job().state()) ? Attempt(id) : nullptr;
+    const AttemptRecord* attempt =
+        id != for_job && HoldsSlots(job.job().state()) ? Attempt(id) : nullptr;
     if (attempt == nullptr) continue;
-    for (const RankRecord& rank : attempt->ranks()) used[rank.placement().node()].insert(rank.placement().slot());
+    for (const RankRecord& rank : attempt->ranks())
+      used[rank.placement().node()].insert(rank.placement().slot());
   }
   std::vector<FreeNode> nodes;
   for (const std::string& name : nodes_->names()) {
@@ -240,7 +262,8 @@ std::vector<FreeNode> JobManager::FreeNodes(const std::string& for_job) const {
 
 bool JobManager::FitsWithoutOthers(const Mesh& mesh) const {
   int slots = 0;
-  for (const std::string& name : nodes_->names()) slots += nodes_->IsPlaceable(name) ? nodes_->Slots(name) : 0;
+  for (const std::string& name : nodes_->names())
+    slots += nodes_->IsPlaceable(name) ? nodes_->Slots(name) : 0;
   return slots >= mesh.world();
 }
 
@@ -252,13 +275,15 @@ void JobManager::Schedule() {
     if (job.job().state() == v1::JOB_STATE_QUEUED) queue.push_back(&job);
   }
   std::sort(queue.begin(), queue.end(), [](const JobRecord* a, const JobRecord* b) {
-    return std::pair(-a->job().spec().priority(), a->order()) < std::pair(-b->job().spec().priority(), b->order());
+    return std::pair(-a->job().spec().priority(), a->order()) <
+           std::pair(-b->job().spec().priority(), b->order());
   });
   std::string ahead;
   for (const JobRecord* job : queue) {
     const std::string id = job->job().id();
     if (!ahead.empty()) {
-      SetReason(id, v1::JOB_STATE_QUEUED, absl::StrCat("behind ", ahead, ", which waits for slots"));
+      SetReason(id, v1::JOB_STATE_QUEUED,
+                absl::StrCat("behind ", ahead, ", which waits for slots"));
       continue;
     }
     const absl::Status wait = TryStart(id);
@@ -281,17 +306,20 @@ absl::Status JobManager::TryStart(const std::string& job_id) {
   if (restore == nullptr && !job.resume_job_id().empty()) {
     restore = checkpoints_->Find(job.resume_job_id(), job.resume_step());
     if (restore == nullptr || restore->state() != store::CheckpointRecord::STATE_COMMITTED) {
-      return absl::UnavailableError(absl::StrCat("checkpoint ", job.resume_job_id(), "@", job.resume_step(),
-                                                 " that it resumes from is gone or unreadable; cancel it and submit anew"));
+      return absl::UnavailableError(
+          absl::StrCat("checkpoint ", job.resume_job_id(), "@", job.resume_step(),
+                       " that it resumes from is gone or unreadable; cancel it and submit anew"));
     }
   }
   if (restore != nullptr) MT_RETURN_IF_ERROR(checkpoints_->Sources(*restore).status());
 
   // The same places again if their nodes are there; else wherever it fits.
   std::optional<std::vector<v1::RankPlacement>> placement;
-  if (last != nullptr && last->ranks_size() == mesh.world() && job.job().state() == v1::JOB_STATE_RECOVERING &&
-      std::all_of(last->ranks().begin(), last->ranks().end(),
-                  [&](const RankRecord& rank) { return nodes_->IsPlaceable(rank.placement().node()); })) {
+  if (last != nullptr && last->ranks_size() == mesh.world() &&
+      job.job().state() == v1::JOB_STATE_RECOVERING &&
+      std::all_of(last->ranks().begin(), last->ranks().end(), [&](const RankRecord& rank) {
+        return nodes_->IsPlaceable(rank.placement().node());
+      })) {
     placement.emplace();
     for (const RankRecord& rank : last->ranks()) placement->push_back(rank.placement());
   } else {
@@ -302,15 +330,19 @@ absl::Status JobManager::TryStart(const std::string& job_id) {
       for (const FreeNode& node : free) slots += node.slots.size();
       std::string away;
       for (const std::string& name : nodes_->names()) {
-        if (!nodes_->IsPlaceable(name)) absl::StrAppend(&away, away.empty() ? "; not usable now: " : ", ", name);
+        if (!nodes_->IsPlaceable(name))
+          absl::StrAppend(&away, away.empty() ? "; not usable now: " : ", ", name);
         if (away.size() > 200) break;
       }
-      return absl::ResourceExhaustedError(absl::StrCat("needs ", mesh.world(), " slots, ", slots, " of ", free.size(), " nodes are free", away));
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "needs ", mesh.world(), " slots, ", slots, " of ", free.size(), " nodes are free", away));
     }
   }
-  const int64_t restore_step = restore == nullptr || restore->job_id() != job_id ? -1 : restore->step();
+  const int64_t restore_step =
+      restore == nullptr || restore->job_id() != job_id ? -1 : restore->step();
   if (!checkpoints_->PrepareForAttempt(job_id, restore_step)) {
-    return absl::UnavailableError("an unfinished checkpoint is being removed from the shared folder");
+    return absl::UnavailableError(
+        "an unfinished checkpoint is being removed from the shared folder");
   }
 
   JobRecord& edited = ledger_->EditJob(job_id);
@@ -319,7 +351,9 @@ absl::Status JobManager::TryStart(const std::string& job_id) {
   view.set_attempt(generation);
   view.set_restarts(generation - 1);
   view.set_state(v1::JOB_STATE_STARTING);
-  view.set_reason(restore == nullptr ? "starting" : absl::StrCat("starting from the checkpoint of step ", restore->step()));
+  view.set_reason(restore == nullptr
+                      ? "starting"
+                      : absl::StrCat("starting from the checkpoint of step ", restore->step()));
   const absl::Time now = loop_->clock()->Now();
   if (!view.has_started()) {
     SetTime(view.mutable_started(), now);
@@ -349,13 +383,16 @@ absl::Status JobManager::TryStart(const std::string& job_id) {
     // Its files come to these nodes: retention must know.
     auto* holders = ledger_->EditCheckpoint(restore->job_id(), restore->step()).mutable_holders();
     for (const std::string& node : nodes) {
-      if (std::find(holders->begin(), holders->end(), node) == holders->end()) *holders->Add() = node;
+      if (std::find(holders->begin(), holders->end(), node) == holders->end())
+        *holders->Add() = node;
     }
   }
   last_progress_[job_id] = loop_->clock()->Monotonic();
   ledger_->AddEvent("attempt_started", job_id, "", generation,
                     absl::StrCat(mesh.world(), " ranks on ", nodes.size(), " nodes, ",
-                                 restore == nullptr ? "from scratch" : absl::StrCat("from step ", restore->step(), " of ", restore->job_id())));
+                                 restore == nullptr ? "from scratch"
+                                                    : absl::StrCat("from step ", restore->step(),
+                                                                   " of ", restore->job_id())));
   for (const std::string& node : nodes) SendStart(attempt, node);
   Touch(job_id);
   return absl::OkStatus();

@@ -19,13 +19,14 @@ constexpr uint32_t kMaxEntry = 32 << 20;    // a longer length is a damaged entr
 struct Segment {
   int64_t first_sequence = 0;
   std::string path;
-  uint64_t size = 0;  // valid bytes
+  uint64_t size = 0;                                // valid bytes
   std::vector<std::pair<int64_t, uint64_t>> index;  // sequence, offset; ascending
 };
 
 // Reads entries from `offset` until the valid end, a torn entry, or `visit` answers false.
-absl::Status Scan(Env* env, const Segment& segment, uint64_t offset, uint64_t end,
-                  const std::function<bool(store::LogRecord record, uint64_t offset, uint64_t next)>& visit) {
+absl::Status Scan(
+    Env* env, const Segment& segment, uint64_t offset, uint64_t end,
+    const std::function<bool(store::LogRecord record, uint64_t offset, uint64_t next)>& visit) {
   MT_ASSIGN_OR_RETURN(const auto file, env->NewRandomAccessFile(segment.path));
   std::string buffer;
   while (offset + 4 <= end) {
@@ -47,7 +48,8 @@ absl::Status Scan(Env* env, const Segment& segment, uint64_t offset, uint64_t en
 }
 
 bool Matches(const v1::LogChunk& chunk, const LogStore::Filter& filter) {
-  return chunk.sequence() > filter.after_sequence && (filter.all_ranks || chunk.rank() == filter.rank) &&
+  return chunk.sequence() > filter.after_sequence &&
+         (filter.all_ranks || chunk.rank() == filter.rank) &&
          (filter.attempt == 0 || chunk.attempt() == filter.attempt);
 }
 
@@ -58,7 +60,8 @@ struct LogStore::JobLog {
   std::deque<Segment> segments;
   std::unique_ptr<WritableFile> file;  // of the last segment, when this process writes it
   int64_t last_sequence = 0;
-  std::map<std::pair<int, int>, int64_t> end_offsets;  // by attempt and rank: how far its log file is stored
+  std::map<std::pair<int, int>, int64_t>
+      end_offsets;  // by attempt and rank: how far its log file is stored
 };
 
 LogStore::LogStore(Env* env, std::string directory) : env_(env), directory_(std::move(directory)) {}
@@ -77,15 +80,18 @@ absl::StatusOr<LogStore::JobLog*> LogStore::Open(const std::string& job_id) {
     segment.path = JoinPath(log->folder, name);
     MT_ASSIGN_OR_RETURN(const FileInfo info, env_->Stat(segment.path));
     uint64_t valid = 0;
-    MT_RETURN_IF_ERROR(Scan(env_, segment, 0, info.size_bytes, [&](const store::LogRecord& record, uint64_t at, uint64_t next) {
-      const v1::LogChunk& chunk = record.chunk();
-      if (segment.index.empty() || at - segment.index.back().second >= kIndexEvery) segment.index.emplace_back(chunk.sequence(), at);
-      log->last_sequence = std::max(log->last_sequence, chunk.sequence());
-      int64_t& end = log->end_offsets[{chunk.attempt(), chunk.rank()}];
-      end = std::max(end, record.end_offset());
-      valid = next;
-      return true;
-    }));
+    MT_RETURN_IF_ERROR(Scan(env_, segment, 0, info.size_bytes,
+                            [&](const store::LogRecord& record, uint64_t at, uint64_t next) {
+                              const v1::LogChunk& chunk = record.chunk();
+                              if (segment.index.empty() ||
+                                  at - segment.index.back().second >= kIndexEvery)
+                                segment.index.emplace_back(chunk.sequence(), at);
+                              log->last_sequence = std::max(log->last_sequence, chunk.sequence());
+                              int64_t& end = log->end_offsets[{chunk.attempt(), chunk.rank()}];
+                              end = std::max(end, record.end_offset());
+                              valid = next;
+                              return true;
+                            }));
     segment.size = valid;
     log->segments.push_back(std::move(segment));
   }
@@ -93,10 +99,12 @@ absl::StatusOr<LogStore::JobLog*> LogStore::Open(const std::string& job_id) {
   return slot.get();
 }
 
-absl::StatusOr<bool> LogStore::Append(const std::string& job_id, v1::LogChunk chunk, int64_t end_offset) {
+absl::StatusOr<bool> LogStore::Append(const std::string& job_id, v1::LogChunk chunk,
+                                      int64_t end_offset) {
   MT_ASSIGN_OR_RETURN(JobLog* const log, Open(job_id));
   const auto stored = log->end_offsets.find({chunk.attempt(), chunk.rank()});
-  if (end_offset >= 0 && stored != log->end_offsets.end() && end_offset <= stored->second) return false;
+  if (end_offset >= 0 && stored != log->end_offsets.end() && end_offset <= stored->second)
+    return false;
   if (log->file == nullptr || log->segments.back().size >= kSegmentBytes) {
     if (log->file != nullptr) MT_RETURN_IF_ERROR(log->file->Sync());
     log->file = nullptr;
@@ -107,7 +115,8 @@ absl::StatusOr<bool> LogStore::Append(const std::string& job_id, v1::LogChunk ch
     MT_ASSIGN_OR_RETURN(auto file, env_->NewWritableFile(segment.path, Env::WriteMode::kTruncate));
     MT_RETURN_IF_ERROR(env_->SyncDirectory(log->folder));
     log->file = std::move(file);
-    if (!log->segments.empty() && log->segments.back().first_sequence == segment.first_sequence) log->segments.pop_back();
+    if (!log->segments.empty() && log->segments.back().first_sequence == segment.first_sequence)
+      log->segments.pop_back();
     log->segments.push_back(std::move(segment));
   }
   store::LogRecord record;
@@ -145,45 +154,53 @@ absl::Status LogStore::Sync() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<v1::LogChunk>> LogStore::Read(const std::string& job_id, const Filter& filter, size_t max_bytes) {
+absl::StatusOr<std::vector<v1::LogChunk>> LogStore::Read(const std::string& job_id,
+                                                         const Filter& filter, size_t max_bytes) {
   MT_ASSIGN_OR_RETURN(JobLog* const log, Open(job_id));
   std::vector<v1::LogChunk> chunks;
   size_t bytes = 0;
-  auto segment = std::upper_bound(log->segments.begin(), log->segments.end(), filter.after_sequence + 1,
-                                  [](int64_t sequence, const Segment& s) { return sequence < s.first_sequence; });
+  auto segment = std::upper_bound(
+      log->segments.begin(), log->segments.end(), filter.after_sequence + 1,
+      [](int64_t sequence, const Segment& s) { return sequence < s.first_sequence; });
   if (segment != log->segments.begin()) --segment;
   for (; segment != log->segments.end() && (chunks.empty() || bytes < max_bytes); ++segment) {
     uint64_t offset = 0;
-    const auto entry = std::upper_bound(segment->index.begin(), segment->index.end(), filter.after_sequence + 1,
-                                        [](int64_t sequence, const auto& e) { return sequence < e.first; });
+    const auto entry =
+        std::upper_bound(segment->index.begin(), segment->index.end(), filter.after_sequence + 1,
+                         [](int64_t sequence, const auto& e) { return sequence < e.first; });
     if (entry != segment->index.begin()) offset = std::prev(entry)->second;
-    MT_RETURN_IF_ERROR(Scan(env_, *segment, offset, segment->size, [&](store::LogRecord record, uint64_t, uint64_t) {
-      if (!Matches(record.chunk(), filter)) return true;
-      bytes += record.chunk().data().size();
-      chunks.push_back(std::move(*record.mutable_chunk()));
-      return bytes < max_bytes;
-    }));
+    MT_RETURN_IF_ERROR(Scan(env_, *segment, offset, segment->size,
+                            [&](store::LogRecord record, uint64_t, uint64_t) {
+                              if (!Matches(record.chunk(), filter)) return true;
+                              bytes += record.chunk().data().size();
+                              chunks.push_back(std::move(*record.mutable_chunk()));
+                              return bytes < max_bytes;
+                            }));
   }
   return chunks;
 }
 
-absl::StatusOr<int64_t> LogStore::SequenceBeforeTail(const std::string& job_id, const Filter& filter, int64_t lines) {
+absl::StatusOr<int64_t> LogStore::SequenceBeforeTail(const std::string& job_id,
+                                                     const Filter& filter, int64_t lines) {
   MT_ASSIGN_OR_RETURN(JobLog* const log, Open(job_id));
   // Newest segment first; within it the chunks are met oldest first, so keep the last ones.
   int64_t answer = filter.after_sequence;
   for (auto segment = log->segments.rbegin(); segment != log->segments.rend(); ++segment) {
     std::deque<std::pair<int64_t, int64_t>> counts;  // sequence, lines
     int64_t total = 0;
-    MT_RETURN_IF_ERROR(Scan(env_, *segment, 0, segment->size, [&](const store::LogRecord& record, uint64_t, uint64_t) {
-      if (!Matches(record.chunk(), filter)) return true;
-      counts.emplace_back(record.chunk().sequence(), std::count(record.chunk().data().begin(), record.chunk().data().end(), '\n'));
-      total += counts.back().second;
-      while (total - counts.front().second >= lines) {
-        total -= counts.front().second;
-        counts.pop_front();
-      }
-      return true;
-    }));
+    MT_RETURN_IF_ERROR(Scan(
+        env_, *segment, 0, segment->size, [&](const store::LogRecord& record, uint64_t, uint64_t) {
+          if (!Matches(record.chunk(), filter)) return true;
+          counts.emplace_back(
+              record.chunk().sequence(),
+              std::count(record.chunk().data().begin(), record.chunk().data().end(), '\n'));
+          total += counts.back().second;
+          while (total - counts.front().second >= lines) {
+            total -= counts.front().second;
+            counts.pop_front();
+          }
+          return true;
+        }));
     if (!counts.empty()) answer = counts.front().first - 1;
     if (total >= lines) break;
     lines -= total;
@@ -196,7 +213,8 @@ int64_t LogStore::LastSequence(const std::string& job_id) {
   return log.ok() ? (*log)->last_sequence : 0;
 }
 
-LogStore::SubscriptionId LogStore::Subscribe(const std::string& job_id, std::function<void()> callback) {
+LogStore::SubscriptionId LogStore::Subscribe(const std::string& job_id,
+                                             std::function<void()> callback) {
   subscriptions_[++last_subscription_] = {job_id, std::move(callback)};
   return last_subscription_;
 }

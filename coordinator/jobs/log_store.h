@@ -26,7 +26,7 @@ class LogStore {
   struct Filter {
     int rank = 0;
     bool all_ranks = true;
-    int attempt = 0;           // 0 = any
+    int attempt = 0;  // 0 = any
     int64_t after_sequence = 0;
   };
 
@@ -43,7 +43,8 @@ class LogStore {
   absl::StatusOr<std::vector<v1::LogChunk>> Read(const std::string& job_id, const Filter& filter,
                                                  size_t max_bytes = 256 << 10);
   // The sequence after which the last `lines` lines that match begin; use it as `after_sequence`.
-  absl::StatusOr<int64_t> SequenceBeforeTail(const std::string& job_id, const Filter& filter, int64_t lines);
+  absl::StatusOr<int64_t> SequenceBeforeTail(const std::string& job_id, const Filter& filter,
+                                             int64_t lines);
   int64_t LastSequence(const std::string& job_id);
 
   // `callback` runs on the loop after chunks of the job were appended; it then calls Read.

@@ -83,7 +83,8 @@ TEST(LogStoreTest, FullDiskIsAnErrorAndWhatWasThereStays) {
   LogStore logs(&env, "/logs");
   ASSERT_TRUE(*logs.Append("j", Chunk(1, 0, "a\n"), 2));
   env.SetCapacity(env.UsedBytes() + 5);
-  EXPECT_EQ(logs.Append("j", Chunk(1, 0, "b\n"), 4).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(logs.Append("j", Chunk(1, 0, "b\n"), 4).status().code(),
+            absl::StatusCode::kResourceExhausted);
   env.SetCapacity(std::nullopt);
   ASSERT_TRUE(*logs.Append("j", Chunk(1, 0, "c\n"), 6));
   EXPECT_EQ(All(logs, {}), "1:a\n2:c\n");

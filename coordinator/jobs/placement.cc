@@ -3,7 +3,9 @@
 namespace mt {
 namespace {
 
-std::optional<std::vector<v1::RankPlacement>> Fill(const Mesh& mesh, const std::vector<FreeNode>& nodes, size_t group) {
+std::optional<std::vector<v1::RankPlacement>> Fill(const Mesh& mesh,
+                                                   const std::vector<FreeNode>& nodes,
+                                                   size_t group) {
   std::vector<v1::RankPlacement> ranks;
   ranks.reserve(mesh.world());
   for (const FreeNode& node : nodes) {
@@ -27,7 +29,8 @@ std::optional<std::vector<v1::RankPlacement>> Fill(const Mesh& mesh, const std::
 
 }  // namespace
 
-std::optional<std::vector<v1::RankPlacement>> PlaceRanks(const Mesh& mesh, const std::vector<FreeNode>& nodes) {
+std::optional<std::vector<v1::RankPlacement>> PlaceRanks(const Mesh& mesh,
+                                                         const std::vector<FreeNode>& nodes) {
   auto ranks = Fill(mesh, nodes, mesh.tensor());
   if (!ranks.has_value() && mesh.tensor() > 1) ranks = Fill(mesh, nodes, 1);
   return ranks;

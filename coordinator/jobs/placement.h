@@ -18,6 +18,7 @@ struct FreeNode {
 
 // Linear in ranks and nodes. Nothing when the free slots are fewer than the ranks. First tries to give each node whole
 // tensor groups only; when that does not fit, fills every slot.
-std::optional<std::vector<v1::RankPlacement>> PlaceRanks(const Mesh& mesh, const std::vector<FreeNode>& nodes);
+std::optional<std::vector<v1::RankPlacement>> PlaceRanks(const Mesh& mesh,
+                                                         const std::vector<FreeNode>& nodes);
 
 }  // namespace mt

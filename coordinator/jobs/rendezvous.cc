@@ -2,8 +2,8 @@
 
 namespace mt {
 
-std::vector<std::string> Rendezvous::Put(const std::string& job_id, int generation, const std::string& key,
-                                         const std::string& value) {
+std::vector<std::string> Rendezvous::Put(const std::string& job_id, int generation,
+                                         const std::string& key, const std::string& value) {
   Table& table = tables_[{job_id, generation}];
   table.values.emplace(key, value);
   const auto waiting = table.waiting.extract(key);
@@ -11,8 +11,8 @@ std::vector<std::string> Rendezvous::Put(const std::string& job_id, int generati
   return {waiting.mapped().begin(), waiting.mapped().end()};
 }
 
-const std::string* Rendezvous::Get(const std::string& job_id, int generation, const std::string& key,
-                                   const std::string& node) {
+const std::string* Rendezvous::Get(const std::string& job_id, int generation,
+                                   const std::string& key, const std::string& node) {
   Table& table = tables_[{job_id, generation}];
   const auto value = table.values.find(key);
   if (value != table.values.end()) return &value->second;

@@ -13,9 +13,11 @@ class Rendezvous {
  public:
   // The nodes that wait for this key; they are to be sent the value. A key keeps its first value: a later Put of the same
   // key changes nothing.
-  std::vector<std::string> Put(const std::string& job_id, int generation, const std::string& key, const std::string& value);
+  std::vector<std::string> Put(const std::string& job_id, int generation, const std::string& key,
+                               const std::string& value);
   // The value, or null: then `node` waits.
-  const std::string* Get(const std::string& job_id, int generation, const std::string& key, const std::string& node);
+  const std::string* Get(const std::string& job_id, int generation, const std::string& key,
+                         const std::string& node);
   // Forgets generations of the job before `generation`.
   void Drop(const std::string& job_id, int generation);
 

@@ -12,7 +12,9 @@ namespace {
 constexpr int kProtocolVersion = 1;
 constexpr int kRetiredKept = 64;
 
-std::string Seconds(absl::Duration duration) { return absl::StrCat(absl::ToInt64Seconds(duration), " s"); }
+std::string Seconds(absl::Duration duration) {
+  return absl::StrCat(absl::ToInt64Seconds(duration), " s");
+}
 
 }  // namespace
 
@@ -21,7 +23,8 @@ NodeTable::NodeTable(Options options) : options_(std::move(options)) {
     names_.push_back(config.name);
     Node& node = nodes_[config.name];
     node.config = config;
-    if (const store::NodeRecord* record = Record(config.name)) node.applied = record->acknowledged_sequence();
+    if (const store::NodeRecord* record = Record(config.name))
+      node.applied = record->acknowledged_sequence();
   }
   tick_interval_ = std::min(absl::Seconds(1), HeartbeatInterval() / 2);
 }
@@ -39,9 +42,12 @@ void NodeTable::Start() {
     const store::NodeRecord* record = Record(name);
     const bool known = record != nullptr && !record->incarnation().empty();
     // Known daemons are given time to come back by themselves.
-    node.last_heard = now + (known ? options_.tunables.restart_grace - options_.tunables.down_after : absl::ZeroDuration());
+    node.last_heard = now + (known ? options_.tunables.restart_grace - options_.tunables.down_after
+                                   : absl::ZeroDuration());
     node.next_launch = now + (known ? options_.tunables.relaunch_after : absl::ZeroDuration());
-    if (known) SetState(node, v1::NODE_STATE_SUSPECT, "the coordinator has started; waiting for the worker to connect");
+    if (known)
+      SetState(node, v1::NODE_STATE_SUSPECT,
+               "the coordinator has started; waiting for the worker to connect");
   }
   Tick();
 }
@@ -64,13 +70,16 @@ void NodeTable::Refuse(const std::shared_ptr<WorkerStream>& stream, absl::Status
 void NodeTable::OnMessage(std::shared_ptr<WorkerStream> stream, v1::WorkerMessage message) {
   const auto it = nodes_.find(message.node());
   if (it == nodes_.end()) {
-    Refuse(stream, absl::PermissionDeniedError(absl::StrCat("node \"", message.node(), "\" is not in the hostfile of this cluster")));
+    Refuse(stream, absl::PermissionDeniedError(absl::StrCat(
+                       "node \"", message.node(), "\" is not in the hostfile of this cluster")));
     return;
   }
   Node& node = it->second;
-  if (const std::string authenticated = stream->AuthenticatedNode(); !authenticated.empty() && authenticated != message.node()) {
-    Refuse(stream, absl::PermissionDeniedError(absl::StrCat("the certificate is for node \"", authenticated,
-                                                            "\", the message for \"", message.node(), "\"")));
+  if (const std::string authenticated = stream->AuthenticatedNode();
+      !authenticated.empty() && authenticated != message.node()) {
+    Refuse(stream, absl::PermissionDeniedError(absl::StrCat("the certificate is for node \"",
+                                                            authenticated, "\", the message for \"",
+                                                            message.node(), "\"")));
     return;
   }
   if (message.has_register_()) {
@@ -93,47 +102,63 @@ void NodeTable::OnMessage(std::shared_ptr<WorkerStream> stream, v1::WorkerMessag
     return;
   }
   node.last_heard = options_.loop->clock()->Monotonic();
-  if (node.state == v1::NODE_STATE_SUSPECT || node.state == v1::NODE_STATE_DOWN) SetState(node, v1::NODE_STATE_READY, "");
+  if (node.state == v1::NODE_STATE_SUSPECT || node.state == v1::NODE_STATE_DOWN)
+    SetState(node, v1::NODE_STATE_READY, "");
   switch (message.body_case()) {
     case v1::WorkerMessage::kHeartbeat:
       node.last_heartbeat = options_.loop->clock()->Now();
       node.disk_free_bytes = message.heartbeat().disk_free_bytes();
-      UpdateUnwanted(node, {message.heartbeat().running().begin(), message.heartbeat().running().end()});
+      UpdateUnwanted(node,
+                     {message.heartbeat().running().begin(), message.heartbeat().running().end()});
       // Kept events are sent right after Registered, and this stream is ordered.
       if (!node.settled) SettleNode(node);
       break;
-    case v1::WorkerMessage::kEvent: ApplyEvent(node, message.event()); break;
-    case v1::WorkerMessage::kCommandResult: OnCommandResult(message.node(), message.command_result()); break;
-    default: options_.listener->OnWorkerRequest(message.node(), message); break;
+    case v1::WorkerMessage::kEvent:
+      ApplyEvent(node, message.event());
+      break;
+    case v1::WorkerMessage::kCommandResult:
+      OnCommandResult(message.node(), message.command_result());
+      break;
+    default:
+      options_.listener->OnWorkerRequest(message.node(), message);
+      break;
   }
   options_.listener->Settle();
 }
 
-void NodeTable::Register(Node& node, const std::shared_ptr<WorkerStream>& stream, const v1::WorkerMessage& message) {
+void NodeTable::Register(Node& node, const std::shared_ptr<WorkerStream>& stream,
+                         const v1::WorkerMessage& message) {
   const std::string& name = message.node();
   const v1::Register& registration = message.register_();
   const store::NodeRecord* old = Record(name);
   const bool known = old != nullptr && !old->incarnation().empty();
   if (message.incarnation().empty()) {
-    Refuse(stream, absl::InvalidArgumentError(absl::StrCat("node ", name, " registered without an incarnation")));
+    Refuse(stream, absl::InvalidArgumentError(
+                       absl::StrCat("node ", name, " registered without an incarnation")));
     return;
   }
-  if (old != nullptr && std::count(old->retired().begin(), old->retired().end(), message.incarnation()) > 0) {
+  if (old != nullptr &&
+      std::count(old->retired().begin(), old->retired().end(), message.incarnation()) > 0) {
     ++stale_messages_;
-    Refuse(stream, absl::AbortedError(absl::StrCat("incarnation ", message.incarnation(), " of node ", name,
-                                                   " was replaced by ", old->incarnation())));
+    Refuse(stream,
+           absl::AbortedError(absl::StrCat("incarnation ", message.incarnation(), " of node ", name,
+                                           " was replaced by ", old->incarnation())));
     return;
   }
   absl::Status refusal;
   if (registration.protocol_version() != kProtocolVersion) {
-    refusal = absl::FailedPreconditionError(absl::StrCat("worker speaks protocol ", registration.protocol_version(),
-                                                         ", the coordinator ", kProtocolVersion, "; it will be replaced"));
+    refusal = absl::FailedPreconditionError(
+        absl::StrCat("worker speaks protocol ", registration.protocol_version(),
+                     ", the coordinator ", kProtocolVersion, "; it will be replaced"));
   } else if (!options_.version.empty() && registration.version() != options_.version) {
-    refusal = absl::FailedPreconditionError(absl::StrCat("worker has version ", registration.version(), ", the coordinator ",
-                                                         options_.version, "; it will be replaced"));
-  } else if (!options_.bundle_digest.empty() && registration.bundle_digest() != options_.bundle_digest) {
-    refusal = absl::FailedPreconditionError(absl::StrCat("worker has bundle ", registration.bundle_digest(), ", the coordinator ",
-                                                         options_.bundle_digest, "; it will be replaced"));
+    refusal = absl::FailedPreconditionError(
+        absl::StrCat("worker has version ", registration.version(), ", the coordinator ",
+                     options_.version, "; it will be replaced"));
+  } else if (!options_.bundle_digest.empty() &&
+             registration.bundle_digest() != options_.bundle_digest) {
+    refusal = absl::FailedPreconditionError(
+        absl::StrCat("worker has bundle ", registration.bundle_digest(), ", the coordinator ",
+                     options_.bundle_digest, "; it will be replaced"));
   }
   if (!refusal.ok()) {
     node.reason = std::string(refusal.message());
@@ -145,20 +170,24 @@ void NodeTable::Register(Node& node, const std::shared_ptr<WorkerStream>& stream
     const std::shared_ptr<WorkerStream> replaced = std::move(node.stream);
     node.stream = nullptr;
     options_.listener->OnNodeDisconnected(name);
-    replaced->Close(known && old->incarnation() != message.incarnation()
-                        ? absl::AbortedError("another incarnation of this node's worker is registered")
-                        : absl::CancelledError("this worker has opened another stream"));
+    replaced->Close(
+        known && old->incarnation() != message.incarnation()
+            ? absl::AbortedError("another incarnation of this node's worker is registered")
+            : absl::CancelledError("this worker has opened another stream"));
   }
   store::NodeRecord& record = options_.ledger->EditNode(name);
   record.set_name(name);
   if (record.incarnation() != message.incarnation()) {
     if (known) {
       record.add_retired(record.incarnation());
-      if (record.retired_size() > kRetiredKept) record.mutable_retired()->DeleteSubrange(0, record.retired_size() - kRetiredKept);
+      if (record.retired_size() > kRetiredKept)
+        record.mutable_retired()->DeleteSubrange(0, record.retired_size() - kRetiredKept);
       ++restarts_;
-      options_.ledger->AddEvent("node_restarted", "", name, 0, "the worker daemon was started again");
+      options_.ledger->AddEvent("node_restarted", "", name, 0,
+                                "the worker daemon was started again");
     } else {
-      options_.ledger->AddEvent("node_joined", "", name, 0, absl::StrCat("registered with ", registration.slots(), " slots"));
+      options_.ledger->AddEvent("node_joined", "", name, 0,
+                                absl::StrCat("registered with ", registration.slots(), " slots"));
     }
     record.set_incarnation(message.incarnation());
     record.set_acknowledged_sequence(0);
@@ -183,7 +212,8 @@ void NodeTable::Register(Node& node, const std::shared_ptr<WorkerStream>& stream
   auto* registered = answer.mutable_registered();
   SetDuration(registered->mutable_heartbeat_interval(), HeartbeatInterval());
   registered->set_acknowledged_sequence(record.acknowledged_sequence());
-  for (v1::RunningRank& rank : options_.listener->RanksToKeep(name)) *registered->add_keep() = std::move(rank);
+  for (v1::RunningRank& rank : options_.listener->RanksToKeep(name))
+    *registered->add_keep() = std::move(rank);
   Send(name, std::move(answer));
   UpdateUnwanted(node, node.running);
   SetState(node, v1::NODE_STATE_READY, "");
@@ -193,7 +223,8 @@ void NodeTable::Register(Node& node, const std::shared_ptr<WorkerStream>& stream
 
 void NodeTable::UpdateUnwanted(Node& node, const std::vector<v1::RunningRank>& running) {
   std::set<RankKey> unwanted;
-  for (const v1::RunningRank& rank : running) unwanted.emplace(rank.job_id(), rank.generation(), rank.rank());
+  for (const v1::RunningRank& rank : running)
+    unwanted.emplace(rank.job_id(), rank.generation(), rank.rank());
   for (const v1::RunningRank& rank : options_.listener->RanksToKeep(node.config.name)) {
     unwanted.erase({rank.job_id(), rank.generation(), rank.rank()});
   }
@@ -208,7 +239,8 @@ void NodeTable::ApplyEvent(Node& node, const v1::WorkerEvent& event) {
     node.applied = event.sequence();
     options_.ledger->EditNode(name).set_acknowledged_sequence(event.sequence());
     options_.listener->OnWorkerEvent(name, event);
-    if (event.has_rank_exited() && node.unwanted.erase({event.job_id(), event.generation(), event.rank()}) > 0 &&
+    if (event.has_rank_exited() &&
+        node.unwanted.erase({event.job_id(), event.generation(), event.rank()}) > 0 &&
         node.unwanted.empty()) {
       options_.listener->OnNodeChanged(name);
     }
@@ -220,14 +252,17 @@ void NodeTable::ApplyEvent(Node& node, const v1::WorkerEvent& event) {
 void NodeTable::QueueAcknowledge(Node& node) {
   if (node.acknowledge_queued) return;
   node.acknowledge_queued = true;
-  options_.ledger->AfterCommit([this, &node] {
-    node.acknowledge_queued = false;
-    if (node.stream == nullptr) return;
-    v1::CoordinatorMessage message;
-    // Effects run right after their commit, so the record is the durable one.
-    message.mutable_acknowledge()->set_sequence(Record(node.config.name)->acknowledged_sequence());
-    SendNow(node.config.name, std::move(message));
-  }, /*prompt=*/false);
+  options_.ledger->AfterCommit(
+      [this, &node] {
+        node.acknowledge_queued = false;
+        if (node.stream == nullptr) return;
+        v1::CoordinatorMessage message;
+        // Effects run right after their commit, so the record is the durable one.
+        message.mutable_acknowledge()->set_sequence(
+            Record(node.config.name)->acknowledged_sequence());
+        SendNow(node.config.name, std::move(message));
+      },
+      /*prompt=*/false);
 }
 
 void NodeTable::SettleNode(Node& node) {
@@ -253,7 +288,8 @@ void NodeTable::Lose(Node& node, const std::string& reason) {
   node.next_launch = now + options_.tunables.relaunch_after;
   SetState(node, v1::NODE_STATE_SUSPECT, reason);
   options_.listener->OnNodeDisconnected(node.config.name);
-  if (shutting_down_ && streams_.empty() && shutdown_done_) options_.loop->Post(std::exchange(shutdown_done_, nullptr));
+  if (shutting_down_ && streams_.empty() && shutdown_done_)
+    options_.loop->Post(std::exchange(shutdown_done_, nullptr));
 }
 
 void NodeTable::SetState(Node& node, v1::NodeState state, const std::string& reason) {
@@ -261,9 +297,12 @@ void NodeTable::SetState(Node& node, v1::NodeState state, const std::string& rea
   node.state = state;
   node.reason = reason;
   if (!changed) return;
-  if (state == v1::NODE_STATE_SUSPECT) options_.ledger->AddEvent("node_suspect", "", node.config.name, 0, reason);
-  if (state == v1::NODE_STATE_DOWN) options_.ledger->AddEvent("node_down", "", node.config.name, 0, reason);
-  if (state == v1::NODE_STATE_READY) options_.ledger->AddEvent("node_ready", "", node.config.name, 0, "connected");
+  if (state == v1::NODE_STATE_SUSPECT)
+    options_.ledger->AddEvent("node_suspect", "", node.config.name, 0, reason);
+  if (state == v1::NODE_STATE_DOWN)
+    options_.ledger->AddEvent("node_down", "", node.config.name, 0, reason);
+  if (state == v1::NODE_STATE_READY)
+    options_.ledger->AddEvent("node_ready", "", node.config.name, 0, "connected");
   options_.listener->OnNodeChanged(node.config.name);
 }
 
@@ -272,13 +311,15 @@ void NodeTable::Tick() {
   if (tick_timer_ != 0 && now - tick_due_ > absl::Seconds(1)) {
     // This process was stopped or starved: what the workers sent meanwhile waits behind this task.
     const absl::Duration late = now - tick_due_;
-    MT_LOG(Warning) << "the coordinator stood still for " << Seconds(late) << "; all deadlines move by as much";
+    MT_LOG(Warning) << "the coordinator stood still for " << Seconds(late)
+                    << "; all deadlines move by as much";
     for (auto& [name, node] : nodes_) node.last_heard += late;
   }
   const CoordinatorTunables& tunables = options_.tunables;
   for (auto& [name, node] : nodes_) {
     const absl::Duration silent = now - node.last_heard;
-    if (node.stream != nullptr && node.state == v1::NODE_STATE_READY && silent > tunables.suspect_after_missed * HeartbeatInterval()) {
+    if (node.stream != nullptr && node.state == v1::NODE_STATE_READY &&
+        silent > tunables.suspect_after_missed * HeartbeatInterval()) {
       SetState(node, v1::NODE_STATE_SUSPECT, absl::StrCat("no heartbeat for ", Seconds(silent)));
     }
     if (node.state == v1::NODE_STATE_SUSPECT && silent > tunables.down_after) {
@@ -287,7 +328,8 @@ void NodeTable::Tick() {
         Lose(node, absl::StrCat("no heartbeat for ", Seconds(silent)));
         stream->Close(absl::UnavailableError("no heartbeat"));
       }
-      SetState(node, v1::NODE_STATE_DOWN, absl::StrCat("not heard of for ", Seconds(silent), "; ", node.reason));
+      SetState(node, v1::NODE_STATE_DOWN,
+               absl::StrCat("not heard of for ", Seconds(silent), "; ", node.reason));
     }
     MaybeLaunch(node, now);
   }
@@ -298,18 +340,23 @@ void NodeTable::Tick() {
 }
 
 void NodeTable::MaybeLaunch(Node& node, absl::Duration now) {
-  if (options_.launcher == nullptr || node.stream != nullptr || node.launching || shutting_down_ || now < node.next_launch) return;
+  if (options_.launcher == nullptr || node.stream != nullptr || node.launching || shutting_down_ ||
+      now < node.next_launch)
+    return;
   node.launching = true;
   options_.launcher->Launch(node.config, [this, alive = alive_, &node](absl::Status status) {
     if (!*alive) return;
     node.launching = false;
     const CoordinatorTunables& tunables = options_.tunables;
     absl::Duration delay = tunables.launch_backoff_min;
-    for (int i = 0; i < node.failed_launches && delay < tunables.launch_backoff_max; ++i) delay *= 2;
-    delay = std::min(delay, tunables.launch_backoff_max) * (0.75 + 0.5 * options_.random->Uniform());
+    for (int i = 0; i < node.failed_launches && delay < tunables.launch_backoff_max; ++i)
+      delay *= 2;
+    delay =
+        std::min(delay, tunables.launch_backoff_max) * (0.75 + 0.5 * options_.random->Uniform());
     ++node.failed_launches;
     // A daemon that was started needs a moment to connect.
-    node.next_launch = options_.loop->clock()->Monotonic() + std::max(delay, status.ok() ? absl::Seconds(10) : delay);
+    node.next_launch = options_.loop->clock()->Monotonic() +
+                       std::max(delay, status.ok() ? absl::Seconds(10) : delay);
     if (status.ok() || node.stream != nullptr) return;
     const std::string reason = std::string(status.message());
     if (node.state == v1::NODE_STATE_STARTING) {
@@ -329,7 +376,8 @@ void NodeTable::SendNow(const std::string& name, v1::CoordinatorMessage message)
   it->second.stream->Send(std::move(message));
 }
 
-void NodeTable::Send(const std::string& name, v1::CoordinatorMessage message, std::function<void(absl::Status)> on_result) {
+void NodeTable::Send(const std::string& name, v1::CoordinatorMessage message,
+                     std::function<void(absl::Status)> on_result) {
   const auto it = nodes_.find(name);
   if (it == nodes_.end()) return;  // it has left the hostfile since the job was placed
   Node& node = it->second;
@@ -352,10 +400,13 @@ void NodeTable::Send(const std::string& name, v1::CoordinatorMessage message, st
 void NodeTable::OnCommandResult(const std::string& node, const v1::CommandResult& result) {
   auto command = commands_.extract(result.command_id());
   if (command.empty() || command.mapped().node != node) return;
-  command.mapped().on_result(absl::Status(static_cast<absl::StatusCode>(result.code()), result.message()));
+  command.mapped().on_result(
+      absl::Status(static_cast<absl::StatusCode>(result.code()), result.message()));
   // Commands of older streams of this node will not be answered.
   const uint64_t current = nodes_.at(node).stream_number;
-  std::erase_if(commands_, [&](const auto& entry) { return entry.second.node == node && entry.second.stream_number < current; });
+  std::erase_if(commands_, [&](const auto& entry) {
+    return entry.second.node == node && entry.second.stream_number < current;
+  });
 }
 
 void NodeTable::ShutdownWorkers(std::function<void()> done) {
@@ -440,7 +491,8 @@ std::string NodeTable::ShardsEndpoint(const std::string& name) const {
 }
 
 int NodeTable::NumReady() const {
-  return static_cast<int>(std::count_if(names_.begin(), names_.end(), [&](const std::string& name) { return IsReady(name); }));
+  return static_cast<int>(std::count_if(names_.begin(), names_.end(),
+                                        [&](const std::string& name) { return IsReady(name); }));
 }
 
 bool NodeTable::MayGiveUp() const {
@@ -456,7 +508,8 @@ v1::Node NodeTable::Describe(const std::string& name) const {
   result.set_address(node->config.address);
   result.set_ssh_port(node->config.port);
   result.set_slots(Slots(name));
-  result.set_state(IsDraining(name) && node->state == v1::NODE_STATE_READY ? v1::NODE_STATE_DRAINING : node->state);
+  result.set_state(IsDraining(name) && node->state == v1::NODE_STATE_READY ? v1::NODE_STATE_DRAINING
+                                                                           : node->state);
   result.set_reason(node->reason);
   if (const store::NodeRecord* record = Record(name)) {
     const v1::Register& registered = record->registered();
@@ -470,7 +523,8 @@ v1::Node NodeTable::Describe(const std::string& name) const {
     result.set_bundle_digest(registered.bundle_digest());
     *result.mutable_backends() = registered.backends();
   }
-  if (node->last_heartbeat != absl::Time()) SetTime(result.mutable_last_heartbeat(), node->last_heartbeat);
+  if (node->last_heartbeat != absl::Time())
+    SetTime(result.mutable_last_heartbeat(), node->last_heartbeat);
   result.set_disk_free_bytes(node->disk_free_bytes);
   return result;
 }

@@ -38,7 +38,8 @@ class NodeListener {
   // Registered has been queued; commands for the node may follow.
   virtual void OnNodeConnected(const std::string& node) = 0;
   // All kept events are applied; `running` is what the daemon said when it registered.
-  virtual void OnNodeSettled(const std::string& node, const std::vector<v1::RunningRank>& running) = 0;
+  virtual void OnNodeSettled(const std::string& node,
+                             const std::vector<v1::RunningRank>& running) = 0;
   virtual void OnNodeDisconnected(const std::string& node) = 0;
   // State, draining or slots changed: placement may.
   virtual void OnNodeChanged(const std::string& node) = 0;
@@ -91,7 +92,8 @@ class NodeTable {
 
   // Sends when what was changed before is durable; lost when the node is not connected then (the listener sends again when
   // it connects). `on_result` runs with the node's CommandResult; never if the stream breaks first.
-  void Send(const std::string& node, v1::CoordinatorMessage message, std::function<void(absl::Status)> on_result = nullptr);
+  void Send(const std::string& node, v1::CoordinatorMessage message,
+            std::function<void(absl::Status)> on_result = nullptr);
   // At once, without waiting for the store: for what changes nothing.
   void SendNow(const std::string& node, v1::CoordinatorMessage message);
   void OnCommandResult(const std::string& node, const v1::CommandResult& result);
@@ -112,7 +114,7 @@ class NodeTable {
     std::shared_ptr<WorkerStream> stream;  // registered
     absl::Duration last_heard;             // monotonic; of contact or of the coordinator's start
     absl::Time last_heartbeat;
-    int64_t applied = 0;                   // newest event applied, durable or not
+    int64_t applied = 0;  // newest event applied, durable or not
     int64_t replay_until = 0;
     bool settled = false;
     bool acknowledge_queued = false;
@@ -122,10 +124,11 @@ class NodeTable {
     bool launching = false;
     int failed_launches = 0;
     absl::Duration next_launch;
-    uint64_t stream_number = 0;            // which stream a command was sent on
+    uint64_t stream_number = 0;  // which stream a command was sent on
   };
 
-  void Register(Node& node, const std::shared_ptr<WorkerStream>& stream, const v1::WorkerMessage& message);
+  void Register(Node& node, const std::shared_ptr<WorkerStream>& stream,
+                const v1::WorkerMessage& message);
   void ApplyEvent(Node& node, const v1::WorkerEvent& event);
   void QueueAcknowledge(Node& node);
   void SettleNode(Node& node);
@@ -137,7 +140,9 @@ class NodeTable {
   void Refuse(const std::shared_ptr<WorkerStream>& stream, absl::Status reason);
   const store::NodeRecord* Record(const std::string& name) const;
   const Node* Find(const std::string& name) const;
-  absl::Duration HeartbeatInterval() const { return options_.tunables.HeartbeatInterval(static_cast<int>(names_.size())); }
+  absl::Duration HeartbeatInterval() const {
+    return options_.tunables.HeartbeatInterval(static_cast<int>(names_.size()));
+  }
 
   const Options options_;
   std::vector<std::string> names_;

@@ -86,8 +86,8 @@ store::NodeRecord& Ledger::EditNode(const std::string& name) {
   return state_.nodes[name];
 }
 
-void Ledger::AddEvent(absl::string_view kind, const std::string& job_id, const std::string& node, int attempt,
-                      const std::string& message) {
+void Ledger::AddEvent(absl::string_view kind, const std::string& job_id, const std::string& node,
+                      int attempt, const std::string& message) {
   v1::Event& event = events_.emplace_back();
   event.set_sequence(++state_.last_event_sequence);
   SetTime(event.mutable_time(), options_.loop->clock()->Now());
@@ -96,7 +96,8 @@ void Ledger::AddEvent(absl::string_view kind, const std::string& job_id, const s
   event.set_kind(std::string(kind));
   event.set_message(message);
   event.set_attempt(attempt);
-  MT_LOG(Info) << event.kind() << (job_id.empty() ? "" : " " + job_id) << (node.empty() ? "" : " " + node) << ": " << message;
+  MT_LOG(Info) << event.kind() << (job_id.empty() ? "" : " " + job_id)
+               << (node.empty() ? "" : " " + node) << ": " << message;
   Wake(options_.group_commit);
 }
 
@@ -127,11 +128,13 @@ StoreBatch Ledger::MakeBatch() const {
   }
   for (const auto& id : dirty_progress_) batch.progress.insert(*state_.progress.find(id));
   for (const auto& key : dirty_attempts_) {
-    if (auto it = state_.attempts.find(key); it != state_.attempts.end()) batch.attempts.insert(*it);
+    if (auto it = state_.attempts.find(key); it != state_.attempts.end())
+      batch.attempts.insert(*it);
   }
   for (const auto& key : dirty_checkpoints_) {
     const auto it = state_.checkpoints.find(key);
-    batch.checkpoints[key] = it == state_.checkpoints.end() ? std::nullopt : std::optional(it->second);
+    batch.checkpoints[key] =
+        it == state_.checkpoints.end() ? std::nullopt : std::optional(it->second);
   }
   for (const auto& name : dirty_nodes_) {
     if (auto it = state_.nodes.find(name); it != state_.nodes.end()) batch.nodes.insert(*it);
@@ -141,7 +144,8 @@ StoreBatch Ledger::MakeBatch() const {
 }
 
 absl::Status Ledger::Flush() {
-  if (broken_) return absl::FailedPreconditionError("the coordinator's state store is broken; it is ending");
+  if (broken_)
+    return absl::FailedPreconditionError("the coordinator's state store is broken; it is ending");
   if (flushing_) {  // from inside an effect: what it changed goes with the next flush
     Wake(absl::ZeroDuration());
     return absl::OkStatus();
@@ -152,7 +156,8 @@ absl::Status Ledger::Flush() {
     const absl::Status status = options_.store->Commit(batch);
     if (absl::IsResourceExhausted(status)) {
       if (!full_) {
-        MT_LOG(Error) << "the state disk is full; nothing new is accepted, running jobs go on: " << status.message();
+        MT_LOG(Error) << "the state disk is full; nothing new is accepted, running jobs go on: "
+                      << status.message();
       }
       full_ = true;
       ++full_errors_;
@@ -164,7 +169,8 @@ absl::Status Ledger::Flush() {
       effects_.clear();
       MT_LOG(Error) << "the state store is broken: " << status.ToString();
       if (options_.on_fatal) options_.on_fatal(status);
-      return absl::FailedPreconditionError(absl::StrCat("the coordinator's state store is broken: ", status.message()));
+      return absl::FailedPreconditionError(
+          absl::StrCat("the coordinator's state store is broken: ", status.message()));
     }
     ++commits_;
     if (full_) {

@@ -22,8 +22,8 @@ struct LedgerOptions {
   StateStore* store = nullptr;
   absl::Duration group_commit = absl::Milliseconds(20);
   absl::Duration full_disk_retry = absl::Seconds(1);
-  std::function<void()> before_commit;                                   // logs are synced here
-  std::function<void(const std::set<std::string>& jobs)> after_commit;   // jobs whose rows changed
+  std::function<void()> before_commit;                                  // logs are synced here
+  std::function<void(const std::set<std::string>& jobs)> after_commit;  // jobs whose rows changed
   std::function<void(absl::Status)> on_fatal;
 };
 
@@ -42,8 +42,8 @@ class Ledger {
   store::CheckpointRecord& EditCheckpoint(const std::string& job_id, int64_t step);
   void EraseCheckpoint(const std::string& job_id, int64_t step);
   store::NodeRecord& EditNode(const std::string& name);
-  void AddEvent(absl::string_view kind, const std::string& job_id, const std::string& node, int attempt,
-                const std::string& message);
+  void AddEvent(absl::string_view kind, const std::string& job_id, const std::string& node,
+                int attempt, const std::string& message);
 
   // Queues an effect. Prompt ones are committed for at once, others with the next group.
   void AfterCommit(std::function<void()> effect, bool prompt = true);

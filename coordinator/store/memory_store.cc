@@ -18,7 +18,8 @@ class MemoryStore : public StateStore {
     if (dead_) return absl::AbortedError("this coordinator is dead");
     const Death death = disk_->death ? disk_->death() : Death::kNo;
     if (death == Death::kBefore) return Die();
-    if (disk_->full) return absl::ResourceExhaustedError("state disk full; free space on the state folder's disk");
+    if (disk_->full)
+      return absl::ResourceExhaustedError("state disk full; free space on the state folder's disk");
     StoredState& state = disk_->state;
     for (const auto& [id, record] : batch.jobs) state.jobs[id] = record;
     for (const auto& [id, record] : batch.progress) state.progress[id] = record;
@@ -39,10 +40,12 @@ class MemoryStore : public StateStore {
     return death == Death::kAfter ? Die() : absl::OkStatus();
   }
 
-  absl::StatusOr<std::vector<v1::Event>> ListEvents(const std::string& job_id, int64_t after_sequence, int limit) override {
+  absl::StatusOr<std::vector<v1::Event>> ListEvents(const std::string& job_id,
+                                                    int64_t after_sequence, int limit) override {
     std::vector<v1::Event> events;
     for (const v1::Event& event : disk_->events) {
-      if (event.sequence() <= after_sequence || (!job_id.empty() && event.job_id() != job_id)) continue;
+      if (event.sequence() <= after_sequence || (!job_id.empty() && event.job_id() != job_id))
+        continue;
       if (static_cast<int>(events.size()) == limit) break;
       events.push_back(event);
     }

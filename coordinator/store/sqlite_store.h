@@ -12,6 +12,7 @@ namespace mt {
 
 // Creates the folder and the tables if need be. FAILED_PRECONDITION naming pid and path when another process holds the
 // folder; FAILED_PRECONDITION when a newer version of mt wrote it; DATA_LOSS when the database is damaged.
-absl::StatusOr<std::unique_ptr<StateStore>> OpenSqliteStore(Env* env, const std::string& state_directory);
+absl::StatusOr<std::unique_ptr<StateStore>> OpenSqliteStore(Env* env,
+                                                            const std::string& state_directory);
 
 }  // namespace mt

@@ -17,12 +17,12 @@
 namespace mt {
 
 struct StoredState {
-  int64_t epoch = 0;              // starts of a coordinator on this state, this one included
-  std::string cluster_id;         // made at the first start
+  int64_t epoch = 0;       // starts of a coordinator on this state, this one included
+  std::string cluster_id;  // made at the first start
   int64_t last_event_sequence = 0;
   std::map<std::string, store::JobRecord> jobs;
-  std::map<std::string, v1::TrainingProgress> progress;                        // by job
-  std::map<std::pair<std::string, int>, store::AttemptRecord> attempts;        // by job, generation
+  std::map<std::string, v1::TrainingProgress> progress;                  // by job
+  std::map<std::pair<std::string, int>, store::AttemptRecord> attempts;  // by job, generation
   std::map<std::pair<std::string, int64_t>, store::CheckpointRecord> checkpoints;  // by job, step
   std::map<std::string, store::NodeRecord> nodes;
 };
@@ -31,12 +31,14 @@ struct StoreBatch {
   std::map<std::string, store::JobRecord> jobs;
   std::map<std::string, v1::TrainingProgress> progress;
   std::map<std::pair<std::string, int>, store::AttemptRecord> attempts;
-  std::map<std::pair<std::string, int64_t>, std::optional<store::CheckpointRecord>> checkpoints;  // nullopt = delete
+  std::map<std::pair<std::string, int64_t>, std::optional<store::CheckpointRecord>>
+      checkpoints;  // nullopt = delete
   std::map<std::string, store::NodeRecord> nodes;
   std::vector<v1::Event> events;
 
   bool empty() const {
-    return jobs.empty() && progress.empty() && attempts.empty() && checkpoints.empty() && nodes.empty() && events.empty();
+    return jobs.empty() && progress.empty() && attempts.empty() && checkpoints.empty() &&
+           nodes.empty() && events.empty();
   }
 };
 
@@ -50,7 +52,8 @@ class StateStore {
   // unknown and the process must stop (the next start reads what is true).
   virtual absl::Status Commit(const StoreBatch& batch) = 0;
   // Committed events after `after_sequence`, oldest first; every job's when `job_id` is empty.
-  virtual absl::StatusOr<std::vector<v1::Event>> ListEvents(const std::string& job_id, int64_t after_sequence, int limit) = 0;
+  virtual absl::StatusOr<std::vector<v1::Event>> ListEvents(const std::string& job_id,
+                                                            int64_t after_sequence, int limit) = 0;
 };
 
 }  // namespace mt

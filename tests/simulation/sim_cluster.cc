@@ -21,24 +21,40 @@ constexpr char kStateFolder[] = "/node";
 class NodeEnv : public Env {
  public:
   NodeEnv(Env* own, Env* shared) : own_(own), shared_(shared) {}
-  absl::StatusOr<std::unique_ptr<WritableFile>> NewWritableFile(const std::string& path, WriteMode mode) override {
+  absl::StatusOr<std::unique_ptr<WritableFile>> NewWritableFile(const std::string& path,
+                                                                WriteMode mode) override {
     return Of(path)->NewWritableFile(path, mode);
   }
-  absl::StatusOr<std::unique_ptr<RandomAccessFile>> NewRandomAccessFile(const std::string& path) override {
+  absl::StatusOr<std::unique_ptr<RandomAccessFile>> NewRandomAccessFile(
+      const std::string& path) override {
     return Of(path)->NewRandomAccessFile(path);
   }
-  absl::Status Rename(const std::string& from, const std::string& to) override { return Of(from)->Rename(from, to); }
-  absl::Status SyncDirectory(const std::string& path) override { return Of(path)->SyncDirectory(path); }
-  absl::Status CreateDirectories(const std::string& path) override { return Of(path)->CreateDirectories(path); }
+  absl::Status Rename(const std::string& from, const std::string& to) override {
+    return Of(from)->Rename(from, to);
+  }
+  absl::Status SyncDirectory(const std::string& path) override {
+    return Of(path)->SyncDirectory(path);
+  }
+  absl::Status CreateDirectories(const std::string& path) override {
+    return Of(path)->CreateDirectories(path);
+  }
   absl::Status RemoveFile(const std::string& path) override { return Of(path)->RemoveFile(path); }
   absl::Status RemoveTree(const std::string& path) override { return Of(path)->RemoveTree(path); }
-  absl::StatusOr<std::vector<std::string>> List(const std::string& path) override { return Of(path)->List(path); }
+  absl::StatusOr<std::vector<std::string>> List(const std::string& path) override {
+    return Of(path)->List(path);
+  }
   absl::StatusOr<FileInfo> Stat(const std::string& path) override { return Of(path)->Stat(path); }
-  absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path) override { return Of(path)->Lock(path); }
-  absl::StatusOr<uint64_t> FreeBytes(const std::string& path) override { return Of(path)->FreeBytes(path); }
+  absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path) override {
+    return Of(path)->Lock(path);
+  }
+  absl::StatusOr<uint64_t> FreeBytes(const std::string& path) override {
+    return Of(path)->FreeBytes(path);
+  }
 
  private:
-  Env* Of(const std::string& path) { return absl::StartsWith(path, kSharedFolder) ? shared_ : own_; }
+  Env* Of(const std::string& path) {
+    return absl::StartsWith(path, kSharedFolder) ? shared_ : own_;
+  }
   Env* const own_;
   Env* const shared_;
 };
@@ -89,7 +105,7 @@ struct SimCluster::Node {
 
 struct SimCluster::JobOfPeople {
   v1::SubmitRequest request;
-  std::string id;          // once acknowledged
+  std::string id;  // once acknowledged
   bool cancel_acknowledged = false;
   bool cancel_asked = false;
 };
@@ -98,22 +114,27 @@ class SimCluster::Fetcher : public FileFetcher {
  public:
   Fetcher(SimCluster* cluster, Node* node) : cluster_(cluster), node_(node) {}
   void Fetch(FetchRequest request, std::function<void(absl::Status)> done) override {
-    node_->loop->After(absl::Milliseconds(20 + 200 * cluster_->Uniform()), [this, request = std::move(request), done = std::move(done)] {
-      absl::Status status = absl::UnavailableError("no endpoint could serve " + request.file.name());
-      for (const std::string& endpoint : request.endpoints) {
-        Node& source = *cluster_->by_name_.at(endpoint.substr(0, endpoint.find(':')));
-        if (source.agent == nullptr) continue;
-        const std::string path = *CheckpointFilePath(source.agent->StoreRoot(""), request.job_id, request.step, request.file.name());
-        const auto contents = ReadFile(source.env.get(), path);
-        if (!contents.ok() || Xxh3Hex(*contents) != request.file.xxh3_128()) {
-          if (absl::IsUnavailable(status)) status = absl::DataLossError(endpoint + " has no whole " + request.file.name());
-          continue;
-        }
-        status = WriteFileAtomically(node_->env.get(), request.destination, *contents);
-        if (status.ok()) break;
-      }
-      done(status);
-    });
+    node_->loop->After(
+        absl::Milliseconds(20 + 200 * cluster_->Uniform()),
+        [this, request = std::move(request), done = std::move(done)] {
+          absl::Status status =
+              absl::UnavailableError("no endpoint could serve " + request.file.name());
+          for (const std::string& endpoint : request.endpoints) {
+            Node& source = *cluster_->by_name_.at(endpoint.substr(0, endpoint.find(':')));
+            if (source.agent == nullptr) continue;
+            const std::string path = *CheckpointFilePath(
+                source.agent->StoreRoot(""), request.job_id, request.step, request.file.name());
+            const auto contents = ReadFile(source.env.get(), path);
+            if (!contents.ok() || Xxh3Hex(*contents) != request.file.xxh3_128()) {
+              if (absl::IsUnavailable(status))
+                status = absl::DataLossError(endpoint + " has no whole " + request.file.name());
+              continue;
+            }
+            status = WriteFileAtomically(node_->env.get(), request.destination, *contents);
+            if (status.ok()) break;
+          }
+          done(status);
+        });
   }
 
  private:
@@ -129,14 +150,20 @@ class SimCluster::Launcher : public NodeLauncher {
     auto answer = std::make_shared<Done>(std::move(done));
     // What SSH has begun goes on without the coordinator; only the answer needs it.
     cluster_->After(absl::Seconds(0.5 + 2 * cluster_->Uniform()), [cluster = cluster_, &node] {
-      if (node.machine_up && !cluster->network_.IsPartitioned(node.config.name) && node.agent == nullptr) cluster->StartDaemon(node);
+      if (node.machine_up && !cluster->network_.IsPartitioned(node.config.name) &&
+          node.agent == nullptr)
+        cluster->StartDaemon(node);
     });
     loop_->After(absl::Seconds(3), [cluster = cluster_, &node, answer] {
       const bool reached = node.machine_up && !cluster->network_.IsPartitioned(node.config.name);
-      (*answer)(reached ? absl::OkStatus() : absl::UnavailableError(absl::StrCat("ssh ", node.config.name, ": no route to host")));
+      (*answer)(reached ? absl::OkStatus()
+                        : absl::UnavailableError(
+                              absl::StrCat("ssh ", node.config.name, ": no route to host")));
     });
   }
-  void Stop(const NodeConfig& config, Done done) override { loop_->Post([done = std::make_shared<Done>(std::move(done))] { (*done)(absl::OkStatus()); }); }
+  void Stop(const NodeConfig& config, Done done) override {
+    loop_->Post([done = std::make_shared<Done>(std::move(done))] { (*done)(absl::OkStatus()); });
+  }
 
  private:
   SimCluster* const cluster_;
@@ -150,12 +177,16 @@ struct SimCluster::CoordinatorProcess {
   std::unique_ptr<StateStore> store;
   std::unique_ptr<Coordinator> coordinator;
   bool dying = false;
-  CoordinatorProcess(SimCluster* cluster, SimScheduler* scheduler) : loop(scheduler), launcher(cluster, &loop) {}
+  CoordinatorProcess(SimCluster* cluster, SimScheduler* scheduler)
+      : loop(scheduler), launcher(cluster, &loop) {}
 };
 
 SimCluster::SimCluster(SimOptions options)
-    : options_(options), random_(NewSeededRandom(options.seed)), network_(&scheduler_, random_.get()),
-      ranks_(&scheduler_, random_.get()), disk_(std::make_shared<MemoryDisk>()) {
+    : options_(options),
+      random_(NewSeededRandom(options.seed)),
+      network_(&scheduler_, random_.get()),
+      ranks_(&scheduler_, random_.get()),
+      disk_(std::make_shared<MemoryDisk>()) {
   MT_CHECK_OK(shared_.CreateDirectories(kSharedFolder));
   for (int i = 0; i < options_.nodes; ++i) {
     auto node = std::make_unique<Node>();
@@ -240,8 +271,9 @@ bool SimCluster::StartDaemon(Node& node) {
   options.identity.set_cores(4);
   options.identity.set_shards_endpoint(node.config.name + ":1");
   const uint64_t life = ++node.life;
-  node.agent = std::make_unique<Agent>(options, node.loop.get(), node.env.get(), node.random.get(), node.dialer.get(),
-                                       node.host.get(), node.fetcher.get(), [this, &node, life](absl::Status) {
+  node.agent = std::make_unique<Agent>(options, node.loop.get(), node.env.get(), node.random.get(),
+                                       node.dialer.get(), node.host.get(), node.fetcher.get(),
+                                       [this, &node, life](absl::Status) {
                                          After(absl::ZeroDuration(), [this, &node, life] {
                                            if (node.life == life) KillDaemon(node);
                                          });
@@ -338,12 +370,17 @@ void SimCluster::InjectNodeFault() {
   Node& node = *nodes_[Pick(static_cast<int>(nodes_.size()))];
   switch (Pick(8)) {
     case 0:
-    case 1: statistics.rank_kills += ranks_.KillRandomRank(); break;
-    case 2: statistics.hangs += ranks_.HangRandomRank(); break;
+    case 1:
+      statistics.rank_kills += ranks_.KillRandomRank();
+      break;
+    case 2:
+      statistics.hangs += ranks_.HangRandomRank();
+      break;
     case 3:
     case 4: {  // of a node that has ranks, so that it hurts
       const auto alive = ranks_.alive();
-      Node& victim = alive.empty() ? node : *by_name_.at(alive[Pick(static_cast<int>(alive.size()))].node);
+      Node& victim =
+          alive.empty() ? node : *by_name_.at(alive[Pick(static_cast<int>(alive.size()))].node);
       if (Uniform() < 0.5) {
         ++statistics.daemon_kills;
         KillDaemon(victim);
@@ -358,10 +395,12 @@ void SimCluster::InjectNodeFault() {
     }
     case 5: {
       const auto alive = ranks_.alive();
-      Node& victim = alive.empty() ? node : *by_name_.at(alive[Pick(static_cast<int>(alive.size()))].node);
+      Node& victim =
+          alive.empty() ? node : *by_name_.at(alive[Pick(static_cast<int>(alive.size()))].node);
       ++statistics.partitions;
       network_.SetPartitioned(victim.config.name, true);
-      After(absl::Seconds(1 + 100 * Uniform() * Uniform()), [this, &victim] { network_.SetPartitioned(victim.config.name, false); });
+      After(absl::Seconds(1 + 100 * Uniform() * Uniform()),
+            [this, &victim] { network_.SetPartitioned(victim.config.name, false); });
       break;
     }
     case 6: {
@@ -394,10 +433,12 @@ void SimCluster::Corrupt() {
     for (const v1::CheckpointFile& file : info->manifest().files()) {
       if (file.nodes_size() < 2) continue;
       const auto path = [&](const std::string& node) {
-        return *CheckpointFilePath(JoinPath(kStateFolder, "checkpoints"), job->id, info->manifest().step(), file.name());
+        return *CheckpointFilePath(JoinPath(kStateFolder, "checkpoints"), job->id,
+                                   info->manifest().step(), file.name());
       };
       int whole = 0;
-      for (const std::string& holder : file.nodes()) whole += IsWhole(by_name_.at(holder)->env.get(), path(holder), file);
+      for (const std::string& holder : file.nodes())
+        whole += IsWhole(by_name_.at(holder)->env.get(), path(holder), file);
       if (whole < 2) continue;
       const std::string holder = file.nodes(0);
       if (by_name_.at(holder)->disk.CorruptByte(path(holder), 3).ok()) ++statistics.corruptions;
@@ -420,7 +461,8 @@ void SimCluster::TrySubmit(JobOfPeople& job) {
     const auto submitted = process->coordinator->Submit(job.request, "somebody");
     if (submitted.ok()) {
       job.id = submitted->id();
-    } else if (!absl::IsResourceExhausted(submitted.status()) && !absl::IsFailedPrecondition(submitted.status())) {
+    } else if (!absl::IsResourceExhausted(submitted.status()) &&
+               !absl::IsFailedPrecondition(submitted.status())) {
       Violation(absl::StrCat("submit: ", submitted.status().ToString()));
     }
   });
@@ -445,7 +487,8 @@ void SimCluster::OnJobChanged(const std::string& job_id) {
   if (it == disk_->state.jobs.end()) return;
   const v1::JobState state = it->second.job().state();
   if (const auto known = terminal_.find(job_id); known != terminal_.end()) {
-    if (known->second != state) Violation(absl::StrCat(job_id, " left its terminal state ", known->second, " for ", state));
+    if (known->second != state)
+      Violation(absl::StrCat(job_id, " left its terminal state ", known->second, " for ", state));
   } else if (Coordinator::HasEnded(state)) {
     terminal_[job_id] = state;
   }
@@ -462,13 +505,16 @@ void SimCluster::Monitor() {
   }
   for (const auto& rank : alive) {
     const Node& node = *by_name_.at(rank.node);
-    if (rank.id.generation == newest_generation_[rank.id.job_id] || node.agent == nullptr || !node.agent->registered() ||
-        network_.IsPartitioned(rank.node) || coordinator_ == nullptr || disk_->full) {
+    if (rank.id.generation == newest_generation_[rank.id.job_id] || node.agent == nullptr ||
+        !node.agent->registered() || network_.IsPartitioned(rank.node) || coordinator_ == nullptr ||
+        disk_->full) {
       continue;
     }
     const auto before = overdue_.find(rank.id.ToString());
-    overdue[rank.id.ToString()] = (before == overdue_.end() ? absl::ZeroDuration() : before->second) + absl::Seconds(5);
-    if (overdue[rank.id.ToString()] > absl::Seconds(90)) Violation(absl::StrCat(rank.id.ToString(), " runs beside a newer generation"));
+    overdue[rank.id.ToString()] =
+        (before == overdue_.end() ? absl::ZeroDuration() : before->second) + absl::Seconds(5);
+    if (overdue[rank.id.ToString()] > absl::Seconds(90))
+      Violation(absl::StrCat(rank.id.ToString(), " runs beside a newer generation"));
   }
   overdue_ = std::move(overdue);
   if (coordinator_ != nullptr && coordinator_->coordinator) {
@@ -482,36 +528,46 @@ void SimCluster::Monitor() {
       CheckLoadable(stored->second.job(), false);
     }
   }
-  if (violations_.empty() && !(faults_over_ && AllEnded())) After(absl::Seconds(5), [this] { Monitor(); });
+  if (violations_.empty() && !(faults_over_ && AllEnded()))
+    After(absl::Seconds(5), [this] { Monitor(); });
 }
 
 void SimCluster::CheckLoadable(const v1::Job& job, bool at_end) {
   const store::CheckpointRecord* newest = nullptr;
   for (const auto& [key, record] : disk_->state.checkpoints) {
-    if (key.first == job.id() && record.state() == store::CheckpointRecord::STATE_COMMITTED) newest = &record;
+    if (key.first == job.id() && record.state() == store::CheckpointRecord::STATE_COMMITTED)
+      newest = &record;
   }
   if (newest == nullptr) return;
   const bool shared = !newest->path().empty();
-  const int world = job.spec().parallel().tensor() * job.spec().parallel().data() * job.spec().parallel().pipeline();
+  const int world = job.spec().parallel().tensor() * job.spec().parallel().data() *
+                    job.spec().parallel().pipeline();
   const auto expected = UndisturbedStates(job.spec().name(), world, newest->step());
   for (const v1::CheckpointFile& file : newest->manifest().files()) {
-    const auto path = CheckpointFilePath(shared ? kSharedFolder : JoinPath(kStateFolder, "checkpoints"), job.id(), newest->step(), file.name());
+    const auto path =
+        CheckpointFilePath(shared ? kSharedFolder : JoinPath(kStateFolder, "checkpoints"), job.id(),
+                           newest->step(), file.name());
     std::vector<Env*> copies;
     if (shared) copies.push_back(&shared_);
     for (const std::string& holder : file.nodes()) copies.push_back(&by_name_.at(holder)->disk);
-    const auto whole = std::find_if(copies.begin(), copies.end(), [&](Env* env) { return IsWhole(env, *path, file); });
+    const auto whole = std::find_if(copies.begin(), copies.end(),
+                                    [&](Env* env) { return IsWhole(env, *path, file); });
     if (whole == copies.end()) {
-      Violation(absl::StrCat("newest committed checkpoint of ", job.id(), ", step ", newest->step(), ": no whole copy of ", file.name()));
+      Violation(absl::StrCat("newest committed checkpoint of ", job.id(), ", step ", newest->step(),
+                             ": no whole copy of ", file.name()));
       continue;
     }
     const int rank = static_cast<int>(file.slices(0).offset(0));
     const auto state = DecodeShard(*ReadFile(*whole, *path), newest->step(), rank);
     if (!state.ok() || *state != expected[rank]) {
-      Violation(absl::StrCat("checkpoint of ", job.id(), ", step ", newest->step(), ": rank ", rank, " differs from the undisturbed run"));
+      Violation(absl::StrCat("checkpoint of ", job.id(), ", step ", newest->step(), ": rank ", rank,
+                             " differs from the undisturbed run"));
     }
   }
-  if (at_end && (newest->step() != job.spec().training().steps() || newest->manifest().files_size() != world)) {
-    Violation(absl::StrCat(job.id(), " succeeded with its newest checkpoint at step ", newest->step()));
+  if (at_end && (newest->step() != job.spec().training().steps() ||
+                 newest->manifest().files_size() != world)) {
+    Violation(
+        absl::StrCat(job.id(), " succeeded with its newest checkpoint at step ", newest->step()));
   }
 }
 
@@ -519,7 +575,8 @@ bool SimCluster::AllEnded() {
   for (const auto& job : jobs_) {
     if (job->id.empty()) return false;
     const auto it = disk_->state.jobs.find(job->id);
-    if (it == disk_->state.jobs.end() || !Coordinator::HasEnded(it->second.job().state())) return false;
+    if (it == disk_->state.jobs.end() || !Coordinator::HasEnded(it->second.job().state()))
+      return false;
   }
   return true;
 }
@@ -537,7 +594,8 @@ void SimCluster::CheckEnd() {
     switch (stored.state()) {
       case v1::JOB_STATE_SUCCEEDED:
         ++statistics.succeeded;
-        if (job->cancel_acknowledged) Violation(job->id + " succeeded after its cancellation was acknowledged");
+        if (job->cancel_acknowledged)
+          Violation(job->id + " succeeded after its cancellation was acknowledged");
         if (poison) Violation(job->id + " succeeded though it cannot");
         CheckLoadable(stored, true);
         break;
@@ -548,18 +606,23 @@ void SimCluster::CheckEnd() {
       case v1::JOB_STATE_FAILED:
         ++statistics.failed;
         if (!poison) Violation(absl::StrCat(job->id, " failed: ", stored.reason()));
-        if (stored.exit_code() != kExitNoProgress) Violation(job->id + " failed with another exit code");
+        if (stored.exit_code() != kExitNoProgress)
+          Violation(job->id + " failed with another exit code");
         break;
       default: {
         std::string ranks;
         for (const auto& rank : disk_->state.attempts[{job->id, stored.attempt()}].ranks()) {
-          absl::StrAppend(&ranks, " ", rank.placement().node(), ":", store::RankRecord::State_Name(rank.state()));
+          absl::StrAppend(&ranks, " ", rank.placement().node(), ":",
+                          store::RankRecord::State_Name(rank.state()));
         }
-        Violation(absl::StrCat(job->id, " has not ended: ", v1::JobState_Name(stored.state()), ", ", stored.reason(), ranks));
+        Violation(absl::StrCat(job->id, " has not ended: ", v1::JobState_Name(stored.state()), ", ",
+                               stored.reason(), ranks));
       }
     }
     if (!options_.node_faults && !options_.people && !poison && stored.attempt() != 1) {
-      Violation(absl::StrCat(job->id, " was restarted although only the coordinator was disturbed: ", stored.failure().message()));
+      Violation(absl::StrCat(job->id,
+                             " was restarted although only the coordinator was disturbed: ",
+                             stored.failure().message()));
     }
   }
 }
@@ -574,17 +637,22 @@ std::vector<std::string> SimCluster::Run() {
       // Paused and resumed again and again, the last thing being a resume.
       for (double at = 30; at < 400; at += 40) {
         scheduler_.At(absl::Seconds(at), [this, &job = *job] { Act(job, "pause"); });
-        scheduler_.At(absl::Seconds(at + 5 + 25 * Uniform()), [this, &job = *job] { Act(job, "resume"); });
+        scheduler_.At(absl::Seconds(at + 5 + 25 * Uniform()),
+                      [this, &job = *job] { Act(job, "resume"); });
       }
-      for (double at = 420; at < 3600; at += 20) scheduler_.At(absl::Seconds(at), [this, &job = *job] { Act(job, "resume"); });
+      for (double at = 420; at < 3600; at += 20)
+        scheduler_.At(absl::Seconds(at), [this, &job = *job] { Act(job, "resume"); });
     }
-    if (options_.people && i % 7 == 2) scheduler_.At(absl::Seconds(30 + 100 * Uniform()), [this, &job = *job] { Act(job, "cancel"); });
+    if (options_.people && i % 7 == 2)
+      scheduler_.At(absl::Seconds(30 + 100 * Uniform()),
+                    [this, &job = *job] { Act(job, "cancel"); });
     jobs_.push_back(std::move(job));
   }
   StartCoordinator();
   ScheduleFaults();
   Monitor();
-  const bool ended = scheduler_.RunUntil([this] { return !violations_.empty() || (faults_over_ && AllEnded()); }, options_.limit);
+  const bool ended = scheduler_.RunUntil(
+      [this] { return !violations_.empty() || (faults_over_ && AllEnded()); }, options_.limit);
   if (violations_.empty() || !ended) CheckEnd();
   for (const std::string& what : ranks_.violations) Violation(what);
   return violations_;

@@ -21,11 +21,12 @@ struct SimOptions {
   uint64_t seed = 1;
   int nodes = 100;
   int jobs = 9;
-  bool node_faults = true;          // ranks, daemons, machines, single partitions, disks
-  bool coordinator_faults = true;   // kills (also in the middle of a commit), stops, full disk, the whole network away
-  bool people = true;               // cancel, pause, resume
+  bool node_faults = true;  // ranks, daemons, machines, single partitions, disks
+  bool coordinator_faults =
+      true;  // kills (also in the middle of a commit), stops, full disk, the whole network away
+  bool people = true;  // cancel, pause, resume
   absl::Duration fault_time = absl::Seconds(150);
-  absl::Duration limit = absl::Minutes(60);   // everything must have ended by then
+  absl::Duration limit = absl::Minutes(60);  // everything must have ended by then
   bool verbose = false;
 };
 
@@ -39,7 +40,8 @@ class SimCluster {
 
   int64_t steps() const { return scheduler_.steps(); }
   struct Statistics {
-    int rank_kills = 0, hangs = 0, daemon_kills = 0, machine_crashes = 0, partitions = 0, coordinator_deaths = 0;
+    int rank_kills = 0, hangs = 0, daemon_kills = 0, machine_crashes = 0, partitions = 0,
+        coordinator_deaths = 0;
     int succeeded = 0, failed = 0, cancelled = 0, restarts = 0, full_disks = 0, corruptions = 0;
   } statistics;
 
@@ -68,7 +70,9 @@ class SimCluster {
   void CheckEnd();
   bool AllEnded();
   void Violation(const std::string& what);
-  void After(absl::Duration delay, std::function<void()> task) { scheduler_.At(scheduler_.now() + delay, std::move(task)); }
+  void After(absl::Duration delay, std::function<void()> task) {
+    scheduler_.At(scheduler_.now() + delay, std::move(task));
+  }
   double Uniform() { return random_->Uniform(); }
   int Pick(int n) { return static_cast<int>(random_->Next() % static_cast<uint64_t>(n)); }
 
@@ -77,14 +81,14 @@ class SimCluster {
   SimScheduler scheduler_;
   SimNetwork network_;
   SimRanks ranks_;
-  MemEnv shared_;         // the shared folder, seen by all nodes under /shared
+  MemEnv shared_;  // the shared folder, seen by all nodes under /shared
   MemEnv coordinator_env_;
   std::shared_ptr<MemoryDisk> disk_;
   std::vector<std::unique_ptr<Node>> nodes_;
   std::map<std::string, Node*> by_name_;
   std::unique_ptr<CoordinatorProcess> coordinator_;
   std::vector<std::unique_ptr<JobOfPeople>> jobs_;
-  std::map<std::string, v1::JobState> terminal_;   // first durable terminal state seen
+  std::map<std::string, v1::JobState> terminal_;  // first durable terminal state seen
   std::map<std::string, int> newest_generation_;
   std::map<std::string, absl::Duration> overdue_;  // zombies
   std::vector<std::string> violations_;

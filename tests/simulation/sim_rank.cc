@@ -53,8 +53,9 @@ absl::StatusOr<uint64_t> DecodeShard(const std::string& contents, int64_t step, 
   uint64_t state;
   int64_t its_step;
   int its_rank;
-  if (parts.size() < 3 || !absl::SimpleAtoi(parts[0], &state) || !absl::SimpleAtoi(parts[1], &its_step) ||
-      !absl::SimpleAtoi(parts[2], &its_rank) || its_step != step || its_rank != rank) {
+  if (parts.size() < 3 || !absl::SimpleAtoi(parts[0], &state) ||
+      !absl::SimpleAtoi(parts[1], &its_step) || !absl::SimpleAtoi(parts[2], &its_rank) ||
+      its_step != step || its_rank != rank) {
     return absl::DataLossError("a shard holds something else than its name says");
   }
   return state;
@@ -84,7 +85,8 @@ class SimRankHost : public RankHost {
   void SetHandler(RankHandler* handler) override { handler_ = handler; }
 
   absl::StatusOr<int32_t> Spawn(RankLaunch launch) override {
-    if (!ranks_->ever_.insert(launch.id).second) ranks_->violations.push_back("spawned twice: " + launch.id.ToString());
+    if (!ranks_->ever_.insert(launch.id).second)
+      ranks_->violations.push_back("spawned twice: " + launch.id.ToString());
     auto rank = std::make_shared<SimRank>();
     rank->handler = handler_;
     rank->node = node_;
@@ -112,7 +114,10 @@ class SimRankHost : public RankHost {
           ranks->Loaded(rank, ready.path(), false);
         } else {
           const bool lost = absl::StartsWith(ready.message(), "DATA_LOSS");
-          ranks->Fail(rank, lost ? absl::DataLossError(ready.message()) : absl::UnavailableError(ready.message()), "");
+          ranks->Fail(
+              rank,
+              lost ? absl::DataLossError(ready.message()) : absl::UnavailableError(ready.message()),
+              "");
         }
       }
     });
@@ -145,14 +150,16 @@ std::unique_ptr<RankHost> SimRanks::NewHost(const std::string& node, SimEventLoo
   return std::make_unique<SimRankHost>(this, node, loop, env);
 }
 
-void SimRanks::LaterOn(const std::shared_ptr<SimRank>& rank, absl::Duration delay, std::function<void()> task) {
+void SimRanks::LaterOn(const std::shared_ptr<SimRank>& rank, absl::Duration delay,
+                       std::function<void()> task) {
   if (!rank->alive) return;
   rank->loop->After(delay, [rank, task = std::move(task)] {
     if (rank->alive) task();
   });
 }
 
-void SimRanks::Progress(const std::shared_ptr<SimRank>& rank, const std::string& phase, const std::string& where) {
+void SimRanks::Progress(const std::shared_ptr<SimRank>& rank, const std::string& phase,
+                        const std::string& where) {
   v1::FromRank message;
   message.mutable_progress()->set_phase(phase);
   message.mutable_progress()->set_step(rank->step);
@@ -178,12 +185,14 @@ void SimRanks::Exit(const std::shared_ptr<SimRank>& rank, int code, int signal) 
   const auto peers = gang.joined;
   for (const auto& [number, peer] : peers) {
     LaterOn(peer, Between(0.05, 2), [this, peer, blame = id.rank] {
-      if (!peer->hung) Fail(peer, absl::UnavailableError("connection closed by peer"), absl::StrCat(blame));
+      if (!peer->hung)
+        Fail(peer, absl::UnavailableError("connection closed by peer"), absl::StrCat(blame));
     });
   }
 }
 
-void SimRanks::Fail(const std::shared_ptr<SimRank>& rank, absl::Status status, const std::string& blame) {
+void SimRanks::Fail(const std::shared_ptr<SimRank>& rank, absl::Status status,
+                    const std::string& blame) {
   v1::FromRank message;
   v1::Finished& finished = *message.mutable_finished();
   finished.set_ok(false);
@@ -204,7 +213,8 @@ void SimRanks::Load(const std::shared_ptr<SimRank>& rank) {
     LaterOn(rank, Between(0.05, 0.3), [this, rank] { Loaded(rank, "", false); });
     return;
   }
-  const auto path = CheckpointFilePath(start.restore_root(), start.restore().job_id(), start.restore().step(), ShardFileName(number));
+  const auto path = CheckpointFilePath(start.restore_root(), start.restore().job_id(),
+                                       start.restore().step(), ShardFileName(number));
   MT_CHECK_OK(path.status());
   LaterOn(rank, Between(0.05, 0.3), [this, rank, path = *path] { Loaded(rank, path, true); });
 }
@@ -229,7 +239,8 @@ void SimRanks::Loaded(const std::shared_ptr<SimRank>& rank, const std::string& p
       return;
     }
     const auto contents = ReadFile(rank->env, path);
-    const auto state = contents.ok() ? DecodeShard(*contents, start.restore().step(), number) : contents.status();
+    const auto state =
+        contents.ok() ? DecodeShard(*contents, start.restore().step(), number) : contents.status();
     if (!state.ok()) {
       Fail(rank, absl::DataLossError(state.status().message()), "");
       return;
@@ -256,7 +267,9 @@ void SimRanks::Join(const std::shared_ptr<SimRank>& rank) {
     return;
   }
   if (gang.joined.empty()) gang.step = rank->step;
-  if (gang.step != rank->step) violations.push_back(absl::StrCat("ranks of ", rank->id().ToString(), " meet at different steps"));
+  if (gang.step != rank->step)
+    violations.push_back(
+        absl::StrCat("ranks of ", rank->id().ToString(), " meet at different steps"));
   gang.world = rank->world();
   gang.joined[rank->id().rank] = rank;
   v1::FromRank message;
@@ -305,12 +318,14 @@ void SimRanks::Step(const std::pair<std::string, int>& key) {
       }
       rank->Say(std::move(message));
       const std::string line = absl::StrCat("rank ", number, " step ", step, "\n");
-      rank->handler->OnRankOutput(rank->id(), line, false, std::exchange(rank->log_offset, rank->log_offset + line.size()));
+      rank->handler->OnRankOutput(rank->id(), line, false,
+                                  std::exchange(rank->log_offset, rank->log_offset + line.size()));
       if (poisoned && number == 0) Exit(rank, 7, 0);
     });
     if (last || paused || (every > 0 && step % every == 0)) Checkpoint(rank, last, paused);
   }
-  if (!last && !paused) scheduler_->At(scheduler_->now() + Between(0.5, 1.5), [this, key] { Step(key); });
+  if (!last && !paused)
+    scheduler_->At(scheduler_->now() + Between(0.5, 1.5), [this, key] { Step(key); });
 }
 
 // The bytes are those of this moment; they are written behind the training.
@@ -369,7 +384,8 @@ void SimRanks::KillNode(const std::string& node) {
     for (const auto& [number, peer] : peers) {
       if (peer->node == node) continue;
       LaterOn(peer, Between(0.05, 2), [this, peer, blame = rank->id().rank] {
-        if (!peer->hung) Fail(peer, absl::UnavailableError("connection closed by peer"), absl::StrCat(blame));
+        if (!peer->hung)
+          Fail(peer, absl::UnavailableError("connection closed by peer"), absl::StrCat(blame));
       });
     }
   }

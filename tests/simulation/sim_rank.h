@@ -68,9 +68,13 @@ class SimRanks {
   void Join(const std::shared_ptr<SimRank>& rank);
   void Step(const std::pair<std::string, int>& key);
   void Checkpoint(const std::shared_ptr<SimRank>& rank, bool last, bool paused);
-  void Progress(const std::shared_ptr<SimRank>& rank, const std::string& phase, const std::string& where);
-  void LaterOn(const std::shared_ptr<SimRank>& rank, absl::Duration delay, std::function<void()> task);
-  absl::Duration Between(double low, double high) { return absl::Seconds(low + (high - low) * random_->Uniform()); }
+  void Progress(const std::shared_ptr<SimRank>& rank, const std::string& phase,
+                const std::string& where);
+  void LaterOn(const std::shared_ptr<SimRank>& rank, absl::Duration delay,
+               std::function<void()> task);
+  absl::Duration Between(double low, double high) {
+    return absl::Seconds(low + (high - low) * random_->Uniform());
+  }
   std::vector<std::shared_ptr<SimRank>> Running() const;
 
   SimScheduler* const scheduler_;

@@ -52,24 +52,32 @@ void RunSeeds(const std::string& test, uint64_t seeds, const SimOptions& given) 
       SimCluster cluster(options);
       const std::vector<std::string> violations = cluster.Run();
       std::lock_guard lock(mutex);
-      for (const std::string& what : violations) ADD_FAILURE() << "seed " << options.seed << " " << what;
+      for (const std::string& what : violations)
+        ADD_FAILURE() << "seed " << options.seed << " " << what;
       if (!violations.empty()) {
-        std::cout << "replay: " << program << " --gtest_filter=" << test << " --seed=" << options.seed << std::endl;
+        std::cout << "replay: " << program << " --gtest_filter=" << test
+                  << " --seed=" << options.seed << std::endl;
       }
       tasks += cluster.steps();
       Add(s, cluster.statistics);
     }
   };
   std::vector<std::thread> threads;
-  for (unsigned i = 0; i < std::max(1u, std::thread::hardware_concurrency()); ++i) threads.emplace_back(work);
+  for (unsigned i = 0; i < std::max(1u, std::thread::hardware_concurrency()); ++i)
+    threads.emplace_back(work);
   for (std::thread& thread : threads) thread.join();
-  std::cout << test << ": " << tasks << " tasks; faults: " << s.rank_kills << " rank kills, " << s.hangs << " hangs, " << s.daemon_kills
-            << " daemon kills, " << s.machine_crashes << " machine crashes, " << s.partitions << " partitions, " << s.coordinator_deaths
-            << " coordinator deaths, " << s.full_disks << " full disks, " << s.corruptions << " corrupt files; jobs: " << s.succeeded
-            << " succeeded, " << s.failed << " failed (poisoned), " << s.cancelled << " cancelled, " << s.restarts << " restarts\n";
+  std::cout << test << ": " << tasks << " tasks; faults: " << s.rank_kills << " rank kills, "
+            << s.hangs << " hangs, " << s.daemon_kills << " daemon kills, " << s.machine_crashes
+            << " machine crashes, " << s.partitions << " partitions, " << s.coordinator_deaths
+            << " coordinator deaths, " << s.full_disks << " full disks, " << s.corruptions
+            << " corrupt files; jobs: " << s.succeeded << " succeeded, " << s.failed
+            << " failed (poisoned), " << s.cancelled << " cancelled, " << s.restarts
+            << " restarts\n";
 }
 
-TEST(SimulationTest, EverythingAtOnce) { RunSeeds("SimulationTest.EverythingAtOnce", 80, SimOptions()); }
+TEST(SimulationTest, EverythingAtOnce) {
+  RunSeeds("SimulationTest.EverythingAtOnce", 80, SimOptions());
+}
 
 TEST(SimulationTest, CoordinatorFaultsAloneRestartNothing) {
   SimOptions options;
@@ -97,7 +105,8 @@ int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
-    if (absl::StartsWith(argument, "--seed=")) (void)absl::SimpleAtoi(argument.substr(7), &mt::only_seed);
+    if (absl::StartsWith(argument, "--seed="))
+      (void)absl::SimpleAtoi(argument.substr(7), &mt::only_seed);
     if (argument == "--verbose") {
       mt::verbose = true;
       mt::SetLogLevel(mt::LogLevel::kInfo);
