@@ -85,8 +85,10 @@ class LoopStream : public grpc::ServerWriteReactor<T>,
   virtual void Start() = 0;
   virtual void Next() = 0;  // calls Write or End, or neither (then somebody calls Poke later)
   virtual void Closed() {}  // once, before the call is finished: drop subscriptions
-  // Also from within Next: what it reads may be what tells the subscribers.
+  // Also from within Next: what it reads may be what tells the subscribers. Holds the stream: once
+  // Next has ended it, gRPC may call OnDone on a thread of its own.
   void Poke() {
+    const auto self = this->shared_from_this();
     poked_ = true;
     if (in_next_) return;
     in_next_ = true;
