@@ -107,6 +107,8 @@ absl::Status Spool::Rewrite() {
   return absl::OkStatus();
 }
 
+bool Spool::IsOvergrown() const { return file_bytes_ > 2 * pending_bytes_ + kCompactBytes; }
+
 void Spool::Append(v1::WorkerEvent event) {
   if (!MakeRoom(event)) return;
   if (event.has_log_lines()) MarkDrops(event);
@@ -120,12 +122,12 @@ void Spool::Keep(v1::WorkerEvent event) {
   pending_bytes_ += event.ByteSizeLong();
   pending_.push_back(std::move(event));
   absl::Status status;
-  if (file_ != nullptr) {
+  if (file_ == nullptr ? truth : IsOvergrown()) {
+    status = Rewrite();  // also after a failed write: tries to bring the whole file up to date
+  } else if (file_ != nullptr) {
     status = file_->Append(record);
     if (status.ok() && truth) status = file_->Sync();
     file_bytes_ += record.size();
-  } else if (truth) {
-    status = Rewrite();  // an earlier write failed: try to bring the whole file up to date
   }
   if (!status.ok()) {
     file_ = nullptr;  // what is on disk now may end in half a record: only a rewrite makes it whole
@@ -142,7 +144,7 @@ void Spool::Acknowledge(int64_t sequence) {
     pending_.pop_front();
   }
   absl::Status status;
-  if (file_ == nullptr || file_bytes_ > 2 * pending_bytes_ + kCompactBytes) {
+  if (file_ == nullptr || IsOvergrown()) {
     status = Rewrite();
   } else {
     const std::string record = Record(Mark(sequence));

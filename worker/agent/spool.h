@@ -53,6 +53,7 @@ class Spool {
       : env_(env), path_(std::move(path)), limit_bytes_(limit_bytes) {}
   absl::Status Load();
   absl::Status Rewrite();
+  bool IsOvergrown() const;
   void Keep(v1::WorkerEvent event);
   bool MakeRoom(const v1::WorkerEvent& event);
   void MarkDrops(const v1::WorkerEvent& event);

@@ -69,6 +69,19 @@ TEST_F(SpoolTest, TruthSurvivesPowerLoss) {
   EXPECT_EQ(spool->Pending()[1].rank(), 7);
 }
 
+// A coordinator that is away acknowledges nothing: what newer reports replaced leaves the file all the same.
+TEST_F(SpoolTest, TheFileStaysBoundedWithoutAcknowledgements) {
+  auto spool = Open(/*limit=*/1 << 10);
+  v1::WorkerEvent report;
+  report.set_job_id("job");
+  report.mutable_step_report()->set_checkpoint_stall_microseconds(1234567);
+  for (int i = 0; i < 400'000; ++i) spool->Append(report);
+  EXPECT_LT(spool->pending_bytes(), 2 << 10);
+  const auto size = env_.Stat(kPath);
+  ASSERT_TRUE(size.ok()) << size.status();
+  EXPECT_LT(size->size_bytes, 5u << 20);
+}
+
 TEST_F(SpoolTest, SequencesGoOnWhenAllIsAcknowledged) {
   {
     auto spool = Open();
