@@ -97,6 +97,35 @@ absl::Status SystemError(absl::string_view what) {
   return absl::InternalError(message);
 }
 
+// The child's half of Spawn. Between fork and exec only async-signal-safe calls are allowed, and none
+// of these allocates.
+[[noreturn]] void BecomeRank(pid_t parent, int out, int err, int socket, char* const* arguments,
+                             char* const* environment) {
+  setsid();
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (getppid() != parent) _exit(125);  // the daemon died before the line above took effect
+  prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+  umask(077);
+  const rlimit no_core{0, 0};
+  setrlimit(RLIMIT_CORE, &no_core);
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, nullptr);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGPIPE, SIGCHLD}) ::signal(signal, SIG_DFL);
+  const int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  if (null < 0 || dup2(null, 0) < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0) _exit(125);
+  if (socket == 3) {
+    if (fcntl(3, F_SETFD, 0) != 0) _exit(125);
+  } else if (dup2(socket, 3) < 0) {
+    _exit(125);
+  }
+  syscall(SYS_close_range, 4u, ~0u, 0u);  // nothing that the daemon or its parents left open
+  execve(arguments[0], arguments, environment);
+  const char message[] = "the rank's program cannot be executed\n";
+  (void)!write(2, message, sizeof(message) - 1);
+  _exit(127);
+}
+
 class ProcessHost : public RankHost {
  public:
   ProcessHost(ProcessHostOptions options, EventLoop* loop)
@@ -155,8 +184,9 @@ class ProcessHost : public RankHost {
       syscall(SYS_pidfd_send_signal, child->pidfd.get(), SIGTERM, nullptr, 0);
       return;
     }
-    // The pid cannot have been reused: a child leaves the table before it is reaped.
-    kill(-child->pid, SIGKILL);
+    std::lock_guard lock(mutex_);
+    // Who is in the table is not reaped yet, so neither its pid nor its group's is another's.
+    if (children_.contains(id)) kill(-child->pid, SIGKILL);
     syscall(SYS_pidfd_send_signal, child->pidfd.get(), SIGKILL, nullptr, 0);
   }
 
@@ -231,8 +261,7 @@ absl::StatusOr<int32_t> ProcessHost::Spawn(RankLaunch launch) {
   Fd rank_err(err[1]);
   for (const int fd : {sockets[0], out[0], err[0]}) fcntl(fd, F_SETFL, O_NONBLOCK);
 
-  // Everything that allocates is done before fork: between fork and exec only async-signal-safe
-  // calls are allowed.
+  // Everything that allocates is done before fork.
   std::vector<std::string> argument_text = {options_.program};
   argument_text.insert(argument_text.end(), options_.arguments.begin(), options_.arguments.end());
   const int threads = std::max(1, first.start().threads());
@@ -254,30 +283,8 @@ absl::StatusOr<int32_t> ProcessHost::Spawn(RankLaunch launch) {
   const pid_t pid = fork();
   if (pid < 0) return SystemError("fork");
   if (pid == 0) {
-    setsid();
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != parent) _exit(125);  // the daemon died before the line above took effect
-    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-    umask(077);
-    const rlimit no_core{0, 0};
-    setrlimit(RLIMIT_CORE, &no_core);
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, nullptr);
-    for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGPIPE, SIGCHLD}) ::signal(signal, SIG_DFL);
-    const int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    if (null < 0 || dup2(null, 0) < 0 || dup2(rank_out.get(), 1) < 0 || dup2(rank_err.get(), 2) < 0)
-      _exit(125);
-    if (rank_socket.get() == 3) {
-      if (fcntl(3, F_SETFD, 0) != 0) _exit(125);
-    } else if (dup2(rank_socket.get(), 3) < 0) {
-      _exit(125);
-    }
-    syscall(SYS_close_range, 4u, ~0u, 0u);  // nothing that the daemon or its parents left open
-    execve(arguments[0], arguments.data(), environment.data());
-    const char message[] = "the rank's program cannot be executed\n";
-    (void)!write(2, message, sizeof(message) - 1);
-    _exit(127);
+    BecomeRank(parent, rank_out.get(), rank_err.get(), rank_socket.get(), arguments.data(),
+               environment.data());
   }
   child->pid = pid;
   child->pidfd = Fd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
@@ -502,6 +509,14 @@ void ProcessHost::OnExit(const std::shared_ptr<Child>& child) {
   }
   ReadSocket(*child);
   for (auto& stream : child->streams) ReadStream(*child, stream, /*final=*/true);
+  {
+    std::lock_guard lock(mutex_);
+    for (const int fd : {child->pidfd.get(), child->socket.get(), child->streams[0].fd.get(),
+                         child->streams[1].fd.get()}) {
+      watched_.erase(fd);
+    }
+    children_.erase(child->id);
+  }
   RankExit exit;
   siginfo_t info{};
   if (waitid(P_PID, child->pid, &info, WEXITED) == 0) {
@@ -512,14 +527,6 @@ void ProcessHost::OnExit(const std::shared_ptr<Child>& child) {
     exit.signal = SIGKILL;
   }
   exit.last_lines.assign(child->last_lines.begin(), child->last_lines.end());
-  {
-    std::lock_guard lock(mutex_);
-    for (const int fd : {child->pidfd.get(), child->socket.get(), child->streams[0].fd.get(),
-                         child->streams[1].fd.get()}) {
-      watched_.erase(fd);
-    }
-    children_.erase(child->id);
-  }
   Post(*child, 0,
        [id = child->id, exit](RankHandler* handler) { handler->OnRankExited(id, exit); });
 }
