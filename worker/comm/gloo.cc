@@ -248,8 +248,11 @@ class GlooCommunicator : public CheckedCommunicator {
       const std::lock_guard<std::mutex> lock(mutex_);
       Interrupt();
     }
-    if (context_ != nullptr && !closed_.exchange(true))
-      (void)Guard([&] { context_->closeConnections(); });
+    if (context_ == nullptr || closed_.exchange(true)) return;
+    try {  // not Guard: `at_` belongs to the thread that waits here, this may be another
+      context_->closeConnections();
+    } catch (const std::exception&) {  // it is closed either way
+    }
   }
 
   // ---- buffers
