@@ -94,10 +94,10 @@ stop)
   [ -n "$base" ] || base=$HOME/.mt
   root=$base/$cluster/$node
   if alive "$root"; then
-    kill -TERM "$pid"
+    kill -TERM "$pid" || :
     n=0
     while alive "$root" && [ "$n" -lt "$grace" ]; do sleep 0.1; n=$((n + 1)); done
-    if alive "$root"; then kill -KILL "$pid"; fi
+    if alive "$root"; then kill -KILL "$pid" || :; fi
   fi
   rm -f "$root/daemon.pid"
   ;;
