@@ -149,14 +149,6 @@ std::string Sparkline(const std::vector<float>& values, int width) {
   return line;
 }
 
-absl::Duration ToDuration(const google::protobuf::Duration& duration) {
-  return absl::Seconds(duration.seconds()) + absl::Nanoseconds(duration.nanos());
-}
-
-absl::Time ToTime(const google::protobuf::Timestamp& time) {
-  return absl::FromUnixSeconds(time.seconds()) + absl::Nanoseconds(time.nanos());
-}
-
 std::string StateText(v1::JobState state) {
   const auto* value = v1::JobState_descriptor()->FindValueByNumber(state);
   return value == nullptr ? "unknown" : EnumToText(*value);

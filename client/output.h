@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "common/proto_time.h"
 #include "common/spec/print.h"
 #include "mt/v1/jobs.pb.h"
 
@@ -50,9 +51,6 @@ std::string Number(double value, int digits = 4);  // significant digits
 std::string Percent(double share);                 // "37.5%"
 // Eight levels, the newest `width` points; flat when all are equal.
 std::string Sparkline(const std::vector<float>& values, int width);
-
-absl::Duration ToDuration(const google::protobuf::Duration& duration);
-absl::Time ToTime(const google::protobuf::Timestamp& time);
 
 std::string StateText(v1::JobState state);  // "running"
 std::string StateCell(v1::JobState state);  // painted

@@ -3,14 +3,12 @@
 #include <charconv>
 #include <cmath>
 
-#include <google/protobuf/duration.pb.h>
-#include <google/protobuf/timestamp.pb.h>
-
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/time.h"
+#include "common/proto_time.h"
 #include "common/spec/keys.h"
 
 namespace mt {
@@ -21,9 +19,7 @@ using google::protobuf::Message;
 using google::protobuf::Reflection;
 
 Json Timestamp(const google::protobuf::Timestamp& time) {
-  return absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ",
-                          absl::FromUnixSeconds(time.seconds()) + absl::Nanoseconds(time.nanos()),
-                          absl::UTCTimeZone());
+  return absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", ToTime(time), absl::UTCTimeZone());
 }
 
 Json MessageValue(const Message& message) {
@@ -31,9 +27,8 @@ Json MessageValue(const Message& message) {
     return Timestamp(static_cast<const google::protobuf::Timestamp&>(message));
   }
   if (message.GetDescriptor()->full_name() == "google.protobuf.Duration") {
-    const auto& duration = static_cast<const google::protobuf::Duration&>(message);
-    return absl::FormatDuration(absl::Seconds(duration.seconds()) +
-                                absl::Nanoseconds(duration.nanos()));
+    return absl::FormatDuration(
+        ToDuration(static_cast<const google::protobuf::Duration&>(message)));
   }
   return MessageToJson(message);
 }

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "common/proto_time.h"
 #include "common/spec/defaults.h"
 #include "common/spec/validate.h"
 #include "coordinator/api/api.h"
@@ -11,10 +12,6 @@ namespace {
 
 constexpr absl::Duration kMaxWait = absl::Hours(1);  // then the caller asks again
 constexpr int kMaxEvents = 1000;
-
-absl::Duration ToDuration(const google::protobuf::Duration& duration) {
-  return absl::Seconds(duration.seconds()) + absl::Nanoseconds(duration.nanos());
-}
 
 // Answers when the job has ended, the time is over or the caller has gone, whichever is first.
 class WaitReactor : public grpc::ServerUnaryReactor,

@@ -5,6 +5,8 @@
 #include "absl/time/time.h"
 #include "common/check.h"
 #include "common/log.h"
+#include "common/proto_time.h"
+#include "worker/checkpoint/manifest.h"
 
 namespace mt {
 namespace {
@@ -13,17 +15,6 @@ constexpr absl::Duration kHangCheckInterval = absl::Milliseconds(500);
 constexpr absl::Duration kDefaultMinStepDeadline = absl::Seconds(60);
 constexpr absl::Duration kDefaultStartDeadline = absl::Minutes(5);
 constexpr absl::Duration kDefaultStopGrace = absl::Seconds(10);
-
-absl::Duration ToDuration(bool present, const google::protobuf::Duration& value,
-                          absl::Duration otherwise) {
-  if (!present) return otherwise;
-  return absl::Seconds(value.seconds()) + absl::Nanoseconds(value.nanos());
-}
-
-void SetDuration(absl::Duration value, google::protobuf::Duration* out) {
-  out->set_seconds(absl::IDivDuration(value, absl::Seconds(1), &value));
-  out->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(value)));
-}
 
 }  // namespace
 
@@ -53,6 +44,10 @@ absl::Status Agent::Start() {
   MT_ASSIGN_OR_RETURN(spool_, Spool::Open(env_, JoinPath(options_.state_folder, "events.spool")));
   sent_sequence_ = 0;
   MT_RETURN_IF_ERROR(ReportLastIncarnation());
+  // No rank runs and nothing is fetched yet: what has a temporary name here is left from a crash.
+  if (absl::Status status = RemoveTemporaries(env_, StoreRoot("")); !status.ok()) {
+    MT_LOG(Warning) << "files that were left unfinished: " << status.ToString();
+  }
   MT_LOG(Info) << "node " << options_.node << ", incarnation " << incarnation_ << ", "
                << spool_->Pending().size() << " events to replay";
   hang_timer_ = loop_->After(kHangCheckInterval, [this] { CheckHangs(); });
@@ -133,9 +128,7 @@ v1::WorkerEvent Agent::NewEvent(const RankId& id) const {
 }
 
 void Agent::Emit(v1::WorkerEvent event) {
-  const absl::Time now = loop_->clock()->Now();
-  event.mutable_time()->set_seconds(absl::ToUnixSeconds(now));
-  event.mutable_time()->set_nanos(static_cast<int32_t>(absl::ToUnixNanos(now) % 1'000'000'000));
+  SetTime(event.mutable_time(), loop_->clock()->Now());
   spool_->Append(std::move(event));
   SendPending();
 }
@@ -147,10 +140,10 @@ void Agent::Launch(Job& job) {
   const v1::StartRanks& start = job.start;
   const absl::Duration now = loop_->clock()->Monotonic();
   const auto& fault = start.spec().fault();
-  const auto min_step =
-      ToDuration(fault.has_min_step_deadline(), fault.min_step_deadline(), kDefaultMinStepDeadline);
+  const auto min_step = fault.has_min_step_deadline() ? ToDuration(fault.min_step_deadline())
+                                                      : kDefaultMinStepDeadline;
   const auto start_deadline =
-      ToDuration(fault.has_start_deadline(), fault.start_deadline(), kDefaultStartDeadline);
+      fault.has_start_deadline() ? ToDuration(fault.start_deadline()) : kDefaultStartDeadline;
   std::vector<RankId> ids;
   for (const auto& slot : start.rank_table()) {
     if (slot.node() != options_.node) continue;
@@ -158,7 +151,7 @@ void Agent::Launch(Job& job) {
     Rank& rank = ranks_[id];
     rank.slot = slot.slot();
     rank.hang = std::make_unique<HangDetector>(min_step, start_deadline, now);
-    rank.stop_grace = ToDuration(fault.has_stop_grace(), fault.stop_grace(), kDefaultStopGrace);
+    rank.stop_grace = fault.has_stop_grace() ? ToDuration(fault.stop_grace()) : kDefaultStopGrace;
     rank.log_tokens = options_.log_burst_bytes;
     rank.log_refilled = now;
     ids.push_back(id);
@@ -259,8 +252,8 @@ void Agent::CheckHangs() {
     hung->set_phase(rank.hang->phase());
     hung->set_step(rank.hang->step());
     hung->set_where(rank.hang->where());
-    SetDuration(rank.hang->Silent(now), hung->mutable_silent());
-    SetDuration(rank.hang->Deadline(now), hung->mutable_deadline());
+    SetDuration(hung->mutable_silent(), rank.hang->Silent(now));
+    SetDuration(hung->mutable_deadline(), rank.hang->Deadline(now));
     MT_LOG(Warning) << id.ToString() << " hangs in phase " << rank.hang->phase() << ", step "
                     << rank.hang->step() << " (" << rank.hang->where() << "): killing it";
     Emit(std::move(event));
@@ -405,6 +398,7 @@ void Agent::OnRankExited(const RankId& id, RankExit exit) {
     if (job.waiting_to_start && !ending_) {
       Launch(job);
     } else {
+      job.start.Clear();  // it may hold a large manifest, and only running ranks ask for it
       job.puts.clear();
       job.gets.clear();
     }

@@ -1,10 +1,9 @@
 // What the coordinator can ask of a node. Every command is idempotent.
 #include <algorithm>
 
-#include "common/hash.h"
 #include "common/log.h"
+#include "common/proto_time.h"
 #include "worker/agent/agent.h"
-#include "worker/checkpoint/loader.h"
 #include "worker/checkpoint/manifest.h"
 
 namespace mt {
@@ -79,9 +78,7 @@ absl::Status Agent::StopRanks(const v1::StopRanks& stop) {
   }
   for (auto& [id, rank] : ranks_) {
     if (id.job_id != stop.job_id()) continue;
-    const absl::Duration grace = stop.has_grace() ? absl::Seconds(stop.grace().seconds()) +
-                                                        absl::Nanoseconds(stop.grace().nanos())
-                                                  : rank.stop_grace;
+    const absl::Duration grace = stop.has_grace() ? ToDuration(stop.grace()) : rank.stop_grace;
     StopRank(id, rank, grace, stop.reason());
   }
   return absl::OkStatus();
@@ -162,11 +159,7 @@ absl::Status Agent::FetchFiles(const v1::FetchFiles& fetch, const std::string& c
       fetched->set_command_id(command_id);
       Emit(std::move(event));
     };
-    if (VerifyFile(env_, request.destination, file).ok()) {
-      report(absl::OkStatus());
-    } else {
-      FetchOnce(request, std::move(report));
-    }
+    FetchOnce(request, std::move(report));
   }
   return absl::OkStatus();
 }
@@ -213,11 +206,6 @@ void Agent::NeedFile(const RankId& id, const std::string& name) {
     return;
   }
   request.destination = JoinPath(*folder, name);
-  if (!fetches_.contains(request.destination) &&
-      VerifyFile(env_, request.destination, *file).ok()) {
-    answer(absl::OkStatus(), request.destination);
-    return;
-  }
   FetchOnce(request,
             [answer, path = request.destination](absl::Status status) { answer(status, path); });
 }

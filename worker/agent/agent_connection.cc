@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "common/log.h"
+#include "common/proto_time.h"
 #include "worker/agent/agent.h"
 #include "worker/checkpoint/manifest.h"
 
@@ -176,8 +177,7 @@ void Agent::OnRegistered(const v1::Registered& registered) {
   registered_ = true;
   failed_dials_ = 0;
   MT_LOG(Info) << "registered with the coordinator, epoch " << epoch_;
-  const auto& interval = registered.heartbeat_interval();
-  heartbeat_interval_ = absl::Seconds(interval.seconds()) + absl::Nanoseconds(interval.nanos());
+  heartbeat_interval_ = ToDuration(registered.heartbeat_interval());
   if (heartbeat_interval_ < absl::Milliseconds(10)) heartbeat_interval_ = absl::Seconds(5);
   spool_->Acknowledge(registered.acknowledged_sequence());
 
@@ -223,10 +223,7 @@ void Agent::SendHeartbeat() {
   heartbeat_timer_ = loop_->After(heartbeat_interval_, [this] { SendHeartbeat(); });
   v1::WorkerMessage message;
   auto* heartbeat = message.mutable_heartbeat();
-  const absl::Time now = loop_->clock()->Now();
-  heartbeat->mutable_time()->set_seconds(absl::ToUnixSeconds(now));
-  heartbeat->mutable_time()->set_nanos(
-      static_cast<int32_t>(absl::ToUnixNanos(now) % 1'000'000'000));
+  SetTime(heartbeat->mutable_time(), loop_->clock()->Now());
   for (auto& running : Running()) *heartbeat->add_running() = std::move(running);
   if (auto free = env_->FreeBytes(options_.state_folder); free.ok())
     heartbeat->set_disk_free_bytes(static_cast<int64_t>(*free));

@@ -276,6 +276,18 @@ TEST_F(AgentTest, ARestartedDaemonReportsTheRanksThatEndedWithIt) {
   EXPECT_EQ(Exits().size(), 2u) << "told once";
 }
 
+TEST_F(AgentTest, ARestartedDaemonRemovesUnfinishedFilesOfItsStore) {
+  const std::string folder = "/state/checkpoints/job-1/step-00000020";
+  ASSERT_TRUE(env_.CreateDirectories(folder).ok());
+  for (const char* name : {"/shard-r0.safetensors", "/shard-r1.safetensors.tmp",
+                           "/shard-r2.safetensors.tmp-fetch-1"}) {
+    ASSERT_TRUE(env_.NewWritableFile(folder + name, Env::WriteMode::kTruncate).ok());
+  }
+  CrashDaemon();
+  StartDaemon();
+  EXPECT_THAT(*env_.List(folder), ElementsAre("shard-r0.safetensors"));
+}
+
 TEST_F(AgentTest, RanksThatTheCoordinatorDoesNotKeepAreStopped) {
   StartRanks(1);
   coordinator_.keep_all = false;

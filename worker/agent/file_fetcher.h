@@ -23,8 +23,8 @@ struct FetchRequest {
 class FileFetcher {
  public:
   virtual ~FileFetcher() = default;
-  // `done` runs once, on the agent's EventLoop, never inside Fetch. UNAVAILABLE: no endpoint could
-  // serve it; DATA_LOSS: what came did not match size or digest; RESOURCE_EXHAUSTED: this node's
+  // `done` runs once, on the agent's EventLoop, never inside Fetch. A destination that is there and
+  // verifies is not transferred again. UNAVAILABLE: no endpoint could serve it; DATA_LOSS: what came did not match size or digest; RESOURCE_EXHAUSTED: this node's
   // disk is full.
   virtual void Fetch(FetchRequest request, std::function<void(absl::Status)> done) = 0;
 };

@@ -72,6 +72,7 @@ class ShardsFetcher : public FileFetcher {
   }
 
   absl::Status Transfer(const FetchRequest& request) {
+    if (VerifyFile(env_, request.destination, request.file).ok()) return absl::OkStatus();
     const std::string temporary =
         absl::StrCat(request.destination, ".tmp-fetch-", Random::Real()->Id(8));
     absl::Status last = absl::UnavailableError("no node is known to have it");

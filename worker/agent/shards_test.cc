@@ -72,6 +72,14 @@ TEST_F(ShardsTest, AFileArrivesWholeAndVerified) {
   EXPECT_EQ(*Xxh3HexOfFile(Env::Real(), (folder_ / "to" / "file").string()), file_.xxh3_128());
 }
 
+TEST_F(ShardsTest, AWholeFileIsNotFetchedAgainAndADamagedOneIs) {
+  ASSERT_TRUE(Fetch(file_, {endpoint_}).ok());
+  EXPECT_TRUE(Fetch(file_, {}).ok());
+  std::ofstream(folder_ / "to" / "file", std::ios::binary) << "damaged";
+  EXPECT_FALSE(Fetch(file_, {}).ok());
+  EXPECT_TRUE(Fetch(file_, {endpoint_}).ok());
+}
+
 TEST_F(ShardsTest, TheNextEndpointIsTriedWhenOneIsGone) {
   EXPECT_TRUE(Fetch(file_, {"127.0.0.1:1", endpoint_}).ok());
 }

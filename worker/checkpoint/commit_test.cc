@@ -75,7 +75,7 @@ TEST_F(CommitTest, CrashAtAnyOperationLeavesTheOldOneAndPerhapsTheNewOne) {
       }
       (steps.size() == 2 ? with_new : without_new) += 1;
       // Starting again over the remains works.
-      ASSERT_TRUE(RemoveTemporaries(&env, kTestRoot, kTestJob).ok());
+      ASSERT_TRUE(RemoveTemporaries(&env, kTestRoot).ok());
       EXPECT_EQ(TemporariesIn(&env, 20), 0);
       ASSERT_TRUE(WriteAndCommit(&env, 20, 3).ok()) << "operation " << at;
       EXPECT_EQ(CheckAll(&env), (std::vector<int64_t>{10, 20}));

@@ -3,6 +3,7 @@
 #include <google/protobuf/util/json_util.h>
 
 #include <algorithm>
+#include <functional>
 #include <set>
 
 #include "absl/strings/match.h"
@@ -33,6 +34,24 @@ absl::StatusOr<std::vector<std::string>> ListIfThere(Env* env, const std::string
 bool IsFolder(Env* env, const std::string& path) {
   const absl::StatusOr<FileInfo> info = env->Stat(path);
   return info.ok() && info->is_directory;
+}
+
+// visit(job, step, folder) for every folder of a checkpoint below `root`, committed or not.
+absl::Status ForEachStep(
+    Env* env, const std::string& root,
+    const std::function<absl::Status(const std::string&, int64_t, const std::string&)>& visit) {
+  MT_ASSIGN_OR_RETURN(const std::vector<std::string> jobs, ListIfThere(env, root));
+  for (const std::string& job : jobs) {
+    const std::string job_folder = JoinPath(root, job);
+    if (!ValidateComponent("job id", job).ok() || !IsFolder(env, job_folder)) continue;
+    MT_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListIfThere(env, job_folder));
+    for (const std::string& name : names) {
+      const absl::StatusOr<int64_t> step = ParseStepFolderName(name);
+      const std::string folder = JoinPath(job_folder, name);
+      if (step.ok() && IsFolder(env, folder)) MT_RETURN_IF_ERROR(visit(job, *step, folder));
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status SetLatest(Env* env, const std::string& job_folder, int64_t step) {
@@ -202,26 +221,20 @@ absl::StatusOr<std::vector<int64_t>> ListCommitted(Env* env, const std::string& 
 
 absl::StatusOr<std::vector<v1::HeldCheckpoint>> ListHeld(Env* env, const std::string& root) {
   std::vector<v1::HeldCheckpoint> held;
-  MT_ASSIGN_OR_RETURN(const std::vector<std::string> jobs, ListIfThere(env, root));
-  for (const std::string& job : jobs) {
-    const std::string job_folder = JoinPath(root, job);
-    if (!ValidateComponent("job id", job).ok() || !IsFolder(env, job_folder)) continue;
-    MT_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListIfThere(env, job_folder));
-    for (const std::string& name : names) {
-      const absl::StatusOr<int64_t> step = ParseStepFolderName(name);
-      const std::string folder = JoinPath(job_folder, name);
-      if (!step.ok() || !IsFolder(env, folder)) continue;
-      v1::HeldCheckpoint checkpoint;
-      checkpoint.set_job_id(job);
-      checkpoint.set_step(*step);
-      MT_ASSIGN_OR_RETURN(const std::vector<std::string> files, ListIfThere(env, folder));
-      for (const std::string& file : files) {
-        if (file == kManifestName || absl::StrContains(file, kTemporaryMark)) continue;
-        if (ValidateComponent("file", file).ok()) checkpoint.add_files(file);
-      }
-      if (checkpoint.files_size() > 0) held.push_back(std::move(checkpoint));
-    }
-  }
+  MT_RETURN_IF_ERROR(ForEachStep(
+      env, root,
+      [&](const std::string& job, int64_t step, const std::string& folder) -> absl::Status {
+        v1::HeldCheckpoint checkpoint;
+        checkpoint.set_job_id(job);
+        checkpoint.set_step(step);
+        MT_ASSIGN_OR_RETURN(const std::vector<std::string> files, ListIfThere(env, folder));
+        for (const std::string& file : files) {
+          if (file == kManifestName || absl::StrContains(file, kTemporaryMark)) continue;
+          if (ValidateComponent("file", file).ok()) checkpoint.add_files(file);
+        }
+        if (checkpoint.files_size() > 0) held.push_back(std::move(checkpoint));
+        return absl::OkStatus();
+      }));
   return held;
 }
 
@@ -239,19 +252,16 @@ absl::Status DeleteCheckpoint(Env* env, const std::string& root, absl::string_vi
   return RepairLatest(env, root, job_id, step);
 }
 
-absl::Status RemoveTemporaries(Env* env, const std::string& root, absl::string_view job_id) {
-  MT_ASSIGN_OR_RETURN(const std::string job_folder, JobFolder(root, job_id));
-  MT_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListIfThere(env, job_folder));
-  for (const std::string& name : names) {
-    if (!ParseStepFolderName(name).ok()) continue;
-    const std::string folder = JoinPath(job_folder, name);
-    MT_ASSIGN_OR_RETURN(const std::vector<std::string> files, ListIfThere(env, folder));
-    for (const std::string& file : files) {
-      if (absl::StrContains(file, kTemporaryMark))
-        MT_RETURN_IF_ERROR(IgnoreNotFound(env->RemoveFile(JoinPath(folder, file))));
-    }
-  }
-  return absl::OkStatus();
+absl::Status RemoveTemporaries(Env* env, const std::string& root) {
+  return ForEachStep(
+      env, root, [&](const std::string&, int64_t, const std::string& folder) -> absl::Status {
+        MT_ASSIGN_OR_RETURN(const std::vector<std::string> files, ListIfThere(env, folder));
+        for (const std::string& file : files) {
+          if (absl::StrContains(file, kTemporaryMark))
+            MT_RETURN_IF_ERROR(IgnoreNotFound(env->RemoveFile(JoinPath(folder, file))));
+        }
+        return absl::OkStatus();
+      });
 }
 
 }  // namespace mt

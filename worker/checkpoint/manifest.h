@@ -64,7 +64,7 @@ absl::StatusOr<std::vector<v1::HeldCheckpoint>> ListHeld(Env* env, const std::st
 // fine if absent.
 absl::Status DeleteCheckpoint(Env* env, const std::string& root, absl::string_view job_id,
                               int64_t step);
-// Removes temporary files that a crash left. Call when no rank of the job writes here.
-absl::Status RemoveTemporaries(Env* env, const std::string& root, absl::string_view job_id);
+// Removes temporary files that a crash left, of all jobs. Call when nobody writes below `root`.
+absl::Status RemoveTemporaries(Env* env, const std::string& root);
 
 }  // namespace mt

@@ -13,6 +13,7 @@
 #include "common/clock.h"
 #include "common/env.h"
 #include "common/log.h"
+#include "common/proto_time.h"
 #include "common/spec/mesh.h"
 #include "worker/backend/operations.h"
 #include "worker/checkpoint/loader.h"
@@ -31,10 +32,6 @@ namespace {
 
 constexpr absl::Duration kDefaultStartDeadline = absl::Minutes(5);
 constexpr absl::Duration kRankReportInterval = absl::Seconds(1);
-
-absl::Duration FromProto(const google::protobuf::Duration& value) {
-  return absl::Seconds(value.seconds()) + absl::Nanoseconds(value.nanos());
-}
 
 // The parts of one rank, in the order in which they come up; destroyed in reverse.
 class RankRun {
@@ -131,9 +128,9 @@ absl::Status RankRun::Connect() {
   options.generation = start_.generation();
   // The daemons' hang deadlines come first, because they name the rank that hangs; this one is the
   // last resort.
-  options.timeout = spec_.fault().has_start_deadline() ? FromProto(spec_.fault().start_deadline())
+  options.timeout = spec_.fault().has_start_deadline() ? ToDuration(spec_.fault().start_deadline())
                                                        : kDefaultStartDeadline;
-  options.timeout = std::max(options.timeout, 4 * FromProto(spec_.fault().min_step_deadline()));
+  options.timeout = std::max(options.timeout, 4 * ToDuration(spec_.fault().min_step_deadline()));
   MT_ASSIGN_OR_RETURN(groups_, BuildGroups(options, channel_));
   communicator_seconds_ = absl::ToDoubleSeconds(Now() - before);
   std::printf("rank %d of %s: %s\n", start_.rank(), mesh_->ToString().c_str(),
