@@ -24,7 +24,7 @@ packages=(
   # Tests: GoogleTest; real sshd and network namespaces; a real Prometheus, with promtool.
   libgtest-dev libgmock-dev
   openssh-server openssh-client openssh-sftp-server iproute2 procps
-  prometheus curl sqlite3 openssl
+  prometheus curl sqlite3 openssl python3
   # The quickstart's text: 4.4 MB of English in the public domain.
   bible-kjv
   # Style checks.
