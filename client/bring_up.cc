@@ -42,9 +42,9 @@ class Settling {
   absl::Time down_since_ = absl::InfiniteFuture();
 };
 
-absl::Status EndedEarly(const std::string& log, int code) {
-  return absl::FailedPreconditionError(absl::StrCat("mt-coordinator ended with code ", code,
-                                                    "; the end of ", log, ":\n", TailOf(log, 15)));
+absl::Status EndedEarly(const std::string& log, uint64_t from, int code) {
+  return absl::FailedPreconditionError(absl::StrCat(
+      "mt-coordinator ended with code ", code, "; the end of ", log, ":\n", TailOf(log, 15, from)));
 }
 
 }  // namespace
@@ -62,6 +62,9 @@ absl::StatusOr<v1::ListNodesResponse> StartCoordinator(Session* session, const B
   const std::string endpoint = EndpointPath(options.state_directory),
                     log = CoordinatorLog(options.state_directory);
   session->connect.endpoint = endpoint;
+  // What an earlier coordinator said is not the reason that this one ended.
+  const auto earlier = env->Stat(log);
+  const uint64_t log_start = earlier.ok() ? earlier->size_bytes : 0;
   int pid = 0;
   absl::StatusOr<Client*> client = session->Reconnect();
   if (client.ok()) {
@@ -79,7 +82,7 @@ absl::StatusOr<v1::ListNodesResponse> StartCoordinator(Session* session, const B
   Settling settling;
   while (true) {
     int code = 0;
-    if (pid != 0 && HasExited(pid, &code)) return EndedEarly(log, code);
+    if (pid != 0 && HasExited(pid, &code)) return EndedEarly(log, log_start, code);
     if (client.ok()) {
       const absl::StatusOr<v1::ListNodesResponse> nodes = Nodes(*client);
       if (nodes.ok() && settling.Settled(*nodes, absl::Now())) {

@@ -154,9 +154,10 @@ absl::StatusOr<std::string> Capture(const std::vector<std::string>& command) {
   return text;
 }
 
-std::string TailOf(const std::string& path, int lines) {
-  const absl::StatusOr<std::string> text = ReadFile(Env::Real(), path, 256 << 20);
+std::string TailOf(const std::string& path, int lines, uint64_t from) {
+  absl::StatusOr<std::string> text = ReadFile(Env::Real(), path, 256 << 20);
   if (!text.ok()) return "";
+  text->erase(0, from);
   std::vector<std::string> all = absl::StrSplit(absl::StripTrailingAsciiWhitespace(*text), '\n');
   if (static_cast<int>(all.size()) > lines) all.erase(all.begin(), all.end() - lines);
   return absl::StrJoin(all, "\n");

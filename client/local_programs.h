@@ -26,8 +26,8 @@ absl::StatusOr<int> Run(const std::vector<std::string>& command);
 // Runs to the end and returns stdout (at most 16 MiB); stderr of a failure is in the status, whose code is INTERNAL.
 absl::StatusOr<std::string> Capture(const std::vector<std::string>& command);
 
-// The last lines of a file, for messages.
-std::string TailOf(const std::string& path, int lines);
+// The last lines of a file from byte `from` on, for messages.
+std::string TailOf(const std::string& path, int lines, uint64_t from = 0);
 
 // What `mt-worker kernels` finds on this machine for the job's backend, overrides, precision and threads.
 struct MachineKernels {

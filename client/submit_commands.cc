@@ -13,6 +13,7 @@
 #include "common/spec/defaults.h"
 #include "common/spec/validate.h"
 #include "common/spec/yaml.h"
+#include "worker/data/dataset_batch_source.h"
 #include "worker/data/tokenizer.h"
 
 namespace mt::client {
@@ -27,7 +28,7 @@ struct Options {
 
 // What follows when a spec is refused: the page that tells what would be right.
 absl::Status SpecHint(absl::Status status, const std::string& file) {
-  if (absl::IsInvalidArgument(status))
+  if (absl::IsInvalidArgument(status) || absl::IsFailedPrecondition(status))
     return WithNext(std::move(status), absl::StrCat("mtctl plan ", file));
   return status;
 }
@@ -80,6 +81,19 @@ absl::StatusOr<ClusterShape> FindShape(Session* session, const Options& options)
   return shape;
 }
 
+// Data that this machine sees is refused here, before anything is queued. Other data is looked at by the nodes, before they
+// start a rank.
+absl::Status CheckDataIfHere(const v1::JobSpec& spec) {
+  const std::string& prefix = spec.data().train();
+  if (!Env::Real()->Stat(prefix + ".idx").ok() && !Env::Real()->Stat(prefix + ".bin").ok()) {
+    Note(absl::StrCat("data.train ", prefix,
+                      " (.bin and .idx) is not on this machine: the nodes will look for it"));
+    return absl::OkStatus();
+  }
+  const absl::Status status = CheckTrainingData(Env::Real(), spec);
+  return status.ok() ? status : WithNext(status, absl::StrCat("mtctl data verify ", prefix));
+}
+
 absl::StatusOr<ExitCode> Plan(Session* session, const Options& options) {
   const absl::StatusOr<v1::JobSpec> spec = LoadSpec(options.file, options.overrides);
   if (!spec.ok()) return spec.status();
@@ -107,6 +121,7 @@ absl::StatusOr<ExitCode> Plan(Session* session, const Options& options) {
     std::fwrite(text.data(), 1, text.size(), stdout);
   }
   if (!kernels.ok()) Note(absl::StrCat("kernels not resolved: ", kernels.status().message()));
+  MT_RETURN_IF_ERROR(CheckDataIfHere(*spec));
   const absl::Status fits = CheckFits(*spec, shape);
   if (!fits.ok())
     return WithNext(fits, absl::StrCat("mtctl plan ", options.file, " --set parallel.data=1"));
@@ -124,6 +139,7 @@ absl::StatusOr<ExitCode> Submit(Session* session, const Options& options) {
   const absl::StatusOr<v1::JobSpec> spec = LoadSpec(options.file, options.overrides);
   if (!spec.ok()) return spec.status();
   MT_ASSIGN_OR_RETURN(Client * client, session->client());
+  MT_RETURN_IF_ERROR(CheckDataIfHere(*spec));
   v1::SubmitRequest request;
   *request.mutable_spec() = *spec;
   request.set_validate_only(options.validate_only);

@@ -390,7 +390,7 @@ MetricsSnapshot Coordinator::Metrics() {
     job.failures = record.failures();
     const auto checkpoint = core_->checkpoints->MetricsOf(id);
     job.checkpoints_committed = checkpoint.committed;
-    job.checkpoints_failed = checkpoint.failed;
+    job.checkpoint_failures_by_reason = checkpoint.failed_by_reason;
     job.checkpoint_stall_seconds = checkpoint.stall_seconds;
     job.checkpoint_persist_seconds = checkpoint.persist_seconds;
     if (const auto* newest = core_->checkpoints->NewestCommitted(id))

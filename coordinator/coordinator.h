@@ -54,7 +54,7 @@ struct MetricsSnapshot {
     int64_t failures = 0;  // attempts that failed
     std::map<std::string, int64_t> failures_by_cause;
     int64_t checkpoints_committed = 0;
-    int64_t checkpoints_failed = 0;
+    std::map<std::string, int64_t> checkpoint_failures_by_reason;
     double checkpoint_stall_seconds = 0;    // of the newest
     double checkpoint_persist_seconds = 0;  // slowest rank of the newest
     int64_t checkpoint_bytes = 0;           // newest committed

@@ -291,6 +291,21 @@ TEST_F(CoordinatorTest, ThreeAttemptsWithoutProgressEndTheJob) {
   EXPECT_EQ(Get(id).attempts_without_progress(), 3);
 }
 
+TEST_F(CoordinatorTest, RefusedDataEndsTheJobAtOnce) {
+  Register("n1");
+  const std::string id = Submit(1);
+  Exit("n1", id, 1, 0, [](v1::RankExited& exit) {
+    exit.set_exit_code(kExitPrecondition);
+    exit.set_cause("data");
+    exit.set_status_code("NOT_FOUND");
+    exit.set_message("data.train: /data/text.idx: no such file");
+  });
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_FAILED);
+  EXPECT_EQ(Get(id).exit_code(), kExitPrecondition);
+  EXPECT_EQ(Get(id).failure().cause(), "data");
+  EXPECT_THAT(Get(id).failure().message(), HasSubstr("was not started: NOT_FOUND data.train"));
+}
+
 TEST_F(CoordinatorTest, ProgressResetsTheCountOfAttempts) {
   Register("n1");
   const std::string id = Submit(1);

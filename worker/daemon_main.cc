@@ -23,6 +23,7 @@
 #include "common/log.h"
 #include "common/tls/credentials.h"
 #include "worker/agent/agent.h"
+#include "worker/agent/data_checker.h"
 #include "worker/agent/data_interface.h"
 #include "worker/agent/process_host.h"
 #include "worker/agent/shards_client.h"
@@ -60,6 +61,7 @@ class Daemon {
   std::unique_ptr<CoordinatorDialer> dialer_;
   std::unique_ptr<RankHost> host_;
   std::unique_ptr<FileFetcher> fetcher_;
+  std::unique_ptr<DataChecker> data_checker_;
   std::unique_ptr<Agent> agent_;
 };
 
@@ -136,6 +138,7 @@ absl::Status Daemon::Start() {
   loop_ = NewThreadEventLoop("agent");
   dialer_ = NewGrpcCoordinatorDialer(loop_.get(), env_, command_.coordinator, tls);
   fetcher_ = NewShardsFetcher(loop_.get(), env_, tls);
+  data_checker_ = NewDataChecker(loop_.get(), env_);
   std::promise<absl::Status> done;
   // Ranks are forked on the loop's thread: their parent-death signal is tied to the thread that
   // forks.
@@ -149,7 +152,8 @@ absl::Status Daemon::Start() {
     }
     host_ = std::move(*process_host);
     agent_ = std::make_unique<Agent>(options, loop_.get(), env_, Random::Real(), dialer_.get(),
-                                     host_.get(), fetcher_.get(), [this](absl::Status status) {
+                                     host_.get(), fetcher_.get(), data_checker_.get(),
+                                     [this](absl::Status status) {
                                        end_status_ = std::move(status);
                                        const uint64_t one = 1;
                                        (void)!write(ended_fd_, &one, sizeof(one));
@@ -183,6 +187,7 @@ absl::Status Daemon::Wait() {
   });
   done.get_future().get();
   fetcher_ = nullptr;
+  data_checker_ = nullptr;
   server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
   (void)env_->RemoveFile(JoinPath(command_.state_folder, "worker.pid"));
   return end_status_;

@@ -45,6 +45,7 @@ class TrainingTest : public ::testing::Test {
     loop_ = NewThreadEventLoop("agent");
     coordinator_ = std::make_unique<FakeCoordinator>(loop_.get());
     fetcher_ = std::make_unique<NoFetcher>(loop_.get());
+    data_checker_ = NewDataChecker(loop_.get(), Env::Real());
     OnLoop([&] {
       ProcessHostOptions process;
       process.program = MT_BINARY_DIR "/bin/mt-worker";
@@ -58,7 +59,8 @@ class TrainingTest : public ::testing::Test {
       options.identity.set_slots(kRanks);
       options.identity.set_cores(kRanks);
       agent_ = std::make_unique<Agent>(options, loop_.get(), Env::Real(), Random::Real(),
-                                       coordinator_.get(), host_.get(), fetcher_.get(), nullptr);
+                                       coordinator_.get(), host_.get(), fetcher_.get(),
+                                       data_checker_.get(), nullptr);
       ASSERT_TRUE(agent_->Start().ok());
     });
     EXPECT_TRUE(coordinator_->WaitFor([this] { return coordinator_->registered; }));
@@ -212,6 +214,7 @@ class TrainingTest : public ::testing::Test {
   std::unique_ptr<EventLoop> loop_;
   std::unique_ptr<FakeCoordinator> coordinator_;
   std::unique_ptr<FileFetcher> fetcher_;
+  std::unique_ptr<DataChecker> data_checker_;
   std::unique_ptr<RankHost> host_;
   std::unique_ptr<Agent> agent_;
 };

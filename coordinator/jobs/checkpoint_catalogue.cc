@@ -122,7 +122,7 @@ void CheckpointCatalogue::Complete(CheckpointRecord& record) {
   }
   SetTime(manifest.mutable_created(), loop_->clock()->Now());
   if (const absl::Status whole = CheckCoverage(manifest); !whole.ok()) {
-    Fail({record.job_id(), record.step()}, std::string(whole.message()));
+    Fail({record.job_id(), record.step()}, "verify", std::string(whole.message()));
     return;
   }
   record.set_state(record.path().empty() ? CheckpointRecord::STATE_REPLICATING
@@ -183,7 +183,7 @@ void CheckpointCatalogue::Replicate(const CheckpointRecord& record) {
       waiting = true;
     } else if (endpoints.empty()) {
       if (!source_may_return && nodes_->MayGiveUp()) {
-        Fail({record.job_id(), record.step()},
+        Fail({record.job_id(), record.step()}, "node_lost",
              absl::StrCat("the node that wrote ", file.name(), " was lost before a copy was made"));
         return;
       }
@@ -233,7 +233,7 @@ void CheckpointCatalogue::SendManifest(const CheckpointRecord& record) {
     return;
   }
   if (!may_return && nodes_->MayGiveUp())
-    Fail(key, "all nodes of the job were lost before its manifest was written");
+    Fail(key, "node_lost", "all nodes of the job were lost before its manifest was written");
 }
 
 void CheckpointCatalogue::OnManifestCommitted(const std::string& node,
@@ -246,7 +246,7 @@ void CheckpointCatalogue::OnManifestCommitted(const std::string& node,
   if (committed.ok()) {
     Commit(ledger_->EditCheckpoint(key.first, key.second));
   } else {
-    Fail(key, absl::StrCat("writing the manifest on ", node, ": ", committed.message()));
+    Fail(key, "io", absl::StrCat("writing the manifest on ", node, ": ", committed.message()));
   }
 }
 
@@ -309,16 +309,19 @@ void CheckpointCatalogue::Commit(CheckpointRecord& record) {
 
 void CheckpointCatalogue::OnCheckpointFailed(const std::string& node,
                                              const v1::WorkerEvent& event) {
+  const std::pair failed(event.generation(), event.checkpoint_failed().step());
+  if (std::exchange(metrics_[event.job_id()].newest_failed, failed) == failed) return;
   const CheckpointRecord* record = Find(event.job_id(), event.checkpoint_failed().step());
   const std::string why =
       absl::StrCat("rank ", event.rank(), " on ", node, ": ", event.checkpoint_failed().message());
   if (record == nullptr || record->state() == CheckpointRecord::STATE_COLLECTING) {
-    Fail({event.job_id(), event.checkpoint_failed().step()}, why);
+    Fail({event.job_id(), event.checkpoint_failed().step()}, event.checkpoint_failed().reason(),
+         why);
   }
 }
 
-void CheckpointCatalogue::Fail(const Key& key, const std::string& why) {
-  ++metrics_[key.first].failed;
+void CheckpointCatalogue::Fail(const Key& key, const std::string& reason, const std::string& why) {
+  ++metrics_[key.first].failed_by_reason[reason];
   manifest_at_.erase(key);
   slowest_.erase(key);
   ledger_->AddEvent("checkpoint_failed", key.first, "", 0,

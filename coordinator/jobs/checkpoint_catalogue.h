@@ -17,6 +17,7 @@
 #include <set>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "coordinator/nodes/node_table.h"
@@ -28,7 +29,10 @@ namespace mt {
 class CheckpointCatalogue {
  public:
   struct Metrics {
-    int64_t committed = 0, failed = 0;
+    int64_t committed = 0;
+    std::map<std::string, int64_t> failed_by_reason;
+    // Attempt and step: every rank of a failed checkpoint tells, and it counts once.
+    std::pair<int32_t, int64_t> newest_failed{0, -1};
     double stall_seconds = 0, persist_seconds = 0;  // newest; slowest rank
   };
 
@@ -77,7 +81,8 @@ class CheckpointCatalogue {
   void Replicate(const store::CheckpointRecord& record);
   void SendManifest(const store::CheckpointRecord& record);
   void Commit(store::CheckpointRecord& record);
-  void Fail(const Key& key, const std::string& why);
+  // `reason`: disk_full | permission | io | verify | node_lost, for the metric; `why` is for people.
+  void Fail(const Key& key, const std::string& reason, const std::string& why);
   void Retain(const std::string& job_id);
   void StartDeleting(store::CheckpointRecord& record, const std::string& why);
   void SendDeletes(const Key& key, const std::string& only_node);

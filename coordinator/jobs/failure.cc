@@ -33,6 +33,7 @@ std::string CauseOf(const store::RankRecord& rank) {
   if (rank.state() == store::RankRecord::STATE_LOST) return "node_lost";
   const v1::RankExited& exit = rank.exit();
   const std::string& code = exit.status_code();
+  if (!exit.cause().empty()) return exit.cause();
   // A daemon that was started again reports so the ranks that ended with its predecessor.
   if (code == "ABORTED") return "node_lost";
   if (exit.signal() != 0) return "signal";
@@ -56,6 +57,8 @@ std::string DescribeEnd(const store::RankRecord& rank) {
     absl::StrAppend(&text, "finished");
   } else if (exit.paused()) {
     absl::StrAppend(&text, "paused");
+  } else if (exit.cause() == "data") {
+    absl::StrAppend(&text, "was not started");
   } else if (exit.signal() != 0) {
     absl::StrAppend(&text, "was killed by signal ", exit.signal());
   } else {

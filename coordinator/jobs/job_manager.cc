@@ -358,6 +358,11 @@ void JobManager::Judge(const JobRecord& job, const AttemptRecord& attempt) {
       }
     }
   }
+  // Another attempt would read the same files.
+  if (attempt.failed() && attempt.failure().cause() == "data") {
+    End(id, v1::JOB_STATE_FAILED, kExitPrecondition, attempt.failure().message());
+    return;
+  }
   const int limit = std::max(1, job.job().spec().fault().max_attempts_without_progress());
   if (attempt.failed() && job.job().attempts_without_progress() >= limit) {
     End(id, v1::JOB_STATE_FAILED, kExitNoProgress,

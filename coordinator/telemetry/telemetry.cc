@@ -328,10 +328,9 @@ class TelemetryImpl : public Telemetry,
       out.Histogram("mt_checkpoint_persist_seconds", "How long writing a shard took", labels,
                     counters.persist_seconds);
     }
-    if (metrics.checkpoints_failed > 0) {
+    for (const auto& [reason, count] : metrics.checkpoint_failures_by_reason) {
       out.Counter("mt_checkpoint_failures_total", "Checkpoints that were not committed",
-                  {{"job", job.id()}, {"reason", "other"}},
-                  static_cast<double>(metrics.checkpoints_failed));
+                  {{"job", job.id()}, {"reason", reason}}, static_cast<double>(count));
     }
     const bool active = job.state() == v1::JOB_STATE_STARTING ||
                         job.state() == v1::JOB_STATE_RUNNING ||

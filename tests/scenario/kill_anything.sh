@@ -9,13 +9,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 store=$1
 bin=$(cd "${2:-$here/../../build/bin}" && pwd)
 . "$here/hosts.sh"
+. "$here/jobs.sh"
 steps=${STEPS:-60}
 kills=${KILLS:-rank daemon host coordinator}
-work=$MT_SCENARIO_FOLDER/work
-mkdir -p "$work"
-cd "$work"
-export PATH=$bin:$PATH MT_CONFIG_DIR=$work/config
-
 make_hosts 3
 cat > hosts <<EOF
 # three machines, two slots each
@@ -34,17 +30,8 @@ report() {  # on the way out of a failure
 trap report EXIT
 
 up() { mtctl cluster up --hostfile hosts --state "$state" --ssh-key "$ssh_folder/user_key" --known-hosts "$ssh_folder/known_hosts"; }
-field() { python3 -c 'import json,sys
-value = json.load(sys.stdin)
-for key in sys.argv[1].split("."):
-    value = value[int(key)] if isinstance(value, list) else value.get(key, {} if not key.isdigit() else None)
-print(value if value not in ({}, None) else "")' "$1"; }
-status() { mtctl status "$job" -o json 2>/dev/null | field "$1"; }
-step_is_past() { local step; step=$(status progress.step) || return 1; [ "${step:-0}" -ge "$1" ]; }
 
-text=/usr/share/common-licenses
-cat "$text/GPL-3" "$text/Apache-2.0" > "$work/text.txt"
-mtctl data build "$work/text.txt" --tokenizer byte --output "$work/text"
+build_text
 cat > job.yaml <<EOF
 name: victim
 model: {layers: 4, hidden: 128, heads: 4, kv_heads: 2, ffn: 256}
@@ -61,7 +48,7 @@ mtctl nodes
 
 run() {  # name of what is killed
   local victim=$1
-  job=$(mtctl submit job.yaml -o json | field id)
+  job=$(submit job.yaml)
   if [ "$victim" != nothing ]; then
     # Past a checkpoint, before the end.
     until_true 120 "job $job reaches step $((steps / 3))" step_is_past $((steps / 3))

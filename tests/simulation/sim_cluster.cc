@@ -100,6 +100,7 @@ struct SimCluster::Node {
   std::unique_ptr<CoordinatorDialer> dialer;
   std::unique_ptr<RankHost> host;
   std::unique_ptr<FileFetcher> fetcher;
+  std::unique_ptr<DataChecker> data_checker;
   std::unique_ptr<Agent> agent;
   uint64_t life = 0;
 };
@@ -109,6 +110,20 @@ struct SimCluster::JobOfPeople {
   std::string id;  // once acknowledged
   bool cancel_acknowledged = false;
   bool cancel_asked = false;
+};
+
+// The simulated ranks read no data; looking at it takes a moment all the same.
+class SimCluster::DataLook : public DataChecker {
+ public:
+  DataLook(SimCluster* cluster, EventLoop* loop) : cluster_(cluster), loop_(loop) {}
+  void Check(const v1::JobSpec&, std::function<void(absl::Status)> done) override {
+    loop_->After(absl::Milliseconds(50 * cluster_->Uniform()),
+                 [done = std::move(done)] { done(absl::OkStatus()); });
+  }
+
+ private:
+  SimCluster* const cluster_;
+  EventLoop* const loop_;
 };
 
 class SimCluster::Fetcher : public FileFetcher {
@@ -267,6 +282,7 @@ bool SimCluster::StartDaemon(Node& node) {
   node.dialer = network_.NewDialer(node.config.name, node.loop.get());
   node.host = ranks_.NewHost(node.config.name, node.loop.get(), node.env.get());
   node.fetcher = std::make_unique<Fetcher>(this, &node);
+  node.data_checker = std::make_unique<DataLook>(this, node.loop.get());
   AgentOptions options;
   options.node = node.config.name;
   options.state_folder = kStateFolder;
@@ -276,7 +292,7 @@ bool SimCluster::StartDaemon(Node& node) {
   const uint64_t life = ++node.life;
   node.agent = std::make_unique<Agent>(options, node.loop.get(), node.env.get(), node.random.get(),
                                        node.dialer.get(), node.host.get(), node.fetcher.get(),
-                                       [this, &node, life](absl::Status) {
+                                       node.data_checker.get(), [this, &node, life](absl::Status) {
                                          After(absl::ZeroDuration(), [this, &node, life] {
                                            if (node.life == life) KillDaemon(node);
                                          });
@@ -297,6 +313,7 @@ void SimCluster::KillDaemon(Node& node) {
   network_.WorkerDied(node.config.name);
   node.agent.reset();
   node.fetcher.reset();
+  node.data_checker.reset();
   node.host.reset();
   node.dialer.reset();
   node.loop.reset();

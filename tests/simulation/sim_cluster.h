@@ -51,6 +51,7 @@ class SimCluster {
   struct JobOfPeople;
   class Launcher;
   class Fetcher;
+  class DataLook;
 
   void StartCoordinator();
   void KillCoordinator();

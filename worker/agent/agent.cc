@@ -4,6 +4,7 @@
 
 #include "absl/time/time.h"
 #include "common/check.h"
+#include "common/exit_codes.h"
 #include "common/log.h"
 #include "common/proto_time.h"
 #include "worker/checkpoint/manifest.h"
@@ -20,7 +21,7 @@ constexpr absl::Duration kDefaultStopGrace = absl::Seconds(10);
 
 Agent::Agent(AgentOptions options, EventLoop* loop, Env* env, Random* random,
              CoordinatorDialer* dialer, RankHost* host, FileFetcher* fetcher,
-             std::function<void(absl::Status)> on_ended)
+             DataChecker* data_checker, std::function<void(absl::Status)> on_ended)
     : options_(std::move(options)),
       loop_(loop),
       env_(env),
@@ -28,6 +29,7 @@ Agent::Agent(AgentOptions options, EventLoop* loop, Env* env, Random* random,
       dialer_(dialer),
       host_(host),
       fetcher_(fetcher),
+      data_checker_(data_checker),
       on_ended_(std::move(on_ended)),
       incarnation_(random->Id(16)) {
   host_->SetHandler(this);
@@ -131,6 +133,32 @@ void Agent::Emit(v1::WorkerEvent event) {
   SetTime(event.mutable_time(), loop_->clock()->Now());
   spool_->Append(std::move(event));
   SendPending();
+}
+
+void Agent::LaunchIfReady(Job& job) {
+  if (!job.waiting_to_start || !job.data_checked || ending_) return;
+  const bool older = std::any_of(ranks_.begin(), ranks_.end(), [&](const auto& entry) {
+    return entry.first.job_id == job.start.job_id();
+  });
+  if (!older) Launch(job);
+}
+
+// The job's data is missing or broken as this node sees it: its ranks end before they start.
+void Agent::RefuseData(Job& job, const absl::Status& why) {
+  job.waiting_to_start = false;
+  for (const auto& slot : job.start.rank_table()) {
+    if (slot.node() != options_.node) continue;
+    v1::WorkerEvent event = NewEvent({job.start.job_id(), job.generation, slot.rank()});
+    auto* exited = event.mutable_rank_exited();
+    exited->set_cause("data");
+    exited->set_exit_code(kExitPrecondition);
+    exited->set_status_code(absl::StatusCodeToString(why.code()));
+    exited->set_message(std::string(why.message()));
+    Emit(std::move(event));
+  }
+  if (absl::Status saved = SaveRecord(); !saved.ok()) {
+    MT_LOG(Warning) << "record of running ranks: " << saved.ToString();
+  }
 }
 
 // Starts this node's ranks of the job's newest generation. The record names them before the first
@@ -395,8 +423,8 @@ void Agent::OnRankExited(const RankId& id, RankExit exit) {
   if (!any_left) {
     (void)env_->RemoveTree(
         absl::StrCat(options_.state_folder, "/scratch/", id.job_id, "/", id.generation));
-    if (job.waiting_to_start && !ending_) {
-      Launch(job);
+    if (job.waiting_to_start) {
+      LaunchIfReady(job);
     } else {
       job.start.Clear();  // it may hold a large manifest, and only running ranks ask for it
       job.puts.clear();

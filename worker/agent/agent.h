@@ -32,6 +32,7 @@
 #include "common/event_loop.h"
 #include "common/random.h"
 #include "common/transport.h"
+#include "worker/agent/data_checker.h"
 #include "worker/agent/file_fetcher.h"
 #include "worker/agent/hang_detector.h"
 #include "worker/agent/rank_host.h"
@@ -56,7 +57,8 @@ class Agent : public RankHandler {
   // exit: OK after Shutdown or ShutdownWorker, ABORTED when another incarnation of this node has
   // registered. No rank is alive then.
   Agent(AgentOptions options, EventLoop* loop, Env* env, Random* random, CoordinatorDialer* dialer,
-        RankHost* host, FileFetcher* fetcher, std::function<void(absl::Status)> on_ended);
+        RankHost* host, FileFetcher* fetcher, DataChecker* data_checker,
+        std::function<void(absl::Status)> on_ended);
   ~Agent() override;
 
   // Opens the spool, reports what the last incarnation left, dials. Call on the loop. Errors: the
@@ -101,7 +103,8 @@ class Agent : public RankHandler {
   struct Job {
     int32_t generation = 0;
     v1::StartRanks start;
-    bool waiting_to_start = false;                  // older ranks are still ending
+    bool waiting_to_start = false;  // older ranks are still ending, or the data is being checked
+    bool data_checked = false;      // and found good
     std::map<std::string, std::string> puts;        // rendezvous values of this node's ranks
     std::map<std::string, std::set<int32_t>> gets;  // keys asked for, and by whom
   };
@@ -134,7 +137,9 @@ class Agent : public RankHandler {
   // Ranks (agent.cc).
   absl::Status ReportLastIncarnation();
   absl::Status SaveRecord();
+  void LaunchIfReady(Job& job);
   void Launch(Job& job);
+  void RefuseData(Job& job, const absl::Status& why);
   void StopRank(const RankId& id, Rank& rank, absl::Duration grace, const std::string& reason);
   void KillRank(const RankId& id, Rank& rank);
   void CheckHangs();
@@ -152,6 +157,7 @@ class Agent : public RankHandler {
   CoordinatorDialer* const dialer_;
   RankHost* const host_;
   FileFetcher* const fetcher_;
+  DataChecker* const data_checker_;
   std::function<void(absl::Status)> on_ended_;
   std::string incarnation_;
   std::unique_ptr<Spool> spool_;

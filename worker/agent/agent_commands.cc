@@ -44,17 +44,24 @@ absl::Status Agent::StartRanks(v1::StartRanks start) {
   job.start = std::move(start);
   job.puts.clear();
   job.gets.clear();
-  bool older = false;
+  job.waiting_to_start = true;
+  job.data_checked = false;
   for (auto& [id, rank] : ranks_) {
     if (id.job_id != job_id) continue;
-    older = true;
     StopRank(id, rank, absl::ZeroDuration(), "a newer generation of the job starts");
   }
-  if (older) {
-    job.waiting_to_start = true;
-  } else {
-    Launch(job);
-  }
+  data_checker_->Check(job.start.spec(), [this, alive = alive_, job_id,
+                                          generation = job.generation](absl::Status status) {
+    if (!*alive) return;
+    Job& job = jobs_[job_id];
+    if (job.generation != generation || !job.waiting_to_start) return;
+    if (!status.ok()) {
+      RefuseData(job, status);
+      return;
+    }
+    job.data_checked = true;
+    LaunchIfReady(job);
+  });
   return absl::OkStatus();
 }
 

@@ -47,6 +47,26 @@ class FakeFetcher : public FileFetcher {
   std::vector<std::pair<FetchRequest, std::function<void(absl::Status)>>> fetches;
 };
 
+// Answers when the test lets it.
+class FakeDataChecker : public DataChecker {
+ public:
+  explicit FakeDataChecker(EventLoop* loop) : loop_(loop) {}
+  void Check(const v1::JobSpec&, std::function<void(absl::Status)> done) override {
+    waiting.push_back(std::move(done));
+    if (!held) Answer();
+  }
+  void Answer() {
+    for (auto& done : std::exchange(waiting, {}))
+      loop_->Post([done = std::move(done), status = status] { done(status); });
+  }
+  absl::Status status;
+  bool held = false;
+  std::vector<std::function<void(absl::Status)>> waiting;
+
+ private:
+  EventLoop* const loop_;
+};
+
 class AgentTest : public ::testing::Test {
  protected:
   AgentTest() {
@@ -62,7 +82,7 @@ class AgentTest : public ::testing::Test {
     options.identity.set_cores(4);
     host_ = std::make_unique<FakeHost>();
     agent_ = std::make_unique<Agent>(options, &loop_, &env_, random_.get(), &coordinator_,
-                                     host_.get(), &fetcher_,
+                                     host_.get(), &fetcher_, &data_checker_,
                                      [this](absl::Status status) { ended_.push_back(status); });
     ASSERT_TRUE(agent_->Start().ok());
     Run();
@@ -134,6 +154,7 @@ class AgentTest : public ::testing::Test {
   std::unique_ptr<Random> random_ = NewSeededRandom(1);
   FakeCoordinator coordinator_{&loop_};
   FakeFetcher fetcher_;
+  FakeDataChecker data_checker_{&loop_};
   std::unique_ptr<FakeHost> host_;
   std::unique_ptr<Agent> agent_;
   std::vector<absl::Status> ended_;
@@ -178,6 +199,38 @@ TEST_F(AgentTest, WhatWasStoppedBeforeItStartedNeverStarts) {
   EXPECT_THAT(host_->spawned, IsEmpty());
   StartRanks(3);
   EXPECT_EQ(host_->spawned.size(), 2u);
+}
+
+TEST_F(AgentTest, RefusedDataEndsTheRanksBeforeTheyStart) {
+  data_checker_.status = absl::NotFoundError("data.train: /data/text.idx: no such file");
+  EXPECT_EQ(StartRanks(1).code(), 0);
+  EXPECT_THAT(host_->spawned, IsEmpty());
+  const auto exits = coordinator_.EventsOf(v1::WorkerEvent::kRankExited);
+  ASSERT_EQ(exits.size(), 2u);
+  EXPECT_EQ(exits[1].rank(), 1);
+  EXPECT_EQ(exits[1].rank_exited().cause(), "data");
+  EXPECT_EQ(exits[1].rank_exited().message(), data_checker_.status.message());
+  data_checker_.status = absl::OkStatus();
+  StartRanks(2);
+  EXPECT_EQ(host_->spawned.size(), 2u) << "the next generation looks again";
+}
+
+TEST_F(AgentTest, RanksWaitForTheDataCheckOfTheirOwnGeneration) {
+  data_checker_.held = true;
+  StartRanks(1);
+  StartRanks(2);
+  EXPECT_THAT(host_->spawned, IsEmpty());
+  data_checker_.Answer();
+  Run();
+  EXPECT_THAT(host_->spawned, ElementsAre(Id(2, 0), Id(2, 1)));
+  StartRanks(3);
+  Exit(2, 0);
+  Exit(2, 1);
+  EXPECT_EQ(host_->spawned.size(), 2u) << "the older ranks are gone, the data is not checked";
+  StopRanks(3);
+  data_checker_.Answer();
+  Run();
+  EXPECT_EQ(host_->spawned.size(), 2u) << "stopped while its data was being checked";
 }
 
 TEST_F(AgentTest, RankThatIgnoresTerminateIsKilledAfterTheGrace) {
