@@ -68,10 +68,9 @@ newest=$(status last_checkpoint_step)
 shard=$(find "$work/shared" -path "*$job*" -name '*.safetensors' | grep -E "/[a-z-]*0*$newest/" | head -n 1)
 [ -n "$shard" ] || { find "$work/shared" -path "*$job*"; fail "no shard of step $newest"; }
 printf '\377\377\377\377\377\377\377\377' | dd of="$shard" bs=1 seek=$(($(stat -c %s "$shard") - 64)) conv=notrunc 2> /dev/null
-refused '[1358]' "$(basename "$shard")" -- mtctl checkpoint verify "$job@$newest"
 mtctl resume "$job"
 mtctl wait "$job" --timeout 3m
-mtctl events "$job" | grep checkpoint_bad
+mtctl events "$job" | grep checkpoint_bad | grep -F "step $newest" || fail "no event says that step $newest was bad"
 digest=$(mtctl checkpoint show --digest "$job")
 [ "$digest" = "$expected" ] || fail "the digest differs from the undisturbed run's"
 mtctl -q dev down --state "$state" --now
