@@ -46,9 +46,9 @@ class MemoryStore : public StateStore {
     for (const v1::Event& event : disk_->events) {
       if (event.sequence() <= after_sequence || (!job_id.empty() && event.job_id() != job_id))
         continue;
-      if (static_cast<int>(events.size()) == limit) break;
       events.push_back(event);
     }
+    if (static_cast<int>(events.size()) > limit) events.erase(events.begin(), events.end() - limit);
     return events;
   }
 

@@ -186,11 +186,13 @@ class SqliteStore : public StateStore {
     auto add = [&](sqlite3_stmt* row) { return Parse(row, 0, "events", events.emplace_back()); };
     if (job_id.empty()) {
       MT_RETURN_IF_ERROR(
-          Query("SELECT record FROM events WHERE sequence>? ORDER BY sequence LIMIT ?",
+          Query("SELECT record FROM (SELECT sequence, record FROM events WHERE sequence>? "
+                "ORDER BY sequence DESC LIMIT ?) ORDER BY sequence",
                 {after_sequence, limit}, add));
     } else {
       MT_RETURN_IF_ERROR(
-          Query("SELECT record FROM events WHERE job_id=? AND sequence>? ORDER BY sequence LIMIT ?",
+          Query("SELECT record FROM (SELECT sequence, record FROM events WHERE job_id=? AND "
+                "sequence>? ORDER BY sequence DESC LIMIT ?) ORDER BY sequence",
                 {job_id, after_sequence, limit}, add));
     }
     return events;

@@ -51,7 +51,7 @@ class StateStore {
   // RESOURCE_EXHAUSTED: disk full, nothing changed, try again later. Any other error: whether the batch is durable is
   // unknown and the process must stop (the next start reads what is true).
   virtual absl::Status Commit(const StoreBatch& batch) = 0;
-  // Committed events after `after_sequence`, oldest first; every job's when `job_id` is empty.
+  // The newest `limit` committed events after `after_sequence`, oldest first; every job's when `job_id` is empty.
   virtual absl::StatusOr<std::vector<v1::Event>> ListEvents(const std::string& job_id,
                                                             int64_t after_sequence, int limit) = 0;
 };

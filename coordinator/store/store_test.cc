@@ -76,6 +76,12 @@ TEST_F(SqliteStoreTest, EverythingComesBackAndTheEpochGrows) {
   EXPECT_EQ(state->last_event_sequence, 3);
   EXPECT_EQ(store->ListEvents("a-1", 0, 10)->size(), 2u);
   EXPECT_EQ(store->ListEvents("", 1, 10)->size(), 2u);
+  // A limit keeps the newest.
+  const auto newest = store->ListEvents("", 0, 2);
+  ASSERT_EQ(newest->size(), 2u);
+  EXPECT_EQ(newest->front().sequence(), 2);
+  EXPECT_EQ(newest->back().sequence(), 3);
+  EXPECT_EQ(store->ListEvents("a-1", 0, 1)->front().sequence(), 3);
   StoreBatch erase;
   erase.checkpoints[{"a-1", 5}] = std::nullopt;
   ASSERT_TRUE(store->Commit(erase).ok());
