@@ -216,7 +216,8 @@ void Agent::OnRegistered(const v1::Registered& registered) {
       Send(std::move(message));
     }
   }
-  heartbeat_timer_ = loop_->After(heartbeat_interval_, [this] { SendHeartbeat(); });
+  // At once: it says that everything kept has been told, and what still runs, so that this node can be given ranks.
+  SendHeartbeat();
 }
 
 void Agent::SendHeartbeat() {

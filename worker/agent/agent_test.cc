@@ -163,6 +163,8 @@ class AgentTest : public ::testing::Test {
 
 TEST_F(AgentTest, RegistersAndStartsItsOwnRanksOnce) {
   EXPECT_TRUE(coordinator_.registered);
+  // At once, not after an interval: the coordinator waits for it before it uses a node that came back.
+  EXPECT_EQ(coordinator_.heartbeats, 1);
   EXPECT_EQ(StartRanks(1).code(), 0);
   EXPECT_THAT(host_->spawned, ElementsAre(Id(1, 0), Id(1, 1)));
   EXPECT_EQ(StartRanks(1).code(), 0) << "the same command again";
