@@ -110,7 +110,7 @@ class CheckpointsService final : public v1::Checkpoints::Service {
  private:
   struct Found {
     v1::CheckpointInfo info;
-    std::map<std::string, std::vector<std::string>> endpoints;  // by file; without a shared path
+    std::map<std::string, v1::FileSource> sources;  // by file; without a shared path
   };
   struct Copy {
     std::string node;      // or "shared path"
@@ -149,10 +149,11 @@ class CheckpointsService final : public v1::Checkpoints::Service {
       v1::CheckpointRef exact;
       exact.set_job_id(found.info.manifest().job_id());
       exact.set_step(found.info.manifest().step());
-      MT_ASSIGN_OR_RETURN(const std::vector<v1::FileSource> sources,
+      MT_ASSIGN_OR_RETURN(std::vector<v1::FileSource> sources,
                           coordinator_->CheckpointSources(exact));
-      for (const v1::FileSource& source : sources) {
-        found.endpoints[source.file()] = {source.endpoints().begin(), source.endpoints().end()};
+      for (v1::FileSource& source : sources) {
+        const std::string file = source.file();
+        found.sources[file] = std::move(source);
       }
       return found;
     });
@@ -165,9 +166,10 @@ class CheckpointsService final : public v1::Checkpoints::Service {
                                               manifest.job_id(), manifest.step(), file.name())}};
     }
     std::vector<Copy> copies;
-    if (const auto it = found.endpoints.find(file.name()); it != found.endpoints.end()) {
-      for (const std::string& endpoint : it->second) {
-        copies.push_back({endpoint, "", endpoint, manifest.job_id(), manifest.step()});
+    if (const auto it = found.sources.find(file.name()); it != found.sources.end()) {
+      for (int i = 0; i < it->second.endpoints_size(); ++i) {
+        copies.push_back(
+            {it->second.nodes(i), "", it->second.endpoints(i), manifest.job_id(), manifest.step()});
       }
     }
     return copies;

@@ -560,8 +560,10 @@ absl::StatusOr<std::vector<v1::FileSource>> CheckpointCatalogue::Sources(
     for (const std::string& node : file.nodes()) {
       absl::StrAppend(&holders, holders.empty() ? "" : ", ", node);
       if (const std::string endpoint = nodes_->ShardsEndpoint(node);
-          nodes_->IsReady(node) && !endpoint.empty())
+          nodes_->IsReady(node) && !endpoint.empty()) {
         source.add_endpoints(endpoint);
+        source.add_nodes(node);
+      }
     }
     if (source.endpoints().empty()) {
       return absl::UnavailableError(
