@@ -247,11 +247,7 @@ v1::ClusterStatus Coordinator::ClusterStatus() {
     *status.add_nodes() = std::move(node);
   }
   for (const auto& [id, job] : core_->ledger.state().jobs) {
-    std::string name =
-        v1::JobState_Name(job.job().state()).substr(std::string("JOB_STATE_").size());
-    std::transform(name.begin(), name.end(), name.begin(),
-                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    ++(*status.mutable_jobs_by_state())[name];
+    ++(*status.mutable_jobs_by_state())[StateText(job.job().state())];
   }
   status.set_metrics_address(core_->options.metrics_address);
   status.set_epoch(core_->ledger.state().epoch);
@@ -277,7 +273,7 @@ absl::StatusOr<v1::Node> SetDraining(Coordinator& coordinator, CoordinatorCore& 
                                      const v1::DrainRequest& request, bool draining) {
   if (!core.nodes->Knows(request.node())) {
     return absl::NotFoundError(
-        absl::StrCat("no node \"", request.node(), "\"; `mtctl cluster nodes` shows all"));
+        absl::StrCat("no node \"", request.node(), "\"; `mtctl nodes` shows all"));
   }
   MT_RETURN_IF_ERROR(core.ledger.Try([&] {
     store::NodeRecord& node = core.ledger.EditNode(request.node());

@@ -213,8 +213,7 @@ TEST_F(CoordinatorTest, GangStartsWholeOrWaitsAndSaysWhy) {
   Register("n1");
   const std::string id = Submit(3);
   EXPECT_EQ(Get(id).state(), v1::JOB_STATE_QUEUED);
-  EXPECT_THAT(Get(id).reason(),
-              HasSubstr("needs 3 slots, 2 of 1 nodes are free; not usable now: n2"));
+  EXPECT_THAT(Get(id).reason(), HasSubstr("needs 3 slots; 2 are free; not usable now: n2"));
   EXPECT_EQ(Newest("n1", Body::kStartRanks), nullptr);
   Register("n2");
   EXPECT_EQ(Get(id).state(), v1::JOB_STATE_STARTING);
@@ -542,7 +541,15 @@ TEST_F(CoordinatorTest, PauseWritesACheckpointFreesTheSlotsAndResumeGoesOn) {
   committed.mutable_manifest_committed()->set_ok(true);
   Tell("n1", committed);
   EXPECT_EQ(Get(id).state(), v1::JOB_STATE_PAUSED);
+  EXPECT_EQ(Get(id).reason(), "at step 3");
   EXPECT_EQ(coordinator_->ClusterStatus().slots_used(), 0);
+  // Another job that starts from there must have something left to do.
+  v1::SubmitRequest another;
+  *another.mutable_spec() = Get(id).spec();
+  another.mutable_spec()->mutable_checkpoint()->set_resume_from(id);
+  another.mutable_spec()->mutable_training()->set_steps(3);
+  EXPECT_THAT(std::string(coordinator_->Submit(another, "").status().message()),
+              HasSubstr(id + "@3 has done all of training.steps: 3"));
   ASSERT_TRUE(coordinator_->Resume(request).ok());
   Run();
   EXPECT_EQ(Newest("n1", Body::kStartRanks)->start_ranks().restore().step(), 3);
@@ -565,6 +572,8 @@ TEST_F(CoordinatorTest, CancelIsIdempotentAndFinal) {
   EXPECT_EQ(Get(id).state(), v1::JOB_STATE_CANCELLED);
   EXPECT_TRUE(coordinator_->Cancel(request).ok());
   EXPECT_EQ(coordinator_->Pause(request).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(coordinator_->Pause(request).status().message()),
+              HasSubstr("cancelled: cancelled"));
   EXPECT_EQ(coordinator_->Resume(request).status().code(), absl::StatusCode::kFailedPrecondition);
 }
 

@@ -372,9 +372,10 @@ void JobManager::Judge(const JobRecord& job, const AttemptRecord& attempt) {
   if (job.wish() == store::WISH_PAUSE) {
     SetReason(id, v1::JOB_STATE_PAUSED,
               attempt.failed()
-                  ? absl::StrCat("paused; it failed while pausing: ", attempt.failure().message())
-              : job.reason_by_user().empty() ? "paused"
-                                             : job.reason_by_user());
+                  ? absl::StrCat("it failed while pausing: ", attempt.failure().message())
+              : job.reason_by_user().empty()
+                  ? absl::StrCat("at step ", std::max<int64_t>(0, job.job().last_checkpoint_step()))
+                  : job.reason_by_user());
     ledger_->AddEvent("job_paused", id, "", generation,
                       absl::StrCat("at checkpoint step ", job.job().last_checkpoint_step()));
     schedule_ = true;

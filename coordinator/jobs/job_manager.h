@@ -29,6 +29,9 @@
 
 namespace mt {
 
+// A state as people write it: "queued".
+std::string StateText(v1::JobState state);
+
 class JobManager {
  public:
   struct Metrics {

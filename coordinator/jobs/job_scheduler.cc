@@ -1,6 +1,8 @@
 // JobManager: what people ask for, the queue, and starts.
 #include <algorithm>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
 #include "common/exit_codes.h"
@@ -26,6 +28,11 @@ absl::Status NoSuchJob(const std::string& job_id) {
 }
 
 }  // namespace
+
+std::string StateText(v1::JobState state) {
+  const std::string prefix = "JOB_STATE_", name = v1::JobState_Name(state);
+  return absl::AsciiStrToLower(absl::StartsWith(name, prefix) ? name.substr(prefix.size()) : name);
+}
 
 absl::StatusOr<v1::Job> JobManager::Submit(const v1::SubmitRequest& request,
                                            const std::string& submitted_by) {
@@ -69,6 +76,12 @@ absl::StatusOr<v1::Job> JobManager::Submit(const v1::SubmitRequest& request,
     }
     resume_job = parts[0];
     resume_step = checkpoint->step();
+    if (resume_step >= spec.training().steps()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "checkpoint.resume_from: ", resume_job, "@", resume_step,
+          " has done all of training.steps: ", spec.training().steps(),
+          ", which counts from the start of the whole run; set it above ", resume_step));
+    }
   }
   if (shutting_down_) return absl::UnavailableError("the cluster is going down");
 
@@ -113,7 +126,7 @@ absl::StatusOr<v1::Job> JobManager::Cancel(const v1::JobActionRequest& request) 
   }
   if (HasEnded(state)) {
     return absl::FailedPreconditionError(
-        absl::StrCat("job ", request.job_id(), " has ended: ", v1::JobState_Name(state)));
+        absl::StrCat("job ", request.job_id(), " has ended: ", StateText(state)));
   }
   const bool at_once = state == v1::JOB_STATE_QUEUED || state == v1::JOB_STATE_PAUSED;
   MT_RETURN_IF_ERROR(ledger_->Try([&] {
@@ -141,7 +154,7 @@ absl::StatusOr<v1::Job> JobManager::Pause(const v1::JobActionRequest& request) {
   const v1::JobState state = job->job().state();
   if (HasEnded(state) || job->wish() == store::WISH_CANCEL) {
     return absl::FailedPreconditionError(absl::StrCat(
-        "job ", request.job_id(), " has ended or is being cancelled: ", v1::JobState_Name(state)));
+        "job ", request.job_id(), " has ended or is being cancelled: ", StateText(state)));
   }
   if (job->wish() != store::WISH_PAUSE || job->resume_at_start()) {
     MT_RETURN_IF_ERROR(ledger_->Try([&] {
@@ -171,7 +184,7 @@ absl::StatusOr<v1::Job> JobManager::Resume(const v1::JobActionRequest& request) 
   const v1::JobState state = job->job().state();
   if (state != v1::JOB_STATE_PAUSED && state != v1::JOB_STATE_PAUSING) {
     return absl::FailedPreconditionError(
-        absl::StrCat("job ", request.job_id(), " is not paused but ", v1::JobState_Name(state)));
+        absl::StrCat("job ", request.job_id(), " is not paused but ", StateText(state)));
   }
   MT_RETURN_IF_ERROR(ledger_->Try([&] {
     JobRecord& edited = ledger_->EditJob(request.job_id());
@@ -334,8 +347,8 @@ absl::Status JobManager::TryStart(const std::string& job_id) {
           absl::StrAppend(&away, away.empty() ? "; not usable now: " : ", ", name);
         if (away.size() > 200) break;
       }
-      return absl::ResourceExhaustedError(absl::StrCat(
-          "needs ", mesh.world(), " slots, ", slots, " of ", free.size(), " nodes are free", away));
+      return absl::ResourceExhaustedError(absl::StrCat("needs ", mesh.world(), " slots; ", slots,
+                                                       slots == 1 ? " is" : " are", " free", away));
     }
   }
   const int64_t restore_step =
@@ -352,8 +365,8 @@ absl::Status JobManager::TryStart(const std::string& job_id) {
   view.set_restarts(generation - 1);
   view.set_state(v1::JOB_STATE_STARTING);
   view.set_reason(restore == nullptr
-                      ? "starting"
-                      : absl::StrCat("starting from the checkpoint of step ", restore->step()));
+                      ? "from scratch"
+                      : absl::StrCat("from the checkpoint of step ", restore->step()));
   const absl::Time now = loop_->clock()->Now();
   if (!view.has_started()) {
     SetTime(view.mutable_started(), now);
