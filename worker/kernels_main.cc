@@ -85,8 +85,9 @@ absl::Status Kernels(const Flags& flags) {
     answer["operations"].push_back(
         {{"operation", o.operation()}, {"backend", o.backend()}, {"kernel", o.kernel()}});
   }
-  MT_ASSIGN_OR_RETURN(answer["peak_flops"],
-                      MeasureGemmPeak(flags.operations, flags.fp64 ? MT_F64 : MT_F32));
+  MT_ASSIGN_OR_RETURN(
+      answer["peak_flops"],
+      MeasureGemmPeak(flags.operations, flags.fp64 ? MT_F64 : MT_F32, absl::Milliseconds(300)));
   std::printf("%s\n", answer.dump(2).c_str());
   return absl::OkStatus();
 }

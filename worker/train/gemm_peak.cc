@@ -55,13 +55,13 @@ absl::StatusOr<double> Measure(Operations& operations, mt_dtype dtype, int64_t s
 
 }  // namespace
 
-absl::StatusOr<double> MeasureGemmPeak(const Operations::Options& options, mt_dtype dtype) {
+absl::StatusOr<double> MeasureGemmPeak(const Operations::Options& options, mt_dtype dtype,
+                                       absl::Duration budget) {
   MT_ASSIGN_OR_RETURN(const auto operations, Operations::Create(options));
   absl::Duration best;
   MT_ASSIGN_OR_RETURN(double peak, Measure(*operations, dtype, 256, absl::Milliseconds(5), &best));
   if (best < absl::Milliseconds(2)) {  // fast enough for a size that reaches the peak
-    MT_ASSIGN_OR_RETURN(const double larger,
-                        Measure(*operations, dtype, 768, absl::Milliseconds(45), &best));
+    MT_ASSIGN_OR_RETURN(const double larger, Measure(*operations, dtype, 768, budget, &best));
     peak = std::max(peak, larger);
   }
   return peak;

@@ -7,8 +7,10 @@
 
 namespace mt {
 
-// FLOP/s of the best of a few products in `dtype`, for about 50 ms. All ranks should measure at the
-// same time, so that ranks that share cores see their share.
-absl::StatusOr<double> MeasureGemmPeak(const Operations::Options& options, mt_dtype dtype);
+// FLOP/s of the best of the products in `dtype` that fit into about `budget`. All ranks should
+// measure at the same time, so that ranks that share cores see their share; on a machine that may
+// be busy with something else, a longer budget finds a moment in which it is not.
+absl::StatusOr<double> MeasureGemmPeak(const Operations::Options& options, mt_dtype dtype,
+                                       absl::Duration budget = absl::Milliseconds(45));
 
 }  // namespace mt
