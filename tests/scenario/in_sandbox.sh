@@ -10,12 +10,13 @@ fi
 folder=$(mktemp -d /tmp/mt-scenario.XXXXXX)
 trap 'rm -rf "$folder"' EXIT
 export MT_SCENARIO_FOLDER=$folder
-# Inside: /run/netns for the hosts' names, /root for ~/.ssh and ~/.mt, a loopback without gloo's delayed-ACK stall.
+# Inside: /run/netns for the hosts' names, /dev/shm that shows what is left, /root for ~/.ssh and ~/.mt, a loopback without gloo's delayed-ACK stall.
 unshare --net --pid --mount --uts --fork --mount-proc --kill-child bash -c '
   set -euo pipefail
   mount --make-rprivate /
   mkdir -p /run/netns /run/sshd "$MT_SCENARIO_FOLDER/home"
   mount -t tmpfs tmpfs /run/netns
+  mount -t tmpfs tmpfs /dev/shm
   mount --bind "$MT_SCENARIO_FOLDER/home" /root
   export HOME=/root
   hostname coordinator
