@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
+
 namespace mt {
 namespace {
 
@@ -61,6 +63,18 @@ TEST(HostfileTest, RangesKeepOrderAndWidth) {
   EXPECT_EQ(nodes[1].slots, 2);
   EXPECT_EQ(nodes[1].user, "root");
   EXPECT_EQ(nodes[1].port, 23);
+}
+
+TEST(HostfileTest, TheGuidesExampleIsReadAsItSays) {
+  std::ifstream file(MT_SOURCE_DIR "/docs/guide/hostfile.md");
+  const std::string page(std::istreambuf_iterator<char>(file), {});
+  const size_t begin = page.find("```\n"), end = page.find("```\n", begin + 4);
+  ASSERT_NE(end, std::string::npos);
+  const auto nodes = Parse(page.substr(begin + 4, end - begin - 4));
+  ASSERT_EQ(nodes.size(), 9u);
+  EXPECT_EQ(nodes[4].name, "gpu05");
+  EXPECT_EQ(nodes[4].interface, "ib0");
+  EXPECT_EQ(nodes[8].address, "fd00::7");
 }
 
 struct Bad {
