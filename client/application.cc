@@ -2,6 +2,7 @@
 
 #include <cstdio>
 
+#include "absl/strings/str_replace.h"
 #include "client/checkpoint_commands.h"
 #include "client/cluster_commands.h"
 #include "client/completion.h"
@@ -55,6 +56,8 @@ std::string DefaultNext(const absl::Status& status) {
       return "mtctl cluster status";
     case absl::StatusCode::kResourceExhausted:
       return "mtctl nodes -o wide";
+    case absl::StatusCode::kInvalidArgument:
+      return "mtctl COMMAND --help; docs/guide/job-spec.md has every key of a job";
     default:
       return "mtctl events";
   }
@@ -66,23 +69,54 @@ void Complain(const absl::Status& status) {
   std::fprintf(stderr, "next: %s\n", (next.empty() ? DefaultNext(status) : next).c_str());
 }
 
-// The command that a mistyped word was meant to be.
-std::string DidYouMean(const CLI::App& app, int argc, const char* const* argv) {
+// The first word that is neither a command nor an option where it stands.
+struct Misspelt {
+  std::string at;           // the command before it, "mtctl checkpoint"
+  std::string word, meant;  // empty: every word is known; nothing is near it
+};
+Misspelt FindMisspelt(const CLI::App& app, int argc, const char* const* argv) {
   const CLI::App* at = &app;
+  Misspelt result{.at = app.get_name()};
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
-    if (!word.empty() && word[0] == '-') continue;
     std::vector<std::string> names;
+    if (word.size() > 2 && word.substr(0, 2) == "--") {
+      bool known = false;
+      const std::string name = word.substr(0, word.find('='));
+      for (const CLI::App* app_with : {at, &app}) {
+        for (const CLI::Option* option : app_with->get_options()) {
+          for (const std::string& known_name : option->get_lnames()) {
+            // NearestWord compares with words that are joined by underscores, as keys are.
+            names.push_back(absl::StrReplaceAll(known_name, {{"-", "_"}}));
+            known = known || "--" + known_name == name;
+          }
+        }
+      }
+      if (known) continue;
+      result.word = name;
+      const std::string nearest = NearestWord(name.substr(2), names);
+      if (!nearest.empty())
+        result.meant = absl::StrCat("--", absl::StrReplaceAll(nearest, {{"_", "-"}}));
+      return result;
+    }
+    if (word.empty() || word[0] == '-') continue;
     const CLI::App* found = nullptr;
     for (const CLI::App* sub : at->get_subcommands(nullptr)) {
       names.push_back(sub->get_name());
       if (sub->check_name(word)) found = sub;
     }
-    if (names.empty()) return "";
-    if (found == nullptr) return NearestWord(word, names);
+    if (names.empty()) continue;
+    if (found == nullptr) {
+      // The value of an option before it is no command.
+      if (argv[i - 1][0] == '-' && i > 1) continue;
+      result.word = "command " + word;
+      result.meant = NearestWord(word, names);
+      return result;
+    }
     at = found;
+    absl::StrAppend(&result.at, " ", found->get_name());
   }
-  return "";
+  return result;
 }
 
 }  // namespace
@@ -127,11 +161,17 @@ int RunMtctl(int argc, const char* const* argv) {
   } catch (const CLI::CallForHelp& e) {
     return app->exit(e);
   } catch (const CLI::ParseError& e) {
-    std::fprintf(stderr, "mtctl: %s\n", e.what());
-    const std::string meant = DidYouMean(*app, argc, argv);
+    const Misspelt misspelt = FindMisspelt(*app, argc, argv);
+    std::fprintf(stderr, "mtctl: %s\n",
+                 misspelt.word.empty()
+                     ? e.what()
+                     : absl::StrCat(misspelt.at == app->get_name() ? "" : misspelt.at + ": ",
+                                    "there is no ", misspelt.word)
+                           .c_str());
     std::fprintf(stderr, "next: %s\n",
-                 meant.empty() ? "mtctl --help, or mtctl COMMAND --help"
-                               : absl::StrCat("did you mean `", meant, "`?").c_str());
+                 misspelt.meant.empty()
+                     ? absl::StrCat(misspelt.at, " --help").c_str()
+                     : absl::StrCat("did you mean `", misspelt.meant, "`?").c_str());
     return kExitUsage;
   }
   if (!session.action) return kExitInternal;

@@ -68,7 +68,8 @@ absl::StatusOr<v1::ListNodesResponse> StartCoordinator(Session* session, const B
   int pid = 0;
   absl::StatusOr<Client*> client = session->Reconnect();
   if (client.ok()) {
-    Note(absl::StrCat("already up: ", (*client)->endpoint().address));
+    Note(absl::StrCat("already up: ", (*client)->endpoint().address,
+                      " (what a start reads, such as a hostfile, is not read again)"));
   } else {
     MT_ASSIGN_OR_RETURN(const std::string program, FindProgram("mt-coordinator"));
     // An endpoint file that nobody answers at is of an earlier life.

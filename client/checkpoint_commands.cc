@@ -72,7 +72,11 @@ absl::StatusOr<ExitCode> Show(Session* session, const Options& o) {
     return WithNext(info.status(), absl::StrCat("mtctl checkpoint list ", reference.job_id()));
   const v1::CheckpointManifest& m = info->manifest();
   if (o.digest) {
-    std::printf("%s\n", Safe(m.weights_digest()).c_str());
+    if (session->json()) {
+      session->Print(Json{{"digest", m.weights_digest()}});
+    } else {
+      std::printf("%s\n", Safe(m.weights_digest()).c_str());
+    }
     return kExitOk;
   }
   if (session->json()) {

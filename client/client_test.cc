@@ -278,7 +278,14 @@ TEST_F(ClientTest, ErrorsHaveTheirExitCodeAndTheNextCommand) {
 
   result = Mtctl({"lst"}, /*connected=*/false);
   EXPECT_EQ(result.code, kExitUsage);
-  EXPECT_THAT(result.err, HasSubstr("did you mean `list`?"));
+  EXPECT_EQ(result.err, "mtctl: there is no command lst\nnext: did you mean `list`?\n");
+  result = Mtctl({"checkpoint", "lst"}, /*connected=*/false);
+  EXPECT_THAT(result.err, HasSubstr("mtctl checkpoint: there is no command lst"));
+  result = Mtctl({"logs", "job-1", "--rnak", "0"}, /*connected=*/false);
+  EXPECT_EQ(result.code, kExitUsage);
+  EXPECT_THAT(result.err, HasSubstr("did you mean `--rank`?"));
+  result = Mtctl({"logs"}, /*connected=*/false);
+  EXPECT_EQ(result.err, "mtctl: JOB is required\nnext: mtctl logs --help\n");
 
   result = Mtctl({"list"}, /*connected=*/false);
   EXPECT_EQ(result.code, kExitUnavailable);
@@ -400,6 +407,15 @@ TEST(TopFrame, FitsTheScreenAndTellsWhatMatters) {
   EXPECT_EQ(std::count(small.begin(), small.end(), '\n'), 3);
   for (absl::string_view line : {absl::string_view(small).substr(0, small.find('\n'))})
     EXPECT_LE(DisplayWidth(line), 20u);
+  // Many ended jobs, newest first: the running one and the node stay in sight.
+  v1::Job ended;
+  ended.set_id("old-1");
+  ended.set_state(v1::JOB_STATE_SUCCEEDED);
+  std::vector<v1::Job> jobs(40, ended);
+  jobs.push_back(job);
+  const std::string full = TopFrame(status, jobs, absl::UnixEpoch(), 120, 12);
+  EXPECT_LT(full.find("tiny-1"), full.find("old-1"));
+  EXPECT_THAT(full, HasSubstr("stream lost"));
 }
 
 TEST(Completion, KnowsEveryCommandAndBashAcceptsIt) {

@@ -16,6 +16,7 @@ struct Options {
   std::string state, hostfile, listen, ssh_key, known_hosts, bundle, node, timeout,
       name = "cluster";
   int nodes = 2, slots = 2;
+  bool nodes_given = false, slots_given = false;
   bool insecure = false, now = false, purge = false, stop_jobs = false, accept_new_hosts = false;
 };
 
@@ -82,6 +83,18 @@ absl::StatusOr<ExitCode> DevUp(Session* session, const Options& o) {
                   absl::StrCat("--slots=", o.slots)};
   if (o.insecure) up.arguments.push_back("--insecure");
   MT_ASSIGN_OR_RETURN(const v1::ListNodesResponse nodes, StartCoordinator(session, up));
+  // One that was up already keeps its size.
+  const int slots = nodes.nodes_size() > 0 ? nodes.nodes(0).slots() : 0;
+  if ((o.nodes_given && nodes.nodes_size() != o.nodes) || (o.slots_given && slots != o.slots)) {
+    const std::string state = o.state.empty() ? "" : absl::StrCat(" --state ", up.state_directory);
+    return WithNext(absl::FailedPreconditionError(
+                        absl::StrCat("the cluster in ", up.state_directory, " is up already, with ",
+                                     nodes.nodes_size(), " nodes of ", slots,
+                                     " slots; it must go down first "
+                                     "(running jobs are checkpointed and go on afterwards)")),
+                    absl::StrCat("mtctl dev down", state, " && mtctl dev up", state, " --nodes ",
+                                 o.nodes, " --slots ", o.slots));
+  }
   return ReportUp(session, up, nodes);
 }
 
@@ -204,7 +217,11 @@ void AddUpAndDown(CLI::App* app, Session* session, Options* o) {
   dev_up->add_option("--state", o->state, "State folder; default ~/.mt/dev")->type_name("DIR");
   dev_up->add_flag("--insecure", o->insecure, "Without TLS");
   AddFormatOption(dev_up, session);
-  dev_up->callback([session, o] { session->action = [session, o] { return DevUp(session, *o); }; });
+  dev_up->callback([session, o, dev_up] {
+    o->nodes_given = dev_up->count("--nodes") > 0;
+    o->slots_given = dev_up->count("--slots") > 0;
+    session->action = [session, o] { return DevUp(session, *o); };
+  });
   CLI::App* dev_down =
       dev->add_subcommand("down", "Stop it; state and checkpoints stay unless --purge");
 

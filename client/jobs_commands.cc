@@ -217,7 +217,8 @@ std::string DescribeJob(const v1::Job& job, absl::Time now) {
   line("submitted by", Safe(job.submitted_by()));
   line("layout", Layout(job.spec().parallel()));
   line("attempt", job.attempt() > 0
-                      ? absl::StrCat(job.attempt(), "  (", job.restarts(), " restarts, ",
+                      ? absl::StrCat(job.attempt(), "  (", job.restarts(),
+                                     job.restarts() == 1 ? " restart, " : " restarts, ",
                                      job.attempts_without_progress(), " without progress)")
                       : "");
   if (HasEnded(job.state())) line("exit code", absl::StrCat(job.exit_code()));
@@ -351,7 +352,7 @@ void AddJobsCommands(CLI::App* app, Session* session) {
 
   CLI::App* events = app->add_subcommand("events", "What happened to a job, or to the cluster");
   events->add_option("JOB", o.job_id, "Job id; without it, of the whole cluster");
-  events->add_option("--limit", o.limit, "At most this many")->check(CLI::PositiveNumber);
+  events->add_option("--limit", o.limit, "The newest so many")->check(CLI::PositiveNumber);
   AddFormatOption(events, session);
   events->callback([session] { session->action = [session] { return Events(session, o); }; });
 }

@@ -5,6 +5,7 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "absl/strings/str_format.h"
@@ -157,7 +158,15 @@ std::string TopFrame(const v1::ClusterStatus& status, const std::vector<v1::Job>
                {"RESTARTS", false, true},
                {"GOODPUT", false, true},
                {"REASON"}});
-  for (const v1::Job& job : jobs) {
+  // What still goes on comes first; the nodes below are never pushed off the screen by jobs that have ended.
+  std::vector<v1::Job> shown = jobs;
+  std::stable_partition(shown.begin(), shown.end(),
+                        [](const v1::Job& job) { return !HasEnded(job.state()); });
+  const size_t room = height <= 0
+                          ? shown.size()
+                          : static_cast<size_t>(std::max(1, height - 5 - status.nodes_size()));
+  if (shown.size() > room) shown.resize(room);
+  for (const v1::Job& job : shown) {
     const v1::TrainingProgress& p = job.progress();
     const bool stepped = p.step() > 0, live = stepped && job.state() == v1::JOB_STATE_RUNNING;
     table.AddRow(
