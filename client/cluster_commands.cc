@@ -269,6 +269,26 @@ void AddUpAndDown(CLI::App* app, Session* session, Options* o) {
       [session, o] { session->action = [session, o] { return Down(session, *o, o->name); }; });
 }
 
+// `mtctl nodes` and `mtctl cluster nodes` are one command; so are drain and undrain.
+void AddNodeCommands(CLI::App* app, Session* session, Options* o) {
+  CLI::App* nodes = app->add_subcommand("nodes", "Nodes, their slots, jobs and data interfaces");
+  AddFormatOption(nodes, session);
+  nodes->callback([session] { session->action = [session] { return Nodes(session); }; });
+  for (const bool drain : {true, false}) {
+    CLI::App* command =
+        app->add_subcommand(drain ? "drain" : "undrain",
+                            drain ? "Place no new ranks on a node" : "Place ranks there again");
+    command->add_option("NODE", o->node, "Node name, as `mtctl nodes` shows it")->required();
+    if (drain)
+      command->add_flag("--stop-jobs", o->stop_jobs,
+                        "Move its jobs away now (they restart from their checkpoints)");
+    AddFormatOption(command, session);
+    command->callback([session, drain, o] {
+      session->action = [session, drain, o] { return Drain(session, *o, drain); };
+    });
+  }
+}
+
 }  // namespace
 
 Table NodesTable(const std::vector<v1::Node>& nodes, absl::Time now) {
@@ -307,22 +327,8 @@ void AddClusterCommands(CLI::App* app, Session* session) {
   static Options o;  // CLI11 keeps references to it
   o = Options();
   AddUpAndDown(app, session, &o);
-  CLI::App* nodes = app->add_subcommand("nodes", "Nodes, their slots, jobs and data interfaces");
-  AddFormatOption(nodes, session);
-  nodes->callback([session] { session->action = [session] { return Nodes(session); }; });
-  for (const bool drain : {true, false}) {
-    CLI::App* command =
-        app->add_subcommand(drain ? "drain" : "undrain",
-                            drain ? "Place no new ranks on a node" : "Place ranks there again");
-    command->add_option("NODE", o.node, "Node name, as `mtctl nodes` shows it")->required();
-    if (drain)
-      command->add_flag("--stop-jobs", o.stop_jobs,
-                        "Move its jobs away now (they restart from their checkpoints)");
-    AddFormatOption(command, session);
-    command->callback([session, drain] {
-      session->action = [session, drain] { return Drain(session, o, drain); };
-    });
-  }
+  AddNodeCommands(app, session, &o);
+  AddNodeCommands(app->get_subcommand("cluster"), session, &o);
 }
 
 }  // namespace mt::client
