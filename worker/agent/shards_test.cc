@@ -96,8 +96,11 @@ TEST_F(ShardsTest, AnotherDigestOrSizeIsDataLossAndLeavesNothing) {
 
 TEST_F(ShardsTest, OnlyCheckpointFilesAreServed) {
   for (const char* name : {"../../../secret", "link", "/etc/passwd", ".", "no-such-file"}) {
-    v1::CheckpointFile other = file_;
+    // Size and digest are those of the secret, so that only the service can refuse it.
+    v1::CheckpointFile other;
     other.set_name(name);
+    other.set_size_bytes(6);
+    other.set_xxh3_128(Xxh3Hex("secret"));
     EXPECT_FALSE(Fetch(other, {endpoint_}).ok()) << name;
     EXPECT_TRUE(NothingArrived()) << name;
   }
