@@ -6,9 +6,15 @@
  *  - A backend whose major version differs is refused; minor versions only add operations, at the end of the enum.
  *  - All memory is in the backend's device memory (host memory for CPU backends). Row-major, element strides where given.
  *  - Calls enqueue on a stream and may return before the work is done; CPU backends finish first. Calls on one stream
- *    run in order. Functions are thread-safe as long as two threads do not use one stream at the same time.
+ *    run in order; streams are independent of each other except through events. The null stream is the backend's compute
+ *    stream. Functions are thread-safe as long as two threads do not use one stream at the same time.
  *  - Nothing allocates in `run`; scratch comes from `workspace` (size from `workspace_bytes`).
  *  - Results are deterministic: the same call with the same inputs gives the same bits, whatever the number of threads.
+ *  - Types. "dtype" is of the data. Sums, exponentials and statistics (rstd, lse, row losses, cross-entropy statistics, the
+ *    rotation table) are float64 for F64 data and float32 for every other type: the *statistic type*. BF16 data are computed
+ *    in float32 at least and rounded once, to nearest even, when stored. Weight gradients have gradient_dtype (F32 with BF16
+ *    data: main gradients) and are added to in that type.
+ *  - FP8 data carry a scale: the real value is element * scale, one float32 on the device per tensor (`*_scale` fields).
  *  - Errors are MT_OK or a negative code; `error_message` then tells call, place and cause for the calling thread.
  */
 #ifndef MT_KERNELS_ABI_MT_BACKEND_H_
@@ -22,7 +28,7 @@ extern "C" {
 #endif
 
 #define MT_BACKEND_ABI_MAJOR 1
-#define MT_BACKEND_ABI_MINOR 0
+#define MT_BACKEND_ABI_MINOR 1
 #define MT_BACKEND_ENTRY_SYMBOL "mt_backend_entry_v1"
 
 enum mt_status_code {
@@ -67,7 +73,19 @@ enum mt_operation {
   MT_OP_CROSS_ENTROPY_GRADIENT = 18,   /* mt_cross_entropy_args */
   MT_OP_ADAMW = 19,                    /* mt_adamw_args */
   MT_OP_CROSS_ENTROPY_COMBINE = 20,    /* mt_cross_entropy_combine_args */
-  MT_OP_END                            /* one past the last */
+  /* since 1.1 */
+  MT_OP_SUM = 21,                    /* mt_squared_sum_args */
+  MT_OP_CLIP_FACTOR = 22,            /* mt_clip_factor_args */
+  MT_OP_COLUMN_SUM = 23,             /* mt_column_sum_args: bias gradients */
+  MT_OP_LAYERNORM_FORWARD = 24,      /* mt_layernorm_args */
+  MT_OP_LAYERNORM_BACKWARD = 25,     /* mt_layernorm_args */
+  MT_OP_GELU_FORWARD = 26,           /* mt_gelu_args */
+  MT_OP_GELU_BACKWARD = 27,          /* mt_gelu_args */
+  MT_OP_QK_NORM_ROPE_FORWARD = 28,   /* mt_qk_norm_rope_args */
+  MT_OP_QK_NORM_ROPE_BACKWARD = 29,  /* mt_qk_norm_rope_args */
+  MT_OP_AMAX = 30,                   /* mt_amax_args */
+  MT_OP_QUANTIZE = 31,               /* mt_quantize_args */
+  MT_OP_END                          /* one past the last */
 };
 
 /* value -> data[0..count) */
@@ -121,7 +139,8 @@ typedef struct mt_scale_args {
   double factor;
   const double* factor_pointer;
 } mt_scale_args;
-/* *result (float64, device) = (accumulate ? *result : 0) + sum of data[i]^2, added in a fixed order */
+/* SQUARED_SUM: *result (float64, device) = (accumulate ? *result : 0) + sum of data[i]^2, added in a fixed order.
+ * SUM: the same of data[i]. */
 typedef struct mt_squared_sum_args {
   uint32_t struct_size;
   int32_t dtype;
@@ -133,8 +152,33 @@ typedef struct mt_squared_sum_args {
   size_t workspace_bytes;
 } mt_squared_sum_args;
 
-/* D[m,n] = alpha * op(A)[m,k] op(B)[k,n] + beta * D. op = transpose if the flag is set; lda.. are row strides of the stored
- * matrices. dtype is of A and B; output_dtype of D (F32 for BF16 inputs with float32 main gradients). beta is 0 or 1. */
+/* The factor that clips a gradient to norm `limit` (Pascanu et al. 2013, as torch.nn.utils.clip_grad_norm_):
+ * *factor = limit > 0 ? min(1, limit / (sqrt(*squared_norm) + 1e-6)) : 1, and NaN if *squared_norm or *loss (may be null) is not
+ * finite, which makes ADAMW leave everything as it was. All on the device: clipping costs no round trip to the host. */
+typedef struct mt_clip_factor_args {
+  uint32_t struct_size;
+  const double* squared_norm;
+  const double* loss;
+  double* factor;
+  double limit;
+} mt_clip_factor_args;
+
+/* result[c] (gradient_dtype) += sum over rows of data[r * row_stride + c], rows added in a fixed order. */
+typedef struct mt_column_sum_args {
+  uint32_t struct_size;
+  int32_t dtype, gradient_dtype;
+  int64_t rows, columns, row_stride;
+  const void* data /* (N, C) */;
+  void* result /* (C) */;
+  void* workspace;
+  size_t workspace_bytes;
+} mt_column_sum_args;
+
+/* D[m,n] = alpha * op(A)[m,k] op(B)[k,n] + beta * D + bias[n]. op = transpose if the flag is set; lda.. are row strides of the stored
+ * matrices. dtype is of A and B; output_dtype of D (F32 for BF16 inputs with float32 main gradients). beta is 0 or 1.
+ * FP8: b_dtype is B's type where it differs from A's (0 = the same); op(A) op(B) is multiplied by *a_scale * *b_scale; a backend
+ * may ask for transpose_a = 0, transpose_b = 1 (both operands contiguous along k) and k, n, lda, ldb multiples of 16. D is BF16
+ * or F32. bias (may be null) has output_dtype and is added after alpha and scales. */
 typedef struct mt_matmul_args {
   uint32_t struct_size;
   int32_t dtype, output_dtype;
@@ -149,6 +193,10 @@ typedef struct mt_matmul_args {
   double alpha, beta;
   void* workspace;
   size_t workspace_bytes;
+  int32_t b_dtype;
+  const float* a_scale;
+  const float* b_scale;
+  const void* bias;
 } mt_matmul_args;
 
 /* Vocabulary-parallel: this rank holds rows [vocab_start, vocab_start + vocab_rows) of the table.
@@ -172,7 +220,8 @@ typedef struct mt_embedding_args {
 /* Forward: s = x + residual (residual may be null; then s = x), sum[i] = s (may be null, may alias x or residual),
  * rstd = 1/sqrt(mean(s^2) + eps) (float32, or float64 for F64), output = s * rstd * weight.
  * Backward: input `sum` = s as saved. dx = rstd * (w*dy - s * rstd^2 * mean(w*dy*s)), plus residual_gradient if not null;
- * input_gradient may alias residual_gradient or output_gradient. weight_gradient += sum over rows of dy * s * rstd. */
+ * input_gradient may alias residual_gradient or output_gradient. weight_gradient += sum over rows of dy * s * rstd.
+ * amax (may be null): *amax = max(*amax, max |output|), of what was stored (forward), or of input_gradient (backward). */
 typedef struct mt_rmsnorm_args {
   uint32_t struct_size;
   int32_t dtype, gradient_dtype;
@@ -190,12 +239,41 @@ typedef struct mt_rmsnorm_args {
   void* weight_gradient /* (C) */;
   void* workspace;
   size_t workspace_bytes;
+  float* amax;
 } mt_rmsnorm_args;
 
-/* In place, half-split rotation (as in transformers' Llama): for pair j < d/2 of a head at position p,
- * angle = p * theta^(-2j/d); (a, b) = (x[j], x[j + d/2]) -> (a cos - b sin, b cos + a sin). inverse = 1 rotates back (backward).
+/* Ba, Kiros & Hinton 2016. As rmsnorm with s = x + residual, but output = (s - mean) * rstd * weight + bias,
+ * rstd = 1/sqrt(mean((s - mean)^2) + eps). Backward, with h = (s - mean) rstd and g = w dy:
+ * dx = rstd * (g - mean(g) - h * mean(g h)) plus residual_gradient if not null; weight_gradient += sum over rows of dy h;
+ * bias_gradient += sum over rows of dy. mean and rstd (N) have the statistic type. */
+typedef struct mt_layernorm_args {
+  uint32_t struct_size;
+  int32_t dtype, gradient_dtype;
+  int64_t rows, columns;
+  double eps;
+  const void* x;
+  const void* residual;
+  void* sum;
+  const void* weight /* (C) */;
+  const void* bias /* (C) */;
+  void* output;
+  void* mean /* (N) */;
+  void* rstd /* (N) */;
+  const void* output_gradient;
+  const void* residual_gradient;
+  void* input_gradient;
+  void* weight_gradient /* (C) */;
+  void* bias_gradient /* (C) */;
+  void* workspace;
+  size_t workspace_bytes;
+  float* amax;
+} mt_layernorm_args;
+
+/* In place, rotation of the first r = rotary_dim (0 = d) elements of every head (Su et al. 2021): for pair j < r/2 at position p,
+ * angle = p * theta^(-2j/r); (a, b) -> (a cos - b sin, b cos + a sin), where (a, b) = (x[j], x[j + r/2]) (half-split, as in
+ * transformers' Llama), or (x[2j], x[2j + 1]) if `interleaved`. inverse = 1 rotates back (backward).
  * Element (t, b, h, j) is at data + ((t * batch + b) * row_stride + h * d + j). Position of row t is first_position + t.
- * cos_sin: table (positions, d) of the data's type, [p, j] = cos, [p, d/2 + j] = sin, made by the caller in float64. */
+ * cos_sin: table (positions, r) of the statistic type, [p, j] = cos, [p, r/2 + j] = sin, made by the caller in float64. */
 typedef struct mt_rope_args {
   uint32_t struct_size;
   int32_t dtype;
@@ -204,11 +282,36 @@ typedef struct mt_rope_args {
   int64_t first_position;
   const void* cos_sin;
   int32_t inverse;
+  int32_t rotary_dim;
+  int32_t interleaved;
 } mt_rope_args;
+
+/* Per-head RMS norm and rotation in one pass (Qwen3): y = rope(x * rstd * weight), with rope as above, rstd (N, heads) =
+ * 1/sqrt(mean over d of x^2 + eps), weight (d) shared by all heads. x and y are not the same memory: backward reads x.
+ * Backward: dy (strides of y) -> dx (strides of x; may be dy), weight_gradient (d) += sum over rows and heads. */
+typedef struct mt_qk_norm_rope_args {
+  uint32_t struct_size;
+  int32_t dtype, gradient_dtype;
+  int64_t sequence, batch, heads, head_dim;
+  int64_t x_stride, y_stride;
+  int64_t first_position;
+  int32_t rotary_dim, interleaved;
+  double eps;
+  const void* cos_sin;
+  const void* weight /* (d) */;
+  const void* x;
+  void* y;
+  void* rstd /* (N, heads) */;
+  const void* output_gradient;
+  void* input_gradient;
+  void* weight_gradient /* (d) */;
+  void* workspace;
+  size_t workspace_bytes;
+} mt_qk_norm_rope_args;
 
 /* Causal grouped-query attention. Query head h reads key/value head h / (heads / kv_heads). q, k, v may be views of one packed
  * (T, B, (H + 2K) d) tensor: element (t, b, h, j) of q is at q + ((t * batch + b) * q_stride + h * d + j); k, v, o likewise.
- * scale is applied to q k^T. lse (float32, or float64 for F64) is (B, H, T): log of the sum of exponentials of scaled scores.
+ * scale is applied to q k^T. lse (statistic type) is (B, H, T): log of the sum of exponentials of scaled scores.
  * Backward overwrites dq, dk, dv (strides as q, k, v's: dq_stride, ...). */
 typedef struct mt_attention_args {
   uint32_t struct_size;
@@ -238,7 +341,8 @@ typedef struct mt_attention_args {
 } mt_attention_args;
 
 /* gate_up is (N, 2D): gate in the first D columns, up in the others. Forward: output = silu(gate) * up.
- * Backward: gate_up_gradient (N, 2D), may alias gate_up; if output is not null there, it is recomputed into it. */
+ * Backward: gate_up_gradient (N, 2D), may alias gate_up; if output is not null there, it is recomputed into it.
+ * amax (may be null): *amax = max(*amax, max |output|) forward; backward max |gate_up_gradient|, of what was stored. */
 typedef struct mt_swiglu_args {
   uint32_t struct_size;
   int32_t dtype;
@@ -247,7 +351,49 @@ typedef struct mt_swiglu_args {
   void* output /* (N, D) */;
   const void* output_gradient;
   void* gate_up_gradient;
+  float* amax;
 } mt_swiglu_args;
+
+/* y = gelu(x + bias), bias (C) may be null. tanh_approximation = 1: 0.5 z (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))), as GPT-2;
+ * 0: 0.5 z (1 + erf(z / sqrt 2)) (Hendrycks & Gimpel 2016). Backward: input_gradient = output_gradient * gelu'(x + bias), may
+ * alias x or output_gradient; the gradient of the bias is its COLUMN_SUM. */
+typedef struct mt_gelu_args {
+  uint32_t struct_size;
+  int32_t dtype;
+  int64_t rows, columns;
+  const void* x;
+  const void* bias;
+  void* output;
+  const void* output_gradient;
+  void* input_gradient;
+  int32_t tanh_approximation;
+  float* amax;
+} mt_gelu_args;
+
+/* *amax (float32, device) = max(*amax, max |data[i]|); NaN if any is NaN. The caller clears it. */
+typedef struct mt_amax_args {
+  uint32_t struct_size;
+  int32_t dtype;
+  const void* data;
+  int64_t count;
+  float* amax;
+} mt_amax_args;
+
+/* Per-tensor current scaling to FP8 (Micikevicius et al. 2022, arXiv 2209.05433): with L the largest finite value of output_dtype
+ * (448 for E4M3, 57344 for E5M2), scale = *amax / L (1 if *amax is 0), computed in float32; output[r, c] =
+ * saturate(round to nearest even(source[r, c] / scale)), the division done as a product with L / *amax in float32;
+ * *output_scale = scale. transposed[c, r] = output[r, c]; either of the two may be null. *amax is at least max |source|; a NaN or
+ * infinite *amax makes the scale NaN, so that the trouble is seen in the loss and not hidden. */
+typedef struct mt_quantize_args {
+  uint32_t struct_size;
+  int32_t dtype, output_dtype;
+  int64_t rows, columns;
+  const void* source /* (rows, columns) */;
+  const float* amax;
+  void* output /* (rows, columns) */;
+  void* transposed /* (columns, rows) */;
+  float* output_scale;
+} mt_quantize_args;
 
 /* One chunk of rows of vocabulary-parallel logits. targets are global ids; this rank's columns are
  * [vocab_start, vocab_start + columns); columns at or past `valid_columns` are padding and count as -infinity.
@@ -255,7 +401,7 @@ typedef struct mt_swiglu_args {
  * COMBINE (20): from all ranks' (world, rows) statistics, in rank order, gives the global lse[i] and
  *   row_loss[i] = target < 0 ? 0 : lse - target_logit + z_loss * lse^2.
  * GRADIENT: logits -> loss_scale * (softmax * (1 + 2 z_loss lse) - onehot) in place, zeros for rows with target < 0 and padding.
- * Statistics are float64 for F64, else float32. */
+ * Statistics have the statistic type; COMBINE's dtype is that of the logits. */
 typedef struct mt_cross_entropy_args {
   uint32_t struct_size;
   int32_t dtype;
@@ -284,7 +430,8 @@ typedef struct mt_cross_entropy_combine_args {
 
 /* Over a flat shard: AdamW (Loshchilov & Hutter 2019, as torch.optim.AdamW): p -= lr * weight_decay * p;
  * m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; p -= lr * (m / (1-b1^step)) / (sqrt(v / (1-b2^step)) + eps), g = gradient * gradient_scale
- * (* *gradient_scale_pointer when not null). master, exp_avg, exp_avg_sq: state_dtype; parameter (working copy, may equal master): dtype. */
+ * (* *gradient_scale_pointer when not null; if that is not finite, nothing is changed). master, exp_avg, exp_avg_sq: state_dtype;
+ * parameter (working copy = master rounded once, may equal master): dtype. */
 typedef struct mt_adamw_args {
   uint32_t struct_size;
   int32_t dtype, state_dtype, gradient_dtype;
@@ -300,7 +447,10 @@ typedef struct mt_adamw_args {
   const double* gradient_scale_pointer;
 } mt_adamw_args;
 
-typedef struct mt_stream_s* mt_stream; /* null = the default stream */
+typedef struct mt_stream_s* mt_stream; /* null = the backend's compute stream */
+typedef struct mt_event_s* mt_event;
+typedef struct mt_graph_s* mt_graph;
+typedef struct mt_communicator_s* mt_communicator;
 
 typedef struct mt_device_info {
   uint32_t struct_size;
@@ -311,6 +461,9 @@ typedef struct mt_device_info {
   uint32_t capabilities;
   double peak_flops; /* measured or nominal for the default type; 0 = unknown */
   char detail[256];  /* instruction set, compute capability, driver */
+  /* since 1.1; nominal, 0 = unknown */
+  double bf16_flops, fp8_flops;
+  double memory_bytes_per_second;
 } mt_device_info;
 enum mt_capability {
   MT_CAPABILITY_FAST_BF16 = 1,
@@ -318,6 +471,41 @@ enum mt_capability {
   MT_CAPABILITY_GRAPHS = 4,
   MT_CAPABILITY_HOST_MEMORY = 8
 };
+
+/* Collectives between the devices of several processes (NCCL and its kin). A communicator belongs to the device that `open` bound.
+ * Calls enqueue on a stream and return; an error of a peer shows in `state`. Buffers are device memory. Reductions are
+ * deterministic for a given group and topology; their order is the library's. Sum of BF16 is rounded at every hop. */
+enum mt_reduce_op { MT_REDUCE_SUM = 0, MT_REDUCE_MAX = 1 };
+#define MT_UNIQUE_ID_BYTES 128
+#define MT_IN_PROGRESS 1
+typedef struct mt_collectives {
+  uint32_t struct_size;
+  const char* name;    /* "nccl" */
+  const char* version; /* of the library that was found */
+  /* Made by one member and carried to the others. */
+  int32_t (*unique_id)(char id[MT_UNIQUE_ID_BYTES]);
+  /* Begins to join and returns; poll `state` until it is MT_OK. */
+  int32_t (*create)(const char id[MT_UNIQUE_ID_BYTES], int32_t rank, int32_t size, mt_communicator* communicator);
+  /* MT_OK, MT_IN_PROGRESS, or a negative code once anything has failed. Thread-safe. */
+  int32_t (*state)(mt_communicator communicator);
+  int32_t (*all_reduce)(mt_communicator communicator, const void* input, void* output, int64_t count, int32_t dtype,
+                        int32_t reduce_op, mt_stream stream);
+  /* output: `count` elements, the sum of everyone's part `rank` of input (size * count) */
+  int32_t (*reduce_scatter)(mt_communicator communicator, const void* input, void* output, int64_t count, int32_t dtype,
+                            mt_stream stream);
+  int32_t (*all_gather)(mt_communicator communicator, const void* input, void* output, int64_t count, int32_t dtype,
+                        mt_stream stream);
+  int32_t (*broadcast)(mt_communicator communicator, void* data, int64_t count, int32_t dtype, int32_t root,
+                       mt_stream stream);
+  int32_t (*send)(mt_communicator communicator, const void* data, int64_t bytes, int32_t peer, mt_stream stream);
+  int32_t (*receive)(mt_communicator communicator, void* data, int64_t bytes, int32_t peer, mt_stream stream);
+  /* Calls between the two are one: needed where two members send to each other. */
+  int32_t (*group_begin)(void);
+  int32_t (*group_end)(void);
+  /* Ends everything in flight, here at once and soon at the peers; the communicator can only be destroyed. Thread-safe. */
+  int32_t (*abort)(mt_communicator communicator);
+  int32_t (*destroy)(mt_communicator communicator);
+} mt_collectives;
 
 typedef struct mt_backend {
   uint32_t struct_size;
@@ -344,6 +532,32 @@ typedef struct mt_backend {
   int32_t (*stream_create)(mt_stream* stream);
   int32_t (*stream_synchronize)(mt_stream stream);
   int32_t (*stream_destroy)(mt_stream stream);
+
+  /* ---- since 1.1. A backend in host memory finishes every call at once: its events are numbers and its graphs unsupported. */
+  /* Before `open`. Keys: "attention" = auto | cudnn | flash; "gemm_cache" = path of a file that remembers which algorithm was
+   * best, empty = none; "tf32" = 0 | 1 (default 0: F32 means float32). MT_ERROR_INVALID names what is allowed; a key that a
+   * backend does not know is MT_ERROR_UNSUPPORTED. */
+  int32_t (*configure)(const char* key, const char* value);
+  /* Host memory that the device copies to and from without a stop between; ordinary memory on host backends. */
+  int32_t (*allocate_host)(size_t bytes, void** pointer);
+  int32_t (*free_host)(void* pointer);
+  /* Bytes of device memory that are free, and of all. */
+  int32_t (*memory_info)(int64_t* free_bytes, int64_t* total_bytes);
+  int32_t (*event_create)(mt_event* event);
+  int32_t (*event_record)(mt_event event, mt_stream stream);
+  int32_t (*event_wait)(mt_event event, mt_stream stream); /* what is enqueued later on `stream` waits for the event */
+  int32_t (*event_query)(mt_event event);                  /* MT_OK, MT_IN_PROGRESS or an error */
+  int32_t (*event_synchronize)(mt_event event);
+  int32_t (*event_milliseconds)(mt_event first, mt_event last, float* milliseconds);
+  int32_t (*event_destroy)(mt_event event);
+  /* What is run on `stream` between begin and end is recorded, not run. Every operation that was run once before can be
+   * recorded; nothing else may be called but operations and copies. MT_CAPABILITY_GRAPHS tells whether there are graphs. */
+  int32_t (*graph_begin)(mt_stream stream);
+  int32_t (*graph_end)(mt_stream stream, mt_graph* graph);
+  int32_t (*graph_launch)(mt_graph graph, mt_stream stream);
+  int32_t (*graph_destroy)(mt_graph graph);
+  /* Null if there are none here; after `open`. `error_message` says which library is missing or too old. */
+  const mt_collectives* (*collectives)(void);
 } mt_backend;
 
 /* The exported symbol: returns static storage; null only if the library cannot work at all. */

@@ -27,7 +27,18 @@ static inline const char* mt_operation_name(int32_t operation) {
                                       "cross_entropy_statistics",
                                       "cross_entropy_gradient",
                                       "adamw",
-                                      "cross_entropy_combine"};
+                                      "cross_entropy_combine",
+                                      "sum",
+                                      "clip_factor",
+                                      "column_sum",
+                                      "layernorm_forward",
+                                      "layernorm_backward",
+                                      "gelu_forward",
+                                      "gelu_backward",
+                                      "qk_norm_rope_forward",
+                                      "qk_norm_rope_backward",
+                                      "amax",
+                                      "quantize"};
   const int32_t count = (int32_t)(sizeof names / sizeof names[0]);
   return operation > 0 && operation < count ? names[operation] : NULL;
 }

@@ -1,6 +1,7 @@
 #include "kernels/host/host.h"
 
 #include <sched.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -44,6 +45,54 @@ int32_t StreamCreate(mt_stream* stream) {
 
 int32_t StreamNothing(mt_stream) { return MT_OK; }
 
+int32_t Configure(const char* key, const char*) {
+  return Fail(MT_ERROR_UNSUPPORTED, 0, "configure: '%s' is not an option of this backend", key);
+}
+
+int32_t MemoryInfo(int64_t* free_bytes, int64_t* total_bytes) {
+  *free_bytes = static_cast<int64_t>(sysconf(_SC_AVPHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  *total_bytes = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  return MT_OK;
+}
+
+// An event is the time at which it was recorded: everything before it has finished.
+struct HostEvent {
+  timespec time;
+};
+HostEvent* Of(mt_event event) { return reinterpret_cast<HostEvent*>(event); }
+
+int32_t EventCreate(mt_event* event) {
+  *event = reinterpret_cast<mt_event>(new HostEvent{});
+  return MT_OK;
+}
+int32_t EventRecord(mt_event event, mt_stream) {
+  clock_gettime(CLOCK_MONOTONIC, &Of(event)->time);
+  return MT_OK;
+}
+int32_t EventWait(mt_event, mt_stream) { return MT_OK; }
+int32_t EventNothing(mt_event) { return MT_OK; }
+int32_t EventMilliseconds(mt_event first, mt_event last, float* milliseconds) {
+  const timespec a = Of(first)->time, b = Of(last)->time;
+  *milliseconds = static_cast<float>(static_cast<double>(b.tv_sec - a.tv_sec) * 1e3 +
+                                     static_cast<double>(b.tv_nsec - a.tv_nsec) * 1e-6);
+  return MT_OK;
+}
+int32_t EventDestroy(mt_event event) {
+  delete Of(event);
+  return MT_OK;
+}
+
+int32_t NoGraphs() { return Fail(MT_ERROR_UNSUPPORTED, 0, "a backend in host memory has no graphs"); }
+int32_t GraphBegin(mt_stream) { return NoGraphs(); }
+int32_t GraphEnd(mt_stream, mt_graph*) { return NoGraphs(); }
+int32_t GraphLaunch(mt_graph, mt_stream) { return NoGraphs(); }
+int32_t GraphDestroy(mt_graph) { return NoGraphs(); }
+
+const mt_collectives* NoCollectives() {
+  Fail(MT_ERROR_UNSUPPORTED, 0, "ranks in host memory meet over shared memory or Gloo");
+  return nullptr;
+}
+
 }  // namespace
 
 int32_t Fail(int32_t code, int32_t operation, const char* format, ...) {
@@ -67,6 +116,22 @@ void FillMemoryFunctions(mt_backend* backend) {
   backend->stream_create = StreamCreate;
   backend->stream_synchronize = StreamNothing;
   backend->stream_destroy = StreamNothing;
+  backend->configure = Configure;
+  backend->allocate_host = Allocate;
+  backend->free_host = Free;
+  backend->memory_info = MemoryInfo;
+  backend->event_create = EventCreate;
+  backend->event_record = EventRecord;
+  backend->event_wait = EventWait;
+  backend->event_query = EventNothing;
+  backend->event_synchronize = EventNothing;
+  backend->event_milliseconds = EventMilliseconds;
+  backend->event_destroy = EventDestroy;
+  backend->graph_begin = GraphBegin;
+  backend->graph_end = GraphEnd;
+  backend->graph_launch = GraphLaunch;
+  backend->graph_destroy = GraphDestroy;
+  backend->collectives = NoCollectives;
 }
 
 void DescribeProcessor(mt_device_info* info) {

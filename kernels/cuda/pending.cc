@@ -1,0 +1,51 @@
+// Placeholders of operations that are still being written; a real definition elsewhere replaces each.
+#include "kernels/cuda/operations.h"
+#include "kernels/host/host.h"
+
+namespace mt::cuda {
+#define PENDING(name, args)                                                                   \
+  __attribute__((weak)) int32_t name(const args&, const Launch&) {                            \
+    return host::Fail(MT_ERROR_UNSUPPORTED, 0, #name " is not written yet");                  \
+  }
+#define PENDING_BYTES(name, args) \
+  __attribute__((weak)) int64_t name(const args&) { return 0; }
+PENDING(Fill, mt_fill_args)
+PENDING(FillNormal, mt_fill_normal_args)
+PENDING(Copy, mt_copy_args)
+PENDING(Add, mt_add_args)
+PENDING(Scale, mt_scale_args)
+PENDING(SquaredSum, mt_squared_sum_args)
+PENDING(Sum, mt_squared_sum_args)
+PENDING_BYTES(SumWorkspace, mt_squared_sum_args)
+PENDING(ClipFactor, mt_clip_factor_args)
+PENDING(ColumnSum, mt_column_sum_args)
+PENDING_BYTES(ColumnSumWorkspace, mt_column_sum_args)
+PENDING(AdamW, mt_adamw_args)
+PENDING(Amax, mt_amax_args)
+PENDING(Quantize, mt_quantize_args)
+PENDING(EmbeddingForward, mt_embedding_args)
+PENDING(EmbeddingBackward, mt_embedding_args)
+PENDING_BYTES(EmbeddingBackwardWorkspace, mt_embedding_args)
+PENDING(RmsNormForward, mt_rmsnorm_args)
+PENDING(RmsNormBackward, mt_rmsnorm_args)
+PENDING_BYTES(RmsNormBackwardWorkspace, mt_rmsnorm_args)
+PENDING(LayerNormForward, mt_layernorm_args)
+PENDING(LayerNormBackward, mt_layernorm_args)
+PENDING_BYTES(LayerNormBackwardWorkspace, mt_layernorm_args)
+PENDING(Rope, mt_rope_args)
+PENDING(QkNormRopeForward, mt_qk_norm_rope_args)
+PENDING(QkNormRopeBackward, mt_qk_norm_rope_args)
+PENDING_BYTES(QkNormRopeBackwardWorkspace, mt_qk_norm_rope_args)
+PENDING(SwigluForward, mt_swiglu_args)
+PENDING(SwigluBackward, mt_swiglu_args)
+PENDING(GeluForward, mt_gelu_args)
+PENDING(GeluBackward, mt_gelu_args)
+PENDING(CrossEntropyStatistics, mt_cross_entropy_args)
+PENDING(CrossEntropyCombine, mt_cross_entropy_combine_args)
+PENDING(CrossEntropyGradient, mt_cross_entropy_args)
+__attribute__((weak)) bool FlashAttentionSupports(const mt_attention_args&, bool) { return false; }
+__attribute__((weak)) const char* FlashAttentionName(const mt_attention_args&, bool) { return ""; }
+PENDING(FlashAttentionForward, mt_attention_args)
+PENDING(FlashAttentionBackward, mt_attention_args)
+__attribute__((weak)) int64_t FlashAttentionWorkspace(const mt_attention_args&, bool) { return 0; }
+}  // namespace mt::cuda

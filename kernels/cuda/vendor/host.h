@@ -1,0 +1,217 @@
+// No device: kernels compiled for the processor. Every thread of a block is a fiber; the fibers of a block take turns between
+// barriers and shuffles, in order or, with a seed, in an order that changes at every turn, so that a missing barrier shows as a
+// wrong result. Blocks run one after the other (in a seeded order too: a result may not depend on it).
+//
+// A launch finishes before MT_LAUNCH returns. Threads that wait for each other forever (a barrier that only some reach) end the
+// program with the kernel's name. MT_EMULATOR_SEED=<n> sets the order; 0 or nothing is in order.
+//
+// Invariant: one operating-system thread per launch, so `__shared__` is a thread_local of the function and device-wide atomics
+// are plain arithmetic.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__ static const
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static thread_local
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) int2 {
+  int x, y;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(16) double2 {
+  double x, y;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline int2 make_int2(int x, int y) { return {x, y}; }
+inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline double2 make_double2(double x, double y) { return {x, y}; }
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
+struct mt_host_stream;
+using cudaStream_t = mt_host_stream*;
+inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "invalid value"; }
+inline const char* cudaGetErrorName(cudaError_t error) { return error == cudaSuccess ? "cudaSuccess" : "cudaErrorInvalidValue"; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
+  std::memset(data, value, bytes);
+  return cudaSuccess;
+}
+enum cudaMemcpyKind { cudaMemcpyDefault = 4, cudaMemcpyDeviceToDevice = 3 };
+inline cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  std::memmove(destination, source, bytes);
+  return cudaSuccess;
+}
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+
+namespace mt::emulator {
+
+// Where the running fiber is.
+struct Place {
+  dim3 thread, block, block_size, grid_size;
+  int lane = 0, warp = 0;
+};
+extern thread_local Place place;
+extern thread_local void* dynamic_shared;
+
+using Body = void (*)(void* context);
+// Runs body(context) once per thread of every block.
+void Launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, Body body, void* context);
+
+// All threads of the block that have not returned.
+void SyncBlock();
+// Waits for all lanes of `mask`, then returns the 32 values that they brought (`bytes` each, at most 64), lane l's at
+// l * 64; valid until the lane's next call.
+const char* Exchange(unsigned mask, const void* value, size_t bytes);
+
+template <typename Kernel, typename... Arguments>
+cudaError_t LaunchKernel(const char* name, Kernel* kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
+                         Arguments... arguments) {
+  auto body = [&] { kernel(arguments...); };
+  Launch(name, grid, block, shared_bytes, [](void* context) { (*static_cast<decltype(body)*>(context))(); }, &body);
+  return cudaSuccess;
+}
+
+// The value of lane `source` of this thread's warp.
+template <typename T>
+T Shuffle(unsigned mask, T value, int source) {
+  static_assert(sizeof(T) <= 64);
+  const char* values = Exchange(mask, &value, sizeof value);
+  T result;
+  std::memcpy(&result, values + (source & 31) * 64, sizeof result);
+  return result;
+}
+
+}  // namespace mt::emulator
+
+#define threadIdx (::mt::emulator::place.thread)
+#define blockIdx (::mt::emulator::place.block)
+#define blockDim (::mt::emulator::place.block_size)
+#define gridDim (::mt::emulator::place.grid_size)
+
+#define MT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  ::mt::emulator::LaunchKernel(#kernel, (kernel), (grid), (block), (shared_bytes), (stream), __VA_ARGS__)
+#define MT_DYNAMIC_SHARED(type, name) type* const name = static_cast<type*>(::mt::emulator::dynamic_shared)
+
+inline void __syncthreads() { mt::emulator::SyncBlock(); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) { mt::emulator::Exchange(mask, "", 1); }
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int source, int = 32) {
+  return mt::emulator::Shuffle(mask, value, source);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes, int = 32) {
+  return mt::emulator::Shuffle(mask, value, mt::emulator::place.lane ^ lanes);
+}
+template <typename T>
+T __shfl_up_sync(unsigned mask, T value, int delta, int = 32) {
+  const int lane = mt::emulator::place.lane;
+  return mt::emulator::Shuffle(mask, value, lane >= delta ? lane - delta : lane);
+}
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, int delta, int = 32) {
+  const int lane = mt::emulator::place.lane;
+  return mt::emulator::Shuffle(mask, value, lane + delta < 32 ? lane + delta : lane);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  const unsigned bit = predicate != 0;
+  const char* values = mt::emulator::Exchange(mask, &bit, sizeof bit);
+  unsigned votes = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    unsigned vote = 0;
+    if ((mask >> lane) & 1u) std::memcpy(&vote, values + lane * 64, sizeof vote);
+    votes |= vote << lane;
+  }
+  return votes;
+}
+
+template <typename T>
+T atomicAdd(T* address, T value) {
+  const T before = *address;
+  *address = before + value;
+  return before;
+}
+template <typename T>
+T atomicMax(T* address, T value) {
+  const T before = *address;
+  *address = std::max(before, value);
+  return before;
+}
+template <typename T>
+T atomicMin(T* address, T value) {
+  const T before = *address;
+  *address = std::min(before, value);
+  return before;
+}
+inline void __threadfence() {}
+
+template <typename T>
+T __ldg(const T* address) {
+  return *address;
+}
+template <typename T>
+T __ldcs(const T* address) {
+  return *address;
+}
+template <typename T>
+void __stcs(T* address, T value) {
+  *address = value;
+}
+
+inline int __float_as_int(float value) {
+  int bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline float __int_as_float(int bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline unsigned __float_as_uint(float value) { return static_cast<unsigned>(__float_as_int(value)); }
+inline float __uint_as_float(unsigned bits) { return __int_as_float(static_cast<int>(bits)); }
+inline float __expf(float x) { return std::exp(x); }
+inline float __logf(float x) { return std::log(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
+using std::isfinite;
+using std::isnan;
+using std::max;
+using std::min;
