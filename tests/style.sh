@@ -2,7 +2,7 @@
 # The sources are formatted as .clang-format says. --fix formats them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-mapfile -t files < <(git ls-files --cached --others --exclude-standard -- '*.cc' '*.h' | while read -r f; do [ -f "$f" ] && echo "$f"; done)
+mapfile -t files < <(git ls-files --cached --others --exclude-standard -- '*.cc' '*.cu' '*.h' | while read -r f; do [ -f "$f" ] && echo "$f"; done)
 [ ${#files[@]} -gt 0 ] || { echo "tests/style.sh: no sources found" >&2; exit 1; }
 if [ "${1:-}" = --fix ]; then
   clang-format -i "${files[@]}"
