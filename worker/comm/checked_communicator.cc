@@ -95,8 +95,8 @@ absl::Status CheckedCommunicator::JoinGroup(const std::function<absl::Status()>&
 
 absl::Status CheckedCommunicator::AllReduce(void* data, int64_t count, mt_dtype dtype,
                                             ReduceOp op) {
-  const int64_t element = ReducibleSize(dtype);
-  MT_CHECK(element > 0 && count >= 0)
+  const int64_t element = ElementSize(dtype);
+  MT_CHECK(Reducible(dtype) && count >= 0)
       << name() << ": all-reduce of " << count << " " << DtypeName(dtype);
   return Run("all-reduce", absl::StrCat(" of ", count, " ", DtypeName(dtype)),
              2 * count * element * (size() - 1) / size(), [&] {
@@ -107,8 +107,8 @@ absl::Status CheckedCommunicator::AllReduce(void* data, int64_t count, mt_dtype 
 
 absl::Status CheckedCommunicator::ReduceScatter(const void* input, void* output, int64_t count,
                                                 mt_dtype dtype) {
-  const int64_t element = ReducibleSize(dtype);
-  MT_CHECK(element > 0 && count >= 0)
+  const int64_t element = ElementSize(dtype);
+  MT_CHECK(Reducible(dtype) && count >= 0)
       << name() << ": reduce-scatter of " << count << " " << DtypeName(dtype);
   return Run("reduce-scatter", absl::StrCat(" of ", count, " ", DtypeName(dtype)),
              count * element * (size() - 1), [&] {
@@ -121,7 +121,7 @@ absl::Status CheckedCommunicator::ReduceScatter(const void* input, void* output,
 
 absl::Status CheckedCommunicator::AllGather(const void* input, void* output, int64_t count,
                                             mt_dtype dtype) {
-  const int64_t element = ReducibleSize(dtype);
+  const int64_t element = ElementSize(dtype);
   MT_CHECK(element > 0 && count >= 0)
       << name() << ": all-gather of " << count << " " << DtypeName(dtype);
   return Run("all-gather", absl::StrCat(" of ", count, " ", DtypeName(dtype)),
@@ -134,7 +134,7 @@ absl::Status CheckedCommunicator::AllGather(const void* input, void* output, int
 }
 
 absl::Status CheckedCommunicator::Broadcast(void* data, int64_t count, mt_dtype dtype, int root) {
-  const int64_t element = ReducibleSize(dtype);
+  const int64_t element = ElementSize(dtype);
   MT_CHECK(element > 0 && count >= 0)
       << name() << ": broadcast of " << count << " " << DtypeName(dtype);
   MT_CHECK(root >= 0 && root < size())

@@ -363,17 +363,16 @@ class GlooCommunicator : public CheckedCommunicator {
   // scratch by member.
   void SumInRankOrder(const char* own, int64_t stride, int64_t count, mt_dtype dtype, ReduceOp op,
                       char* destination) {
-    const int64_t bytes = count * ReducibleSize(dtype);
-    const auto part = [&](int i) { return i == rank() ? own : scratch_.data() + i * stride; };
-    sum_.assign(part(0), part(0) + bytes);
-    for (int i = 1; i < size(); ++i) Accumulate(sum_.data(), part(i), count, dtype, op);
-    std::memcpy(destination, sum_.data(), bytes);
+    inputs_.clear();
+    for (int i = 0; i < size(); ++i)
+      inputs_.push_back(i == rank() ? own : scratch_.data() + i * stride);
+    Reduce(inputs_, destination, count, dtype, op);
   }
 
   // ---- collectives
   absl::Status DoAllReduce(void* data, int64_t count, mt_dtype dtype, ReduceOp op) override {
     return Guard([&] {
-      const int64_t element = ReducibleSize(dtype), total = count * element;
+      const int64_t element = ElementSize(dtype), total = count * element;
       char* bytes = static_cast<char*>(data);
       if (total <= kSmallBytes) {
         char* scratch = Scratch(total * size());
@@ -403,7 +402,7 @@ class GlooCommunicator : public CheckedCommunicator {
   absl::Status DoReduceScatter(const void* input, void* output, int64_t count,
                                mt_dtype dtype) override {
     return Guard([&] {
-      const int64_t part = count * ReducibleSize(dtype);
+      const int64_t part = count * ElementSize(dtype);
       const char* bytes = static_cast<const char*>(input);
       char* scratch = Scratch(part * size());
       Exchange(
@@ -485,7 +484,8 @@ class GlooCommunicator : public CheckedCommunicator {
   std::vector<Buffer> sentinels_;  // by peer
   std::vector<std::deque<std::unique_ptr<Message>>> sent_;
   std::vector<std::unique_ptr<Message>> spare_;
-  std::vector<char> scratch_, sum_, padded_;
+  std::vector<char> scratch_, padded_;
+  std::vector<const void*> inputs_;
   int at_ = -1;  // the peer we deal with, for errors
   std::atomic<bool> broken_{false}, closed_{false};
   std::mutex mutex_;

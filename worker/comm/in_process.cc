@@ -158,17 +158,17 @@ class InProcessCommunicator : public CheckedCommunicator {
 
   // scratch_ = inputs of all members at byte `offset`, reduced in rank order.
   void ReduceToScratch(int64_t offset, int64_t count, mt_dtype dtype, ReduceOp op) {
-    const int64_t bytes = count * ReducibleSize(dtype);
+    const int64_t bytes = count * ElementSize(dtype);
     if (static_cast<int64_t>(scratch_.size()) < bytes) scratch_.resize(bytes);
     if (bytes == 0) return;
-    std::memcpy(scratch_.data(), InputOf(0) + offset, bytes);
-    for (int i = 1; i < size(); ++i)
-      Accumulate(scratch_.data(), InputOf(i) + offset, count, dtype, op);
+    inputs_.clear();
+    for (int i = 0; i < size(); ++i) inputs_.push_back(InputOf(i) + offset);
+    Reduce(inputs_, scratch_.data(), count, dtype, op);
   }
 
   absl::Status DoAllReduce(void* data, int64_t count, mt_dtype dtype, ReduceOp op) override {
     MT_RETURN_IF_ERROR(Enter(Kind::kAllReduce, count, data, data));
-    const int64_t element = ReducibleSize(dtype);
+    const int64_t element = ElementSize(dtype);
     const int64_t first = count * rank() / size(), last = count * (rank() + 1) / size();
     ReduceToScratch(first * element, last - first, dtype, op);
     MT_RETURN_IF_ERROR(Meet());  // all have read
@@ -181,7 +181,7 @@ class InProcessCommunicator : public CheckedCommunicator {
   absl::Status DoReduceScatter(const void* input, void* output, int64_t count,
                                mt_dtype dtype) override {
     MT_RETURN_IF_ERROR(Enter(Kind::kReduceScatter, count, input, output));
-    const int64_t bytes = count * ReducibleSize(dtype);
+    const int64_t bytes = count * ElementSize(dtype);
     ReduceToScratch(rank() * bytes, count, dtype, ReduceOp::kSum);
     MT_RETURN_IF_ERROR(Meet());
     std::memcpy(output, scratch_.data(), bytes);
@@ -245,6 +245,7 @@ class InProcessCommunicator : public CheckedCommunicator {
   const std::shared_ptr<Group> group_;
   int parity_ = 0;  // of the round that published the current call
   std::vector<char> scratch_;
+  std::vector<const void*> inputs_;
 };
 
 }  // namespace

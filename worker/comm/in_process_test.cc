@@ -31,6 +31,8 @@ TEST(InProcessGroup, CollectivesAddInRankOrder) {
            MT_RETURN_IF_ERROR(RunCollectives<float>(comm, MT_F32, {1, 2, 7, 1000}));
            MT_RETURN_IF_ERROR(RunCollectives<double>(comm, MT_F64, {5, 333}));
            MT_RETURN_IF_ERROR(RunCollectives<int32_t>(comm, MT_I32, {5, 333}));
+           MT_RETURN_IF_ERROR(RunCollectives<uint16_t>(comm, MT_BF16, {1, 9, 3000, 40001}));
+           MT_RETURN_IF_ERROR(RunGathersOfBytes(comm));
            return RunCollectives<int64_t>(comm, MT_I64, {5, 333});
          })) {
       EXPECT_TRUE(status.ok()) << status;

@@ -278,19 +278,19 @@ class SharedMemoryCommunicator : public CheckedCommunicator {
   void SumHalves(int64_t block, int64_t offset, int64_t bytes, mt_dtype dtype, ReduceOp op,
                  char* destination, char* own_slot) {
     alignas(64) char piece[kSumPieceBytes];
-    const int64_t element = ReducibleSize(dtype);
+    const int64_t element = ElementSize(dtype);
+    inputs_.resize(size());
     for (int64_t at = 0; at < bytes; at += kSumPieceBytes) {
       const int64_t count = std::min(kSumPieceBytes, bytes - at);
-      std::memcpy(piece, half(0, block) + offset + at, count);
-      for (int i = 1; i < size(); ++i)
-        Accumulate(piece, half(i, block) + offset + at, count / element, dtype, op);
+      for (int i = 0; i < size(); ++i) inputs_[i] = half(i, block) + offset + at;
+      Reduce(inputs_, piece, count / element, dtype, op);
       if (destination != nullptr) std::memcpy(destination + at, piece, count);
       if (own_slot != nullptr) std::memcpy(own_slot + at, piece, count);
     }
   }
 
   absl::Status DoAllReduce(void* data, int64_t count, mt_dtype dtype, ReduceOp op) override {
-    const int64_t element = ReducibleSize(dtype), total = count * element;
+    const int64_t element = ElementSize(dtype), total = count * element;
     const uint64_t operation = Operation(Kind::kAllReduce, total);
     char* bytes = static_cast<char*>(data);
     if (total <= std::min(kSmallBytes, half_bytes_)) {
@@ -320,7 +320,7 @@ class SharedMemoryCommunicator : public CheckedCommunicator {
 
   absl::Status DoReduceScatter(const void* input, void* output, int64_t count,
                                mt_dtype dtype) override {
-    const int64_t total = count * ReducibleSize(dtype), piece = half_bytes_ / size() / 64 * 64;
+    const int64_t total = count * ElementSize(dtype), piece = half_bytes_ / size() / 64 * 64;
     for (int64_t at = 0; at < total; at += piece) {
       const int64_t block = blocks_++, length = std::min(piece, total - at);
       for (int i = 0; i < size(); ++i) {
@@ -453,6 +453,7 @@ class SharedMemoryCommunicator : public CheckedCommunicator {
   std::vector<std::array<std::unique_ptr<SharedSegment>, kMailSlots>> outgoing_;
   std::vector<std::array<Incoming, kMailSlots>> incoming_;
   int64_t blocks_ = 0;  // the same in all members
+  std::vector<const void*> inputs_;
 };
 
 }  // namespace

@@ -39,6 +39,8 @@ TEST(SharedMemory, CollectivesBetweenProcessesAddInRankOrder) {
       MT_RETURN_IF_ERROR(
           RunCollectives<float>(comm.get(), MT_F32, {1, 7, 4096, 8192, 8193, 50001}));
       MT_RETURN_IF_ERROR(RunCollectives<double>(comm.get(), MT_F64, {3, 2048, 20001}));
+      MT_RETURN_IF_ERROR(RunCollectives<uint16_t>(comm.get(), MT_BF16, {1, 9, 3000, 40001}));
+      MT_RETURN_IF_ERROR(RunGathersOfBytes(comm.get()));
       return RunCollectives<int64_t>(comm.get(), MT_I64, {5, 6000});
     });
     group.ExpectAllOk();
