@@ -381,7 +381,8 @@ typedef struct mt_amax_args {
 
 /* Per-tensor current scaling to FP8 (Micikevicius et al. 2022, arXiv 2209.05433): with L the largest finite value of output_dtype
  * (448 for E4M3, 57344 for E5M2), scale = *amax / L (1 if *amax is 0), computed in float32; output[r, c] =
- * saturate(round to nearest even(source[r, c] / scale)), the division done as a product with L / *amax in float32;
+ * saturate(round to nearest even(source[r, c] / scale)), the division done as a product with L / *amax in float32 (at most
+ * the largest float32, so that zeros stay zeros however small *amax is);
  * *output_scale = scale. transposed[c, r] = output[r, c]; either of the two may be null. *amax is at least max |source|; a NaN or
  * infinite *amax makes the scale NaN, so that the trouble is seen in the loss and not hidden. */
 typedef struct mt_quantize_args {

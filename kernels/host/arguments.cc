@@ -50,6 +50,8 @@ class Checker {
   int32_t code_ = MT_OK;
 };
 
+bool IsFp8(int32_t dtype) { return dtype == MT_F8_E4M3 || dtype == MT_F8_E5M2; }
+
 void Check(Checker& c, const mt_fill_args& a) {
   c.Range("count", a.count, 0);
   c.Pointer("data", a.data, a.count);
@@ -86,6 +88,20 @@ void Check(Checker& c, const mt_squared_sum_args& a) {
   c.Pointer("result", a.result);
 }
 
+void Check(Checker& c, const mt_clip_factor_args& a) {
+  c.Pointer("squared_norm", a.squared_norm);
+  c.Pointer("factor", a.factor);
+}
+
+void Check(Checker& c, const mt_column_sum_args& a) {
+  c.Range("rows", a.rows, 0);
+  c.Range("columns", a.columns, 0);
+  c.Range("row_stride", a.row_stride, std::max<int64_t>(a.columns, 0));
+  c.Product("rows", a.rows, a.row_stride);
+  c.Pointer("data", a.data, a.rows > 0 && a.columns > 0);
+  c.Pointer("result", a.result, a.columns);
+}
+
 void Check(Checker& c, const mt_matmul_args& a) {
   c.Range("m", a.m, 0);
   c.Range("n", a.n, 0);
@@ -100,6 +116,15 @@ void Check(Checker& c, const mt_matmul_args& a) {
   c.Range("ldd", a.ldd, 1);
   c.Product("m", std::max(a.m, a.k), std::max({a.lda, a.ldb, a.ldd}));
   c.Rule(a.beta == 0 || a.beta == 1, "beta", static_cast<int64_t>(a.beta), "is neither 0 nor 1");
+  const int32_t b_dtype = a.b_dtype != 0 ? a.b_dtype : a.dtype;
+  const bool fp8 = IsFp8(a.dtype);
+  c.Rule(fp8 ? IsFp8(b_dtype) : b_dtype == a.dtype, "b_dtype", b_dtype,
+         "does not go with A's type: only the two FP8 types are multiplied with each other");
+  c.Rule(!IsFp8(a.output_dtype), "output_dtype", a.output_dtype, "is FP8: quantise apart");
+  c.Rule(!fp8 || a.output_dtype == MT_BF16 || a.output_dtype == MT_F32, "output_dtype",
+         a.output_dtype, "of an FP8 product is neither BF16 nor F32");
+  c.Pointer("a_scale", a.a_scale, fp8);
+  c.Pointer("b_scale", a.b_scale, fp8);
   c.Pointer("a", a.a, a.m > 0 && a.k > 0);
   c.Pointer("b", a.b, a.n > 0 && a.k > 0);
   c.Pointer("d", a.d, a.m > 0 && a.n > 0);
@@ -133,17 +158,63 @@ void Check(Checker& c, const mt_rmsnorm_args& a, bool backward) {
   c.Pointer("weight_gradient", a.weight_gradient, backward);
 }
 
+void Check(Checker& c, const mt_layernorm_args& a, bool backward) {
+  c.Range("rows", a.rows, 0);
+  c.Range("columns", a.columns, 1);
+  c.Product("rows", a.rows, a.columns);
+  c.Rule(backward || a.eps >= 0, "eps", static_cast<int64_t>(a.eps), "is negative");
+  c.Pointer("weight", a.weight);
+  c.Pointer("mean", a.mean, a.rows);
+  c.Pointer("rstd", a.rstd, a.rows);
+  c.Pointer("bias", a.bias, !backward);
+  c.Pointer("x", a.x, backward ? 0 : a.rows);
+  c.Pointer("output", a.output, backward ? 0 : a.rows);
+  c.Pointer("sum", a.sum, backward ? a.rows : 0);
+  c.Pointer("output_gradient", a.output_gradient, backward ? a.rows : 0);
+  c.Pointer("input_gradient", a.input_gradient, backward ? a.rows : 0);
+  c.Pointer("weight_gradient", a.weight_gradient, backward);
+  c.Pointer("bias_gradient", a.bias_gradient, backward);
+}
+
+void Rotary(Checker& c, int32_t rotary_dim, int64_t head_dim) {
+  c.Range("rotary_dim", rotary_dim, 0, std::max<int64_t>(head_dim, 0));
+  c.Rule(rotary_dim % 2 == 0, "rotary_dim", rotary_dim, "is odd");
+  c.Rule(rotary_dim != 0 || head_dim % 2 == 0, "head_dim", head_dim, "is odd");
+}
+
 void Check(Checker& c, const mt_rope_args& a) {
   c.Range("sequence", a.sequence, 0);
   c.Range("batch", a.batch, 0);
   c.Range("heads", a.heads, 0, 1 << 20);
   c.Range("head_dim", a.head_dim, 2, 1 << 16);
-  c.Rule(a.head_dim % 2 == 0, "head_dim", a.head_dim, "is odd");
+  Rotary(c, a.rotary_dim, a.head_dim);
   c.Range("first_position", a.first_position, 0);
   c.Rule(a.row_stride >= a.heads * a.head_dim, "row_stride", a.row_stride,
          "is smaller than heads * head_dim");
   c.Pointer("data", a.data, a.sequence * a.batch * a.heads);
   c.Pointer("cos_sin", a.cos_sin, a.sequence);
+}
+
+void Check(Checker& c, const mt_qk_norm_rope_args& a, bool backward) {
+  c.Range("sequence", a.sequence, 0, 1 << 30);
+  c.Range("batch", a.batch, 0, 1 << 30);
+  c.Range("heads", a.heads, 0, 1 << 20);
+  c.Range("head_dim", a.head_dim, 2, 1 << 16);
+  Rotary(c, a.rotary_dim, a.head_dim);
+  c.Range("first_position", a.first_position, 0);
+  c.Rule(backward || a.eps >= 0, "eps", static_cast<int64_t>(a.eps), "is negative");
+  if (c.code() != MT_OK) return;
+  const int64_t width = a.heads * a.head_dim, count = a.sequence * a.batch * a.heads;
+  c.Rule(a.x_stride >= width, "x_stride", a.x_stride, "is smaller than heads * head_dim");
+  c.Rule(a.y_stride >= width, "y_stride", a.y_stride, "is smaller than heads * head_dim");
+  c.Pointer("cos_sin", a.cos_sin, a.sequence);
+  c.Pointer("weight", a.weight);
+  c.Pointer("x", a.x, count);
+  c.Pointer("rstd", a.rstd, count);
+  c.Pointer("y", a.y, backward ? 0 : count);
+  c.Pointer("output_gradient", a.output_gradient, backward ? count : 0);
+  c.Pointer("input_gradient", a.input_gradient, backward ? count : 0);
+  c.Pointer("weight_gradient", a.weight_gradient, backward);
 }
 
 void Check(Checker& c, const mt_attention_args& a, bool backward) {
@@ -186,6 +257,34 @@ void Check(Checker& c, const mt_swiglu_args& a, bool backward) {
   c.Pointer("output", a.output, backward ? 0 : count);
   c.Pointer("output_gradient", a.output_gradient, backward ? count : 0);
   c.Pointer("gate_up_gradient", a.gate_up_gradient, backward ? count : 0);
+}
+
+void Check(Checker& c, const mt_gelu_args& a, bool backward) {
+  c.Range("rows", a.rows, 0);
+  c.Range("columns", a.columns, 0);
+  c.Product("rows", a.rows, a.columns);
+  const int64_t count = c.code() == MT_OK ? a.rows * a.columns : 0;
+  c.Pointer("x", a.x, count);
+  c.Pointer("output", a.output, backward ? 0 : count);
+  c.Pointer("output_gradient", a.output_gradient, backward ? count : 0);
+  c.Pointer("input_gradient", a.input_gradient, backward ? count : 0);
+}
+
+void Check(Checker& c, const mt_amax_args& a) {
+  c.Range("count", a.count, 0);
+  c.Pointer("data", a.data, a.count);
+  c.Pointer("amax", a.amax);
+}
+
+void Check(Checker& c, const mt_quantize_args& a) {
+  c.Range("rows", a.rows, 0);
+  c.Range("columns", a.columns, 0);
+  c.Product("rows", a.rows, a.columns);
+  c.Rule(IsFp8(a.output_dtype), "output_dtype", a.output_dtype, "is no FP8 type");
+  c.Rule(!IsFp8(a.dtype), "dtype", a.dtype, "is FP8 already");
+  c.Pointer("source", a.source, c.code() == MT_OK ? a.rows * a.columns : 0);
+  c.Pointer("amax", a.amax);
+  c.Pointer("output_scale", a.output_scale);
 }
 
 void Check(Checker& c, const mt_cross_entropy_args& a, bool backward) {
@@ -291,6 +390,39 @@ bool Dispatch(int32_t operation, const void* args, Visit&& visit) {
     case MT_OP_CROSS_ENTROPY_COMBINE:
       visit(AS(mt_cross_entropy_combine_args));
       return true;
+    case MT_OP_SUM:
+      visit(AS(mt_squared_sum_args));
+      return true;
+    case MT_OP_CLIP_FACTOR:
+      visit(AS(mt_clip_factor_args));
+      return true;
+    case MT_OP_COLUMN_SUM:
+      visit(AS(mt_column_sum_args));
+      return true;
+    case MT_OP_LAYERNORM_FORWARD:
+      visit(AS(mt_layernorm_args), false);
+      return true;
+    case MT_OP_LAYERNORM_BACKWARD:
+      visit(AS(mt_layernorm_args), true);
+      return true;
+    case MT_OP_GELU_FORWARD:
+      visit(AS(mt_gelu_args), false);
+      return true;
+    case MT_OP_GELU_BACKWARD:
+      visit(AS(mt_gelu_args), true);
+      return true;
+    case MT_OP_QK_NORM_ROPE_FORWARD:
+      visit(AS(mt_qk_norm_rope_args), false);
+      return true;
+    case MT_OP_QK_NORM_ROPE_BACKWARD:
+      visit(AS(mt_qk_norm_rope_args), true);
+      return true;
+    case MT_OP_AMAX:
+      visit(AS(mt_amax_args));
+      return true;
+    case MT_OP_QUANTIZE:
+      visit(AS(mt_quantize_args));
+      return true;
     default:
       return false;
   }
@@ -316,8 +448,11 @@ int TypesOf(int32_t operation, const void* args, int32_t types[3]) {
     if constexpr (requires { a.source_dtype; }) {
       types[count++] = a.source_dtype;
       types[count++] = a.destination_dtype;
-    } else {
+    } else if constexpr (requires { a.dtype; }) {
       types[count++] = a.dtype;
+    }
+    if constexpr (requires { a.b_dtype; }) {
+      if (a.b_dtype != 0) types[count++] = a.b_dtype;
     }
     if constexpr (requires { a.output_dtype; }) types[count++] = a.output_dtype;
     if constexpr (requires { a.state_dtype; }) types[count++] = a.state_dtype;

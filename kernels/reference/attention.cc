@@ -32,7 +32,8 @@ void Forward(const mt_attention_args& args) {
       at_v{args.batch, args.v_stride, d}, at_o{args.batch, args.o_stride, d};
   const T *q = static_cast<const T*>(args.q), *k = static_cast<const T*>(args.k),
           *v = static_cast<const T*>(args.v);
-  T *o = static_cast<T*>(args.o), *lse = static_cast<T*>(args.lse);
+  T* o = static_cast<T*>(args.o);
+  auto* lse = static_cast<Statistic<T>*>(args.lse);
   double* p = static_cast<double*>(args.workspace);  // (T)
   for (int64_t b = 0; b < args.batch; ++b) {
     for (int64_t h = 0; h < args.heads; ++h) {
@@ -50,7 +51,7 @@ void Forward(const mt_attention_args& args) {
           for (int64_t s = 0; s < keys; ++s) value += p[s] * v[at_v.At(s, b, h / group) + j];
           o[at_o.At(t, b, h) + j] = static_cast<T>(value / sum);
         }
-        lse[(b * args.heads + h) * T_ + t] = static_cast<T>(maximum + std::log(sum));
+        lse[(b * args.heads + h) * T_ + t] = static_cast<Statistic<T>>(maximum + std::log(sum));
       }
     }
   }
@@ -67,7 +68,8 @@ void Backward(const mt_attention_args& args) {
       at_dk{args.batch, args.dk_stride, d}, at_dv{args.batch, args.dv_stride, d};
   const T *q = static_cast<const T*>(args.q), *k = static_cast<const T*>(args.k),
           *v = static_cast<const T*>(args.v);
-  const T *o = static_cast<const T*>(args.o), *lse = static_cast<const T*>(args.lse);
+  const T* o = static_cast<const T*>(args.o);
+  const auto* lse = static_cast<const Statistic<T>*>(args.lse);
   const T* d_o = static_cast<const T*>(args.o_gradient);
   T *dq = static_cast<T*>(args.dq), *dk = static_cast<T*>(args.dk), *dv = static_cast<T*>(args.dv);
   double* k_sum = static_cast<double*>(args.workspace);  // (T, d)

@@ -1,4 +1,4 @@
-// The reference backend's entry: every operation in float32 and float64.
+// The reference backend's entry: every operation in float32, float64 and bfloat16.
 #include "kernels/abi/operation_names.h"
 #include "kernels/host/host.h"
 #include "kernels/reference/operations.h"
@@ -7,13 +7,25 @@ namespace mt::reference {
 
 int64_t WorkspaceBytes(int32_t operation, const void* args) {
   constexpr int64_t kDouble = sizeof(double);
-  if (operation == MT_OP_RMSNORM_BACKWARD)
-    return kDouble * static_cast<const mt_rmsnorm_args*>(args)->columns;
   const auto* attention = static_cast<const mt_attention_args*>(args);
-  if (operation == MT_OP_ATTENTION_FORWARD) return kDouble * attention->sequence;
-  if (operation == MT_OP_ATTENTION_BACKWARD)
-    return kDouble * attention->head_dim * (2 * attention->sequence + 1);
-  return 0;
+  switch (operation) {
+    case MT_OP_RMSNORM_BACKWARD:
+      return kDouble * static_cast<const mt_rmsnorm_args*>(args)->columns;
+    case MT_OP_LAYERNORM_BACKWARD:
+      return 2 * kDouble * static_cast<const mt_layernorm_args*>(args)->columns;
+    case MT_OP_COLUMN_SUM:
+      return kDouble * static_cast<const mt_column_sum_args*>(args)->columns;
+    case MT_OP_QK_NORM_ROPE_FORWARD:
+      return kDouble * static_cast<const mt_qk_norm_rope_args*>(args)->head_dim;
+    case MT_OP_QK_NORM_ROPE_BACKWARD:
+      return 2 * kDouble * static_cast<const mt_qk_norm_rope_args*>(args)->head_dim;
+    case MT_OP_ATTENTION_FORWARD:
+      return kDouble * attention->sequence;
+    case MT_OP_ATTENTION_BACKWARD:
+      return kDouble * attention->head_dim * (2 * attention->sequence + 1);
+    default:
+      return 0;
+  }
 }
 
 namespace {
@@ -34,10 +46,12 @@ int32_t CheckTypes(int32_t operation, const void* args) {
   int32_t types[3];
   const int count = host::TypesOf(operation, args, types);
   for (int i = 0; i < count; ++i) {
-    if (types[i] != MT_F32 && types[i] != MT_F64) {
-      return host::Fail(MT_ERROR_UNSUPPORTED, operation,
-                        "type %d: the reference backend has float32 and float64", types[i]);
-    }
+    if (types[i] == MT_F32 || types[i] == MT_F64 || types[i] == MT_BF16) continue;
+    // Where FP8 may stand is the contract's (kernels/host); the integers can be filled.
+    if (IsFp8(types[i]) && (operation == MT_OP_MATMUL || operation == MT_OP_QUANTIZE)) continue;
+    if (operation == MT_OP_FILL && types[i] >= MT_I32 && types[i] <= MT_U8) continue;
+    return host::Fail(MT_ERROR_UNSUPPORTED, operation,
+                      "type %d: the reference backend has float32, float64 and bfloat16", types[i]);
   }
   return MT_OK;
 }
@@ -88,6 +102,17 @@ int32_t Run(int32_t operation, const void* args, mt_stream) {
     MT_RUN(MT_OP_CROSS_ENTROPY_GRADIENT, CrossEntropyGradient, mt_cross_entropy_args);
     MT_RUN(MT_OP_ADAMW, AdamW, mt_adamw_args);
     MT_RUN(MT_OP_CROSS_ENTROPY_COMBINE, CrossEntropyCombine, mt_cross_entropy_combine_args);
+    MT_RUN(MT_OP_SUM, Sum, mt_squared_sum_args);
+    MT_RUN(MT_OP_CLIP_FACTOR, ClipFactor, mt_clip_factor_args);
+    MT_RUN(MT_OP_COLUMN_SUM, ColumnSum, mt_column_sum_args);
+    MT_RUN(MT_OP_LAYERNORM_FORWARD, LayerNormForward, mt_layernorm_args);
+    MT_RUN(MT_OP_LAYERNORM_BACKWARD, LayerNormBackward, mt_layernorm_args);
+    MT_RUN(MT_OP_GELU_FORWARD, GeluForward, mt_gelu_args);
+    MT_RUN(MT_OP_GELU_BACKWARD, GeluBackward, mt_gelu_args);
+    MT_RUN(MT_OP_QK_NORM_ROPE_FORWARD, QkNormRopeForward, mt_qk_norm_rope_args);
+    MT_RUN(MT_OP_QK_NORM_ROPE_BACKWARD, QkNormRopeBackward, mt_qk_norm_rope_args);
+    MT_RUN(MT_OP_AMAX, Amax, mt_amax_args);
+    MT_RUN(MT_OP_QUANTIZE, Quantize, mt_quantize_args);
     default:
       return host::Fail(MT_ERROR_UNSUPPORTED, 0, "operation %d is unknown", operation);
   }

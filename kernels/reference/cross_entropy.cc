@@ -11,6 +11,7 @@ namespace mt::reference {
 void CrossEntropyStatistics(const mt_cross_entropy_args& args) {
   WithType(args.dtype, [&](auto type) {
     using T = decltype(type);
+    using S = Statistic<T>;
     for (int64_t i = 0; i < args.rows; ++i) {
       const T* logits = static_cast<const T*>(args.logits) + i * args.row_stride;
       double maximum = -std::numeric_limits<double>::infinity(), sum = 0;
@@ -19,16 +20,16 @@ void CrossEntropyStatistics(const mt_cross_entropy_args& args) {
       for (int64_t c = 0; c < args.valid_columns; ++c) sum += std::exp(logits[c] - maximum);
       const int64_t column = args.targets[i] - args.vocab_start;
       const bool here = args.targets[i] >= 0 && column >= 0 && column < args.valid_columns;
-      static_cast<T*>(args.maximum)[i] = static_cast<T>(maximum);
-      static_cast<T*>(args.sum)[i] = static_cast<T>(sum);
-      static_cast<T*>(args.target_logit)[i] = here ? logits[column] : T{0};
+      static_cast<S*>(args.maximum)[i] = static_cast<S>(maximum);
+      static_cast<S*>(args.sum)[i] = static_cast<S>(sum);
+      static_cast<S*>(args.target_logit)[i] = here ? static_cast<S>(logits[column]) : S{0};
     }
   });
 }
 
 void CrossEntropyCombine(const mt_cross_entropy_combine_args& args) {
   WithType(args.dtype, [&](auto type) {
-    using T = decltype(type);
+    using T = Statistic<decltype(type)>;
     const T* maxima = static_cast<const T*>(args.maximum);  // (world, rows)
     const T* sums = static_cast<const T*>(args.sum);
     const T* target_logits = static_cast<const T*>(args.target_logit);
@@ -57,7 +58,7 @@ void CrossEntropyGradient(const mt_cross_entropy_args& args) {
       T* logits = static_cast<T*>(args.logits) + i * args.row_stride;
       const bool masked = args.targets[i] < 0;
       const int64_t column = args.targets[i] - args.vocab_start;
-      const double lse = static_cast<const T*>(args.lse)[i];
+      const double lse = static_cast<const Statistic<T>*>(args.lse)[i];
       for (int64_t c = 0; c < args.columns; ++c) {
         if (masked || c >= args.valid_columns) {
           logits[c] = T{0};

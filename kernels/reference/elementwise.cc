@@ -1,11 +1,26 @@
+// Fill, copy, add, scale, sums and AdamW.
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "kernels/abi/philox.h"
 #include "kernels/reference/operations.h"
 
 namespace mt::reference {
 
+namespace {
+
+template <typename T>
+void FillIntegers(const mt_fill_args& args) {
+  std::fill_n(static_cast<T*>(args.data), args.count, static_cast<T>(args.value));
+}
+
+}  // namespace
+
 void Fill(const mt_fill_args& args) {
+  if (args.dtype == MT_I32) return FillIntegers<int32_t>(args);
+  if (args.dtype == MT_I64) return FillIntegers<int64_t>(args);
+  if (args.dtype == MT_U8) return FillIntegers<uint8_t>(args);
   WithType(args.dtype, [&](auto type) {
     using T = decltype(type);
     T* data = static_cast<T*>(args.data);
@@ -45,7 +60,7 @@ void Add(const mt_add_args& args) {
     const T* a = static_cast<const T*>(args.a);
     const T* b = static_cast<const T*>(args.b);
     T* destination = static_cast<T*>(args.destination);
-    for (int64_t i = 0; i < args.count; ++i) destination[i] = a[i] + b[i];
+    for (int64_t i = 0; i < args.count; ++i) destination[i] = static_cast<T>(a[i] + b[i]);
   });
 }
 
@@ -69,8 +84,50 @@ void SquaredSum(const mt_squared_sum_args& args) {
   });
 }
 
+void Sum(const mt_squared_sum_args& args) {
+  WithType(args.dtype, [&](auto type) {
+    const auto* data = static_cast<const decltype(type)*>(args.data);
+    double sum = args.accumulate ? *args.result : 0;
+    for (int64_t i = 0; i < args.count; ++i) sum += static_cast<double>(data[i]);
+    *args.result = sum;
+  });
+}
+
+void ClipFactor(const mt_clip_factor_args& args) {
+  const bool finite =
+      std::isfinite(*args.squared_norm) && (args.loss == nullptr || std::isfinite(*args.loss));
+  if (!finite) {
+    *args.factor = std::numeric_limits<double>::quiet_NaN();
+  } else if (args.limit > 0) {
+    *args.factor = std::min(1.0, args.limit / (std::sqrt(*args.squared_norm) + 1e-6));
+  } else {
+    *args.factor = 1;
+  }
+}
+
+// Sums in the workspace (C doubles), row after row, then added once.
+void ColumnSum(const mt_column_sum_args& args) {
+  double* sum = static_cast<double*>(args.workspace);
+  std::fill(sum, sum + args.columns, 0.0);
+  WithType(args.dtype, [&](auto type) {
+    const auto* data = static_cast<const decltype(type)*>(args.data);
+    for (int64_t r = 0; r < args.rows; ++r) {
+      for (int64_t c = 0; c < args.columns; ++c)
+        sum[c] += static_cast<double>(data[r * args.row_stride + c]);
+    }
+  });
+  WithType(args.gradient_dtype, [&](auto type) {
+    using G = decltype(type);
+    G* result = static_cast<G*>(args.result);
+    for (int64_t c = 0; c < args.columns; ++c) result[c] = static_cast<G>(result[c] + sum[c]);
+  });
+}
+
 // Algorithm 2 of Loshchilov & Hutter 2019 with the decay applied first, as torch.optim.AdamW does.
 void AdamW(const mt_adamw_args& args) {
+  // A gradient that is not finite costs the step, not the model.
+  if (args.gradient_scale_pointer != nullptr && !std::isfinite(*args.gradient_scale_pointer))
+    return;
   const double scale =
       args.gradient_scale *
       (args.gradient_scale_pointer != nullptr ? *args.gradient_scale_pointer : 1.0);
