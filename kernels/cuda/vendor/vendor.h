@@ -11,7 +11,6 @@
 //  - MT_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...): a launch, as a cudaError_t. A template kernel with a
 //    comma in its name goes in through a variable: auto* kernel = Kernel<float, 4>;
 //  - MT_DYNAMIC_SHARED(type, name): the launch's shared memory, as `type* name`;
-//  - MT_UNROLL before a loop whose count the compiler knows: an array that it indexes stays in registers;
 //  - warps of 32 threads, static shared memory up to 48 KiB, nothing cooperative, no inline assembly.
 // What only one architecture has lives in files of its own that the other maps leave out (docs/guide/porting.md).
 #pragma once
@@ -24,10 +23,4 @@
 #include "kernels/cuda/vendor/musa.h"
 #else
 #include "kernels/cuda/vendor/cuda.h"
-#endif
-
-#if defined(MT_VENDOR_HOST)
-#define MT_UNROLL
-#else
-#define MT_UNROLL _Pragma("unroll")
 #endif
