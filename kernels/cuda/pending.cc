@@ -9,11 +9,6 @@ namespace mt::cuda {
   }
 #define PENDING_BYTES(name, args) \
   __attribute__((weak)) int64_t name(const args&) { return 0; }
-PENDING(Fill, mt_fill_args)
-PENDING(FillNormal, mt_fill_normal_args)
-PENDING(Copy, mt_copy_args)
-PENDING(Add, mt_add_args)
-PENDING(Scale, mt_scale_args)
 PENDING(SquaredSum, mt_squared_sum_args)
 PENDING(Sum, mt_squared_sum_args)
 PENDING_BYTES(SumWorkspace, mt_squared_sum_args)

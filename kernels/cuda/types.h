@@ -5,9 +5,6 @@
 
 #include "kernels/cuda/vendor/vendor.h"
 
-#ifndef MT_HOST_DEVICE
-#define MT_HOST_DEVICE __host__ __device__
-#endif
 #include "kernels/abi/mt_backend.h"
 #include "kernels/abi/small_floats.h"
 

@@ -24,3 +24,6 @@
 #else
 #include "kernels/cuda/vendor/cuda.h"
 #endif
+
+// The plain C headers of kernels/abi, included after this one, are device code too.
+#define MT_HOST_DEVICE __host__ __device__

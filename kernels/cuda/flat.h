@@ -1,0 +1,72 @@
+// Kernels over flat memory that are bound by it: element i of the results depends on element i of the inputs alone.
+//
+// A thread has kInFlight independent packs (16 bytes of the widest tensor) on their way before it uses the first; neighbouring
+// threads touch neighbouring packs; blocks go on to the next piece until all is done. Sizes are int64 throughout.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/cuda/operations.h"
+#include "kernels/cuda/types.h"
+
+namespace mt::cuda {
+
+inline constexpr int kFlatThreads = 256;
+inline constexpr int kFlatBlocksPerMultiprocessor = 8;  // 2048 threads: all that fit
+
+// Reads or writes N elements: as one access if `kWhole` (the caller has checked alignment), else one by one.
+template <bool kWhole, typename T, int N>
+__device__ __forceinline__ Pack<T, N> LoadPack(const T* data) {
+  if constexpr (kWhole) {
+    return *reinterpret_cast<const Pack<T, N>*>(data);
+  } else {
+    Pack<T, N> pack;
+#pragma unroll
+    for (int j = 0; j < N; ++j) pack.at[j] = data[j];
+    return pack;
+  }
+}
+template <typename T, int N>
+__device__ __forceinline__ void StorePack(T* data, const Pack<T, N>& pack) {
+  *reinterpret_cast<Pack<T, N>*>(data) = pack;
+}
+
+// Work has two members, for N elements from element i on, aligned for packs of N (N is also 1):
+//   template <int N> Loaded Load(int64_t i) const;
+//   template <int N> void Store(int64_t i, const Loaded& loaded) const;
+// All loads of a round come before its stores, so that results may lie exactly on inputs.
+template <int N, int kInFlight, typename Work>
+__global__ void __launch_bounds__(kFlatThreads) FlatKernel(Work work, int64_t count) {
+  using Loaded = decltype(work.template Load<N>(0));
+  const int64_t packs = count / N;
+  const int64_t threads = int64_t{gridDim.x} * kFlatThreads;
+  const int64_t thread = int64_t{blockIdx.x} * kFlatThreads + threadIdx.x;
+  int64_t i = thread;
+  for (; i + (kInFlight - 1) * threads < packs; i += kInFlight * threads) {
+    Loaded loaded[kInFlight];
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u) loaded[u] = work.template Load<N>((i + u * threads) * N);
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u) work.template Store<N>((i + u * threads) * N, loaded[u]);
+  }
+  for (; i < packs; i += threads) work.template Store<N>(i * N, work.template Load<N>(i * N));
+  if (N > 1 && thread < count - packs * N) {
+    const int64_t last = packs * N + thread;
+    work.template Store<1>(last, work.template Load<1>(last));
+  }
+}
+
+template <int N, int kInFlight = 4, typename Work>
+cudaError_t LaunchFlat(const Work& work, int64_t count, const Launch& launch) {
+  if (count <= 0) return cudaSuccess;
+  constexpr int64_t kPerBlock = int64_t{N} * kInFlight * kFlatThreads;
+  const int64_t blocks =
+      std::min<int64_t>((count + kPerBlock - 1) / kPerBlock,
+                        int64_t{launch.multiprocessors} * kFlatBlocksPerMultiprocessor);
+  auto* kernel = FlatKernel<N, kInFlight, Work>;
+  return MT_LAUNCH(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kFlatThreads), 0,
+                   launch.stream, work, count);
+}
+
+}  // namespace mt::cuda
