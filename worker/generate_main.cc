@@ -71,8 +71,16 @@ absl::Status Generate(Flags flags) {
   MT_ASSIGN_OR_RETURN(const std::unique_ptr<Generator> generator,
                       Generator::Create(spec.model(), spec.training().precision(),
                                         spec.data().sequence_length(), operations.get()));
-  MT_RETURN_IF_ERROR(
-      LoadCheckpoint(manifest, generator->LoadTargets(), FolderResolver(flags.checkpoint)));
+  LoadOptions loading;
+  const Backend& backend = operations->backend();
+  if (!backend.host_memory()) {
+    loading.copy_to_device = [&backend](void* device, const void* host, size_t bytes) {
+      return backend.ToStatus(backend.abi().copy_to_device(device, host, bytes, nullptr),
+                              "copy to device");
+    };
+  }
+  MT_RETURN_IF_ERROR(LoadCheckpoint(manifest, generator->LoadTargets(),
+                                    FolderResolver(flags.checkpoint), loading));
   std::vector<int32_t> prompt;
   MT_RETURN_IF_ERROR(tokenizer->Encode(flags.prompt, &prompt));
   // Without a prompt, a text begins where another has ended.

@@ -157,6 +157,18 @@ absl::Status CheckSizes(const v1::JobSpec& spec, const Mesh& mesh) {
   return absl::OkStatus();
 }
 
+NumberBytes BytesOf(v1::TrainingSpec::Precision precision) {
+  switch (precision) {
+    case v1::TrainingSpec::PRECISION_FP64:
+      return {.data = 8, .statistic = 8, .gradient = 8, .state = 8};
+    case v1::TrainingSpec::PRECISION_BF16:
+    case v1::TrainingSpec::PRECISION_FP8:
+      return {.data = 2};
+    default:
+      return {};
+  }
+}
+
 RankShape ShapeOf(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
   const v1::ModelSpec& m = spec.model();
   const int stage = mesh.CoordinatesOf(rank).pipeline;
@@ -182,7 +194,9 @@ RankShape ShapeOf(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
   s.blocks = layers.last - layers.first;
   s.micro_batches = spec.training().global_batch() / (s.batch * mesh.data());
   s.in_flight = std::min<int64_t>(s.micro_batches, mesh.pipeline() - stage);
-  s.element_bytes = spec.training().precision() == v1::TrainingSpec::PRECISION_FP64 ? 8 : 4;
+  const NumberBytes bytes = BytesOf(spec.training().precision());
+  s.element_bytes = bytes.data;
+  s.statistic_bytes = bytes.statistic;
   return s;
 }
 
@@ -219,30 +233,32 @@ ActivationPlan PlanActivations(const v1::JobSpec& spec, const Mesh& mesh, int ra
     add(name, std::move(shape), KeepPolicy::kKeep, copies, kInput, kInputBackward, bytes);
   };
   // Made by a block's forward pass for its backward pass.
-  auto block = [&](const char* name, std::vector<int64_t> shape) {
+  auto block_of = [&](const char* name, std::vector<int64_t> shape, int64_t bytes) {
     if (recompute) {
-      add(name, std::move(shape), KeepPolicy::kRecompute, 1, kInput, kInputBackward,
-          s.element_bytes);
+      add(name, std::move(shape), KeepPolicy::kRecompute, 1, kInput, kInputBackward, bytes);
     } else {
-      keep(name, std::move(shape), s.in_flight * s.blocks, s.element_bytes);
+      keep(name, std::move(shape), s.in_flight * s.blocks, bytes);
     }
+  };
+  auto block = [&](const char* name, std::vector<int64_t> shape) {
+    block_of(name, std::move(shape), s.element_bytes);
   };
   auto scratch = [&](const char* name, std::vector<int64_t> shape, int first_use, int last_use) {
     add(name, std::move(shape), KeepPolicy::kScratch, 1, first_use, last_use, s.element_bytes);
   };
 
-  keep("rope.table", {s.sequence, s.head_dim}, 1, s.element_bytes);
+  keep("rope.table", {s.sequence, s.head_dim}, 1, s.statistic_bytes);
   if (first_stage) keep("tokens.input", {N}, s.in_flight, 4);
   if (last_stage) keep("tokens.target", {N}, s.in_flight, 4);
 
   keep("block.input", {S, C}, s.in_flight * s.blocks, s.element_bytes);
-  block("block.first_norm_rstd", {S});
+  block_of("block.first_norm_rstd", {S}, s.statistic_bytes);
   block("block.first_norm", {S, C});
   block("block.qkv", {N, s.qkv});
   block("block.attention", {N, s.query});
-  block("block.attention_lse", {s.heads, N});
+  block_of("block.attention_lse", {s.heads, N}, s.statistic_bytes);
   block("block.middle", {S, C});
-  block("block.second_norm_rstd", {S});
+  block_of("block.second_norm_rstd", {S}, s.statistic_bytes);
   block("block.second_norm", {S, C});
   block("block.gate_up", {N, 2 * s.ffn});
 
@@ -264,16 +280,19 @@ ActivationPlan PlanActivations(const v1::JobSpec& spec, const Mesh& mesh, int ra
     scratch("gathered.gradient", {N, C}, kDownBackward, kInputBackward);
   }
   if (last_stage) {
+    auto statistic = [&](const char* name, std::vector<int64_t> shape, int last_use) {
+      add(name, std::move(shape), KeepPolicy::kScratch, 1, kHead, last_use, s.statistic_bytes);
+    };
     scratch("head.sum", {S, C}, kHead, kStreamGradient);
-    scratch("head.rstd", {S}, kHead, kStreamGradient);
+    statistic("head.rstd", {S}, kStreamGradient);
     scratch("head.norm", {S, C}, kHead, kHead);
     scratch("head.norm_gradient", {N, C}, kHead, kStreamGradient);
     scratch("head.logits", {s.loss_chunk, s.vocab_rows}, kHead, kHead);
-    scratch("head.maximum", {mesh.tensor(), s.loss_chunk}, kHead, kHead);
-    scratch("head.sum_exp", {mesh.tensor(), s.loss_chunk}, kHead, kHead);
-    scratch("head.target_logit", {mesh.tensor(), s.loss_chunk}, kHead, kHead);
-    scratch("head.lse", {s.loss_chunk}, kHead, kHead);
-    scratch("head.row_loss", {N}, kHead, kHead);
+    statistic("head.maximum", {mesh.tensor(), s.loss_chunk}, kHead);
+    statistic("head.sum_exp", {mesh.tensor(), s.loss_chunk}, kHead);
+    statistic("head.target_logit", {mesh.tensor(), s.loss_chunk}, kHead);
+    statistic("head.lse", {s.loss_chunk}, kHead);
+    statistic("head.row_loss", {N}, kHead);
   }
   Place(&plan);
   return plan;
@@ -283,11 +302,15 @@ RankMemory PlanMemory(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
   const ParameterLayout layout = LayoutOf(spec.model(), mesh, rank);
   const RankShape s = ShapeOf(spec, mesh, rank);
   const bool sharded = spec.parallel().zero() == 1;
+  const NumberBytes bytes = BytesOf(spec.training().precision());
+  const int64_t owned = sharded ? layout.size / mesh.data() : layout.size;
   RankMemory memory;
-  memory.weights = memory.gradients = layout.size * s.element_bytes;
-  memory.optimizer = 2 * (sharded ? layout.size / mesh.data() : layout.size) * s.element_bytes;
+  memory.weights = layout.size * bytes.data;
+  memory.gradients = layout.size * bytes.gradient;
+  memory.optimizer = (bytes.master_weights() ? 3 : 2) * owned * bytes.state;
   memory.activations = PlanActivations(spec, mesh, rank).arena_bytes;
-  memory.workspace = s.batch * (s.sequence + 1) * 4 + 2 * s.rows * 4 + s.rows * s.element_bytes;
+  // One sample batch as read, and two micro-batches of token ids and targets on their way.
+  memory.workspace = s.batch * (s.sequence + 1) * 4 + 2 * 2 * s.rows * 4;
   return memory;
 }
 

@@ -17,6 +17,16 @@ namespace mt {
 // the value and what would do.
 absl::Status CheckSizes(const v1::JobSpec& spec, const Mesh& mesh);
 
+// Bytes of an element by use. bf16 and fp8 keep activations and working weights in 2 bytes, and in
+// float32 what must be exact: statistics, gradients (the "main gradients") and the optimizer's state
+// with its own master weights.
+struct NumberBytes {
+  int64_t data = 4, statistic = 4, gradient = 4, state = 4;
+  // Weights that the optimizer updates are not the ones that products read.
+  bool master_weights() const { return data != state; }
+};
+NumberBytes BytesOf(v1::TrainingSpec::Precision precision);
+
 // Sizes of one rank's part of the model and of one micro-batch.
 struct RankShape {
   int64_t sequence = 0, batch = 0;  // T, B (micro-batch)
@@ -31,7 +41,8 @@ struct RankShape {
   int64_t first_layer = 0, blocks = 0;                       // decoder blocks of this stage
   int64_t micro_batches = 0;                                 // per step and data rank
   int64_t in_flight = 0;      // micro-batches whose forward is done and backward is not, at most
-  int64_t element_bytes = 0;  // of weights and activations
+  int64_t element_bytes = 0;    // of weights and activations
+  int64_t statistic_bytes = 0;  // of rstd, lse, row losses and the rotation table
 };
 RankShape ShapeOf(const v1::JobSpec& spec, const Mesh& mesh, int rank);
 

@@ -19,18 +19,25 @@
 #include "common/status.h"
 #include "worker/backend/operations.h"
 #include "worker/comm/communicator.h"
+#include "worker/model/number_types.h"
 
 namespace mt {
 
 class ModelContext {
  public:
-  ModelContext(const RankShape& shape, mt_dtype dtype, double norm_eps, Operations* operations,
-               Communicator* tensor)
-      : shape(shape), dtype(dtype), norm_eps(norm_eps), operations_(operations), tensor_(tensor) {}
+  ModelContext(const RankShape& shape, const NumberTypes& types, double norm_eps,
+               Operations* operations, Communicator* tensor)
+      : shape(shape),
+        types(types),
+        dtype(types.data),
+        norm_eps(norm_eps),
+        operations_(operations),
+        tensor_(tensor) {}
 
   RankShape
       shape;  // a generator shortens `sequence` and rows to what it needs; never beyond the plan's
-  const mt_dtype dtype;
+  const NumberTypes types;
+  const mt_dtype dtype;  // types.data
   const double norm_eps;
   bool planning = false;
   // In the first micro-batch of a step the first product that makes a matrix's gradient overwrites what the step before left,
@@ -46,6 +53,9 @@ class ModelContext {
   // `elements` past `base`.
   void* At(void* base, int64_t elements) const {
     return static_cast<char*>(base) + elements * element_bytes();
+  }
+  void* StatisticAt(void* base, int64_t elements) const {
+    return static_cast<char*>(base) + elements * shape.statistic_bytes;
   }
 
   template <mt_operation Op>
@@ -90,7 +100,7 @@ class ModelContext {
   absl::Status LinearWeightGradient(const void* dy, const void* x, void* dw, int64_t rows,
                                     int64_t in, int64_t out, bool overwrite) {
     return Run<MT_OP_MATMUL>({.dtype = dtype,
-                              .output_dtype = dtype,
+                              .output_dtype = types.gradient,
                               .transpose_a = 1,
                               .m = out,
                               .n = in,
@@ -132,7 +142,8 @@ class ModelContext {
   // output (tensor_size() * count): every member's `count` elements, this one's already in place.
   absl::Status GatherStatistics(void* output, int64_t count) {
     if (tensor_size() == 1 || planning) return absl::OkStatus();
-    return tensor_->AllGather(At(output, tensor_rank() * count), output, count, dtype);
+    return tensor_->AllGather(StatisticAt(output, tensor_rank() * count), output, count,
+                              types.statistic);
   }
 
   absl::Status Copy(const void* source, void* destination, int64_t count) {

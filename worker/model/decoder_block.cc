@@ -7,7 +7,7 @@ namespace {
 
 mt_rmsnorm_args NormArguments(const ModelContext& context, const void* weight, void* rstd) {
   return {.dtype = context.dtype,
-          .gradient_dtype = context.dtype,
+          .gradient_dtype = context.types.gradient,
           .rows = context.shape.stream_rows,
           .columns = context.shape.hidden,
           .eps = context.norm_eps,

@@ -8,7 +8,7 @@ absl::Status EmbeddingForward(ModelContext& context, const int32_t* ids, const v
   // One rank alone writes its result where it belongs.
   void* const output = context.tensor_size() == 1 ? stream : partial;
   MT_RETURN_IF_ERROR(context.Run<MT_OP_EMBEDDING_FORWARD>({.dtype = context.dtype,
-                                                           .gradient_dtype = context.dtype,
+                                                           .gradient_dtype = context.types.gradient,
                                                            .ids = ids,
                                                            .rows = s.rows,
                                                            .columns = s.hidden,
@@ -26,7 +26,7 @@ absl::Status EmbeddingBackward(ModelContext& context, const int32_t* ids, const 
   const RankShape& s = context.shape;
   MT_ASSIGN_OR_RETURN(const void* all_rows, context.GatherRows(gradient, full));
   return context.Run<MT_OP_EMBEDDING_BACKWARD>({.dtype = context.dtype,
-                                                .gradient_dtype = context.dtype,
+                                                .gradient_dtype = context.types.gradient,
                                                 .ids = ids,
                                                 .rows = s.rows,
                                                 .columns = s.hidden,

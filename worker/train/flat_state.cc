@@ -14,7 +14,7 @@ FlatRange Intersect(FlatRange a, int64_t begin, int64_t end) {
 
 std::vector<TensorBox> BoxesOf(const ParameterLayout& layout, FlatRange range, const char* prefix,
                                mt_dtype dtype, void* base, int64_t base_first, bool only_saved) {
-  const int64_t element_bytes = dtype == MT_F64 ? 8 : 4;
+  const int64_t element_bytes = ElementBytes(dtype);
   std::vector<TensorBox> boxes;
   for (const LocalParameter& p : layout.parameters) {
     if (only_saved && !p.saved) continue;
@@ -50,15 +50,14 @@ std::vector<TensorBox> BoxesOf(const ParameterLayout& layout, FlatRange range, c
 
 FlatState::FlatState(ParameterLayout layout, const Options& options, Operations* operations)
     : layout_(std::move(layout)),
-      dtype_(options.dtype),
-      element_bytes_(options.dtype == MT_F64 ? 8 : 4),
+      types_(options.types),
       trained_(options.trained),
       zero_(options.zero && options.data_ranks > 1),
       shard_(ShardOf(layout_, options.data_ranks, options.data_rank)),
       operations_(operations) {}
 
 FlatState::~FlatState() {
-  for (void* buffer : {weights_, gradients_, exp_avg_, exp_avg_sq_}) {
+  for (void* buffer : {weights_, gradients_, master_, exp_avg_, exp_avg_sq_}) {
     if (buffer != nullptr) operations_->Free(buffer);
   }
 }
@@ -72,103 +71,118 @@ absl::StatusOr<std::unique_ptr<FlatState>> FlatState::Create(ParameterLayout lay
   return state;
 }
 
+absl::Status FlatState::Zero(void* buffer, int64_t count, mt_dtype dtype) {
+  return operations_->Run<MT_OP_FILL>(
+      {.dtype = dtype, .data = buffer, .count = count, .value = 0});
+}
+
 absl::Status FlatState::Allocate() {
-  auto allocate = [&](int64_t count, void** buffer) -> absl::Status {
+  auto allocate = [&](int64_t count, mt_dtype dtype, void** buffer) -> absl::Status {
     MT_ASSIGN_OR_RETURN(*buffer,
-                        operations_->Allocate(static_cast<size_t>(count * element_bytes_)));
-    return operations_->Run<MT_OP_FILL>(
-        {.dtype = dtype_, .data = *buffer, .count = count, .value = 0});
+                        operations_->Allocate(static_cast<size_t>(count * ElementBytes(dtype))));
+    return Zero(*buffer, count, dtype);
   };
-  MT_RETURN_IF_ERROR(allocate(layout_.size, &weights_));
+  MT_RETURN_IF_ERROR(allocate(layout_.size, types_.data, &weights_));
   if (!trained_) return absl::OkStatus();
-  MT_RETURN_IF_ERROR(allocate(layout_.size, &gradients_));
-  MT_RETURN_IF_ERROR(allocate(owned().count, &exp_avg_));
-  return allocate(owned().count, &exp_avg_sq_);
+  MT_RETURN_IF_ERROR(allocate(layout_.size, types_.gradient, &gradients_));
+  if (has_master()) MT_RETURN_IF_ERROR(allocate(owned().count, types_.state, &master_));
+  MT_RETURN_IF_ERROR(allocate(owned().count, types_.state, &exp_avg_));
+  return allocate(owned().count, types_.state, &exp_avg_sq_);
 }
 
 absl::Status FlatState::DeclareOperations() {
-  MT_RETURN_IF_ERROR(operations_->Need<MT_OP_FILL>({.dtype = dtype_, .count = layout_.size}));
+  MT_RETURN_IF_ERROR(operations_->Need<MT_OP_FILL>({.dtype = types_.data, .count = layout_.size}));
   if (!trained_) return absl::OkStatus();
+  for (const mt_dtype dtype : {types_.gradient, types_.state}) {
+    MT_RETURN_IF_ERROR(operations_->Need<MT_OP_FILL>({.dtype = dtype, .count = layout_.size}));
+  }
+  MT_RETURN_IF_ERROR(operations_->Need<MT_OP_FILL_NORMAL>(
+      {.dtype = types_.state, .rows = 1, .columns = layout_.size}));
+  if (has_master()) {
+    MT_RETURN_IF_ERROR(operations_->Need<MT_OP_COPY>({.source_dtype = types_.state,
+                                                      .destination_dtype = types_.data,
+                                                      .count = owned().count}));
+  }
   MT_RETURN_IF_ERROR(
-      operations_->Need<MT_OP_FILL_NORMAL>({.dtype = dtype_, .rows = 1, .columns = layout_.size}));
-  MT_RETURN_IF_ERROR(
-      operations_->Need<MT_OP_SQUARED_SUM>({.dtype = dtype_, .count = owned().count}));
-  return operations_->Need<MT_OP_ADAMW>({.dtype = dtype_,
-                                         .state_dtype = dtype_,
-                                         .gradient_dtype = dtype_,
+      operations_->Need<MT_OP_SQUARED_SUM>({.dtype = types_.gradient, .count = owned().count}));
+  return operations_->Need<MT_OP_ADAMW>({.dtype = types_.data,
+                                         .state_dtype = types_.state,
+                                         .gradient_dtype = types_.gradient,
                                          .count = owned().count,
                                          .step = 1});
 }
 
 void* FlatState::Weight(absl::string_view name) const {
   const LocalParameter* p = layout_.Find(name);
-  return p == nullptr ? nullptr : At(weights_, p->flat_offset);
+  return p == nullptr ? nullptr : At(weights_, p->flat_offset, types_.data);
 }
 
 void* FlatState::Gradient(absl::string_view name) const {
   const LocalParameter* p = layout_.Find(name);
-  return p == nullptr ? nullptr : At(gradients_, p->flat_offset);
+  return p == nullptr ? nullptr : GradientAt(p->flat_offset);
+}
+
+void* FlatState::MasterAt(int64_t element) const {
+  return has_master() ? At(master_, element - owned().first, types_.state)
+                      : At(weights_, element, types_.data);
 }
 
 absl::Status FlatState::Initialise(uint64_t seed) {
-  MT_RETURN_IF_ERROR(operations_->Run<MT_OP_FILL>(
-      {.dtype = dtype_, .data = weights_, .count = layout_.size, .value = 0}));
+  MT_RETURN_IF_ERROR(Zero(weights_, layout_.size, types_.data));
+  if (has_master()) MT_RETURN_IF_ERROR(Zero(master_, owned().count, types_.state));
   for (void* moments : {exp_avg_, exp_avg_sq_}) {
-    MT_RETURN_IF_ERROR(operations_->Run<MT_OP_FILL>(
-        {.dtype = dtype_, .data = moments, .count = owned().count, .value = 0}));
+    MT_RETURN_IF_ERROR(Zero(moments, owned().count, types_.state));
   }
-  for (const LocalParameter& p : layout_.parameters) {
-    void* const data = At(weights_, p.flat_offset);
-    if (p.shape.size() == 1) {
+  // What was zeroed and is in no box is padding.
+  for (const TensorBox& box : LoadBoxes()) {
+    const LocalParameter* p = layout_.Find(box.tensor);
+    if (p == nullptr) continue;  // a moment
+    if (box.shape.size() == 1) {
       MT_RETURN_IF_ERROR(operations_->Run<MT_OP_FILL>(
-          {.dtype = dtype_, .data = data, .count = p.shape[0], .value = 1}));
+          {.dtype = types_.state, .data = box.data, .count = box.shape[0], .value = 1}));
       continue;
     }
-    const int64_t global_columns = p.logical.shape[1];
+    const int64_t global_columns = box.global_shape[1];
     MT_RETURN_IF_ERROR(operations_->Run<MT_OP_FILL_NORMAL>(
-        {.dtype = dtype_,
-         .data = data,
-         .rows = p.valid_rows,
-         .columns = p.shape[1],
-         .first_index =
-             static_cast<uint64_t>(p.global_offset[0] * global_columns + p.global_offset[1]),
+        {.dtype = types_.state,
+         .data = box.data,
+         .rows = box.shape[0],
+         .columns = box.shape[1],
+         .first_index = static_cast<uint64_t>(box.offset[0] * global_columns + box.offset[1]),
          .row_stride = static_cast<uint64_t>(global_columns),
          .seed = seed,
-         .stream = p.logical.init_stream,
+         .stream = p->logical.init_stream,
          .mean = 0,
-         .std = p.logical.init_std}));
+         .std = p->logical.init_std}));
   }
   return absl::OkStatus();
 }
 
 absl::Status FlatState::ClearAddedGradients(bool table) {
-  auto clear = [&](int64_t first, int64_t count) {
-    return operations_->Run<MT_OP_FILL>(
-        {.dtype = dtype_, .data = At(gradients_, first), .count = count, .value = 0});
-  };
   if (const LocalParameter* embedding = layout_.Find(kEmbeddingName);
       table && embedding != nullptr) {
-    MT_RETURN_IF_ERROR(clear(embedding->flat_offset, embedding->Elements()));
+    MT_RETURN_IF_ERROR(
+        Zero(GradientAt(embedding->flat_offset), embedding->Elements(), types_.gradient));
   }
-  return clear(layout_.matrices, layout_.end - layout_.matrices);
+  return Zero(GradientAt(layout_.matrices), layout_.end - layout_.matrices, types_.gradient);
 }
 
 absl::Status FlatState::SumGradientsOverData(Communicator* data) {
   if (data == nullptr || data->size() == 1) return absl::OkStatus();
-  if (!zero_) return data->AllReduce(gradients_, layout_.size, dtype_, ReduceOp::kSum);
-  return data->ReduceScatter(gradients_, At(gradients_, shard_.first), shard_.count, dtype_);
+  if (!zero_) return data->AllReduce(gradients_, layout_.size, types_.gradient, ReduceOp::kSum);
+  return data->ReduceScatter(gradients_, GradientAt(shard_.first), shard_.count, types_.gradient);
 }
 
 absl::Status FlatState::SquaredGradientSum(bool count_norms, double* result) {
   const FlatRange matrices = Intersect(owned(), 0, layout_.counted);
-  MT_RETURN_IF_ERROR(operations_->Run<MT_OP_SQUARED_SUM>({.dtype = dtype_,
-                                                          .data = At(gradients_, matrices.first),
+  MT_RETURN_IF_ERROR(operations_->Run<MT_OP_SQUARED_SUM>({.dtype = types_.gradient,
+                                                          .data = GradientAt(matrices.first),
                                                           .count = matrices.count,
                                                           .result = result}));
   if (!count_norms) return absl::OkStatus();
   const FlatRange norms = Intersect(owned(), layout_.matrices, layout_.end);
-  return operations_->Run<MT_OP_SQUARED_SUM>({.dtype = dtype_,
-                                              .data = At(gradients_, norms.first),
+  return operations_->Run<MT_OP_SQUARED_SUM>({.dtype = types_.gradient,
+                                              .data = GradientAt(norms.first),
                                               .count = norms.count,
                                               .result = result,
                                               .accumulate = 1});
@@ -179,16 +193,16 @@ absl::Status FlatState::Update(const v1::OptimizerSpec& optimizer, double lr, in
   const FlatRange range = owned();
   auto update = [&](FlatRange part, double weight_decay) -> absl::Status {
     if (part.count == 0) return absl::OkStatus();
-    void* const weights = At(weights_, part.first);
-    return operations_->Run<MT_OP_ADAMW>({.dtype = dtype_,
-                                          .state_dtype = dtype_,
-                                          .gradient_dtype = dtype_,
+    const int64_t in_owned = part.first - range.first;
+    return operations_->Run<MT_OP_ADAMW>({.dtype = types_.data,
+                                          .state_dtype = types_.state,
+                                          .gradient_dtype = types_.gradient,
                                           .count = part.count,
-                                          .parameter = weights,
-                                          .master = weights,
-                                          .gradient = At(gradients_, part.first),
-                                          .exp_avg = At(exp_avg_, part.first - range.first),
-                                          .exp_avg_sq = At(exp_avg_sq_, part.first - range.first),
+                                          .parameter = At(weights_, part.first, types_.data),
+                                          .master = MasterAt(part.first),
+                                          .gradient = GradientAt(part.first),
+                                          .exp_avg = At(exp_avg_, in_owned, types_.state),
+                                          .exp_avg_sq = At(exp_avg_sq_, in_owned, types_.state),
                                           .lr = lr,
                                           .beta1 = optimizer.beta1(),
                                           .beta2 = optimizer.beta2(),
@@ -203,34 +217,46 @@ absl::Status FlatState::Update(const v1::OptimizerSpec& optimizer, double lr, in
 
 absl::Status FlatState::GatherWeights(Communicator* data) {
   if (!zero_) return absl::OkStatus();
-  return data->AllGather(At(weights_, shard_.first), weights_, shard_.count, dtype_);
+  return data->AllGather(At(weights_, shard_.first, types_.data), weights_, shard_.count,
+                         types_.data);
 }
 
-std::vector<TensorBox> FlatState::CheckpointBoxes() const {
-  std::vector<TensorBox> boxes =
-      BoxesOf(layout_, shard_, "", dtype_, weights_, 0, /*only_saved=*/true);
-  for (const auto& [prefix, base] : {std::pair("optimizer.exp_avg.", exp_avg_),
-                                     std::pair("optimizer.exp_avg_sq.", exp_avg_sq_)}) {
-    for (TensorBox& box : BoxesOf(layout_, shard_, prefix, dtype_, base, owned().first, true))
-      boxes.push_back(std::move(box));
+absl::Status FlatState::FinishWeights(Communicator* data) {
+  if (has_master()) {
+    MT_RETURN_IF_ERROR(
+        operations_->Run<MT_OP_COPY>({.source_dtype = types_.state,
+                                      .destination_dtype = types_.data,
+                                      .source = master_,
+                                      .destination = At(weights_, owned().first, types_.data),
+                                      .count = owned().count}));
   }
-  return boxes;
+  return GatherWeights(data);
 }
 
-std::vector<TensorBox> FlatState::LoadBoxes() const {
+// Master weights and moments; weights only where nothing is trained.
+std::vector<TensorBox> FlatState::StateBoxes(FlatRange range, bool only_saved) const {
+  const int64_t first = owned().first;
   std::vector<TensorBox> boxes =
-      BoxesOf(layout_, owned(), "", dtype_, weights_, 0, /*only_saved=*/false);
+      BoxesOf(layout_, range, "", types_.state, MasterAt(first), first, only_saved);
   if (!trained_) return boxes;
   for (const auto& [prefix, base] : {std::pair("optimizer.exp_avg.", exp_avg_),
                                      std::pair("optimizer.exp_avg_sq.", exp_avg_sq_)}) {
-    for (TensorBox& box : BoxesOf(layout_, owned(), prefix, dtype_, base, owned().first, false))
+    for (TensorBox& box : BoxesOf(layout_, range, prefix, types_.state, base, first, only_saved))
       boxes.push_back(std::move(box));
   }
   return boxes;
 }
 
+std::vector<TensorBox> FlatState::CheckpointBoxes() const {
+  return StateBoxes(shard_, /*only_saved=*/true);
+}
+
+std::vector<TensorBox> FlatState::LoadBoxes() const {
+  return StateBoxes(owned(), /*only_saved=*/false);
+}
+
 std::vector<TensorBox> FlatState::GradientBoxes() const {
-  return BoxesOf(layout_, shard_, "", dtype_, gradients_, 0, /*only_saved=*/true);
+  return BoxesOf(layout_, shard_, "", types_.gradient, gradients_, 0, /*only_saved=*/true);
 }
 
 }  // namespace mt

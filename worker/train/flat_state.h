@@ -1,6 +1,10 @@
 // Weights, gradients and optimizer state of one rank: flat buffers that share one layout
 // (common/spec/parameter_layout.h).
 //
+// Weights that products read have the data type. Where that is narrower than the state type (BF16),
+// the optimizer updates master weights of its own, of the range it owns, and the others are always
+// those, rounded once; a checkpoint holds the master weights. Otherwise the two are one.
+//
 // ZeRO-1 (Rajbhandari et al. 2020) is a policy on them: the buffers are cut into equal shards over
 // the data group; gradients are reduce-scattered, the optimizer runs on the own shard, weights are
 // gathered. Without it gradients are all-reduced and every data rank updates everything. Either way
@@ -15,6 +19,7 @@
 #include "worker/backend/operations.h"
 #include "worker/checkpoint/state.h"
 #include "worker/comm/communicator.h"
+#include "worker/model/number_types.h"
 
 namespace mt {
 
@@ -28,8 +33,8 @@ std::vector<TensorBox> BoxesOf(const ParameterLayout& layout, FlatRange range, c
 class FlatState {
  public:
   struct Options {
-    mt_dtype dtype = MT_F32;
-    bool trained = true;  // false: weights only
+    NumberTypes types;
+    bool trained = true;  // false: weights only, in a type that a checkpoint has
     int data_ranks = 1, data_rank = 0;
     bool zero = false;
   };
@@ -45,6 +50,7 @@ class FlatState {
   void* Weight(absl::string_view name) const;
   void* Gradient(absl::string_view name) const;
 
+  // Fresh weights of what this rank owns; FinishWeights makes the others.
   absl::Status Initialise(uint64_t seed);
   // What a step only adds to: norm weights and, if asked, the embedding table. Other matrices are overwritten (context.h).
   absl::Status ClearAddedGradients(bool table);
@@ -56,36 +62,46 @@ class FlatState {
   // AdamW with gradient * gradient_scale; `step` counts from 1.
   absl::Status Update(const v1::OptimizerSpec& optimizer, double lr, int64_t step,
                       double gradient_scale);
-  // After Update, or after owned weights were loaded.
+  // After Update: brings the weights that other data ranks updated.
   absl::Status GatherWeights(Communicator* data);
+  // After Initialise, or after owned weights were loaded: working weights from master weights, and
+  // those of other data ranks.
+  absl::Status FinishWeights(Communicator* data);
 
   // What the optimizer of this rank updates: its shard under ZeRO-1, else everything.
   FlatRange owned() const { return zero_ ? shard_ : FlatRange{0, layout_.size}; }
   std::vector<TensorBox> CheckpointBoxes() const;
   std::vector<TensorBox> LoadBoxes() const;
   std::vector<TensorBox> GradientBoxes() const;
-  void* GradientAt(int64_t element) const { return At(gradients_, element); }
+  void* GradientAt(int64_t element) const { return At(gradients_, element, types_.gradient); }
 
-  int64_t weight_bytes() const { return layout_.size * element_bytes_; }
-  int64_t gradient_bytes() const { return trained_ ? weight_bytes() : 0; }
-  int64_t optimizer_bytes() const { return trained_ ? 2 * owned().count * element_bytes_ : 0; }
+  int64_t weight_bytes() const { return layout_.size * ElementBytes(types_.data); }
+  int64_t gradient_bytes() const { return trained_ ? layout_.size * ElementBytes(types_.gradient) : 0; }
+  int64_t optimizer_bytes() const {
+    return trained_ ? (has_master() ? 3 : 2) * owned().count * ElementBytes(types_.state) : 0;
+  }
 
  private:
   FlatState(ParameterLayout layout, const Options& options, Operations* operations);
   absl::Status Allocate();
   absl::Status DeclareOperations();
-  void* At(void* base, int64_t element) const {
-    return static_cast<char*>(base) + element * element_bytes_;
+  bool has_master() const { return trained_ && types_.data != types_.state; }
+  static void* At(void* base, int64_t element, mt_dtype dtype) {
+    return static_cast<char*>(base) + element * ElementBytes(dtype);
   }
+  // Owned element `element` (of the layout) of the master weights.
+  void* MasterAt(int64_t element) const;
+  std::vector<TensorBox> StateBoxes(FlatRange range, bool only_saved) const;
+  absl::Status Zero(void* buffer, int64_t count, mt_dtype dtype);
 
   const ParameterLayout layout_;
-  const mt_dtype dtype_;
-  const int64_t element_bytes_;
+  const NumberTypes types_;
   const bool trained_, zero_;
   const FlatRange shard_;
   Operations* const operations_;
   void* weights_ = nullptr;
   void* gradients_ = nullptr;
+  void* master_ = nullptr;      // of owned(); null where weights_ are the master weights
   void* exp_avg_ = nullptr;     // of owned()
   void* exp_avg_sq_ = nullptr;  // of owned()
 };

@@ -73,32 +73,27 @@ absl::StatusOr<std::unique_ptr<Generator>> Generator::Create(const v1::ModelSpec
                                                              v1::TrainingSpec::Precision precision,
                                                              int64_t context,
                                                              Operations* operations) {
-  if (precision != v1::TrainingSpec::PRECISION_FP32 &&
-      precision != v1::TrainingSpec::PRECISION_FP64) {
-    return absl::UnimplementedError(absl::StrCat("generating with ",
-                                                 v1::TrainingSpec::Precision_Name(precision),
-                                                 " is not there yet; use fp32"));
-  }
+  if (precision != v1::TrainingSpec::PRECISION_FP64) precision = v1::TrainingSpec::PRECISION_FP32;
   auto state = std::make_unique<State>();
   const v1::JobSpec spec = State::SpecOf(model, precision, context);
   MT_ASSIGN_OR_RETURN(const Mesh mesh, Mesh::Create(1, 1, 1));
   MT_RETURN_IF_ERROR(CheckSizes(spec, mesh));
-  const mt_dtype dtype = precision == v1::TrainingSpec::PRECISION_FP64 ? MT_F64 : MT_F32;
+  const NumberTypes types = TypesOf(precision);
   state->context = context;
   state->vocab = model.vocab();
   state->operations = operations;
   MT_ASSIGN_OR_RETURN(
       state->flat,
-      FlatState::Create(LayoutOf(model, mesh, 0), {.dtype = dtype, .trained = false}, operations));
+      FlatState::Create(LayoutOf(model, mesh, 0), {.types = types, .trained = false}, operations));
   MT_ASSIGN_OR_RETURN(
       state->stage,
       Stage::Create(
-          ModelContext(ShapeOf(spec, mesh, 0), dtype, model.norm_eps(), operations, nullptr),
+          ModelContext(ShapeOf(spec, mesh, 0), types, model.norm_eps(), operations, nullptr),
           PlanActivations(spec, mesh, 0),
           {.recompute = true, .tied = model.tie_embeddings(), .rope_theta = model.rope_theta()},
           state->flat.get(), operations));
   state->ids.resize(static_cast<size_t>(context));
-  state->logits.resize(static_cast<size_t>(model.vocab() * (dtype == MT_F64 ? 8 : 4)));
+  state->logits.resize(static_cast<size_t>(model.vocab() * ElementBytes(types.data)));
   state->stage->context().planning = true;
   for (int64_t tokens = 1; tokens <= context; tokens += kLengthStep) {
     state->SetLength(state->LengthFor(tokens));

@@ -25,8 +25,8 @@ struct GenerateOptions {
 class Generator {
  public:
   // `model` is resolved; at most `context` tokens (prompt and new ones) are looked at: older ones
-  // fall out of the window. Precision FP32, or FP64 on the reference backend. `operations` outlives
-  // the generator.
+  // fall out of the window. Computes in FP64 if the job did (reference backend), else in FP32 from
+  // the master weights. `operations` outlives the generator.
   static absl::StatusOr<std::unique_ptr<Generator>> Create(const v1::ModelSpec& model,
                                                            v1::TrainingSpec::Precision precision,
                                                            int64_t context, Operations* operations);

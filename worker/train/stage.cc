@@ -121,12 +121,15 @@ absl::Status Stage::FillRopeTable() {
   }
   const std::vector<float> single(table.begin(), table.end());
   const void* source =
-      context_.dtype == MT_F64 ? static_cast<const void*>(table.data()) : single.data();
+      context_.types.statistic == MT_F64 ? static_cast<const void*>(table.data()) : single.data();
   const Backend& backend = operations_->backend();
-  return backend.ToStatus(
+  MT_RETURN_IF_ERROR(backend.ToStatus(
       backend.abi().copy_to_device(const_cast<void*>(scratch_.rope_table), source,
-                                   static_cast<size_t>(count * s.element_bytes), nullptr),
-      "copying the rotation table");
+                                   static_cast<size_t>(count * s.statistic_bytes), nullptr),
+      "copying the rotation table"));
+  // The copy may still be reading the vectors.
+  return backend.ToStatus(backend.abi().stream_synchronize(nullptr),
+                          "waiting for the rotation table");
 }
 
 absl::Status Stage::RunBlocks(int64_t slot) {

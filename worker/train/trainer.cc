@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "common/clock.h"
 #include "worker/train/flat_state.h"
@@ -23,18 +24,8 @@ class PhaseTimer {
   const absl::Duration start_;
 };
 
-absl::StatusOr<mt_dtype> TypeOf(v1::TrainingSpec::Precision precision) {
-  switch (precision) {
-    case v1::TrainingSpec::PRECISION_FP32:
-      return MT_F32;
-    case v1::TrainingSpec::PRECISION_FP64:
-      return MT_F64;
-    default:
-      return absl::UnimplementedError(absl::StrCat(
-          "training.precision = ", v1::TrainingSpec::Precision_Name(precision),
-          " is not there yet; set it to fp32 (or fp64 with runtime.backend: reference)"));
-  }
-}
+// Summed over all ranks: squared gradient norm, loss, votes for a checkpoint, votes to stop.
+constexpr int64_t kScalars = 4;
 
 const char* NameOf(ActionKind kind) {
   switch (kind) {
@@ -85,8 +76,10 @@ struct Trainer::State {
                        PhaseSeconds* seconds);
   absl::Status FetchTokens(int64_t micro_batch, const TrainingPosition& position);
   absl::Status AddLoss();
+  // What is enqueued afterwards waits for the event of BeforeNextUpdate.
+  absl::Status WaitBeforeUpdate();
   // Sums of gradients over groups, then loss and norm of the whole job.
-  absl::Status SumGradients(double* loss, double* norm);
+  absl::Status SumGradients(StepVotes votes, StepResult* result);
 
   const TrainerOptions options;
   const MeshCoordinates at;
@@ -95,11 +88,12 @@ struct Trainer::State {
   std::unique_ptr<FlatState> flat;
   std::unique_ptr<Stage> stage;
   std::vector<Action> schedule;
-  mt_dtype dtype = MT_F32;
+  NumberTypes types;
+  mt_event before_update = nullptr;  // of BeforeNextUpdate
   bool first_stage = false, last_stage = false, tied_across_stages = false;
   int64_t total_tokens = 0;   // of a global batch
   double loss_sum = 0;        // of this rank's rows in this step
-  double* scalars = nullptr;  // device: squared gradient sum, loss
+  double* scalars = nullptr;  // device: kScalars numbers that are summed over the job
 
   // Host staging, as large as one micro-batch.
   std::vector<int64_t> sample_ids;
@@ -123,7 +117,7 @@ absl::Status Trainer::State::Build() {
   const v1::JobSpec& spec = options.spec;
   const Mesh& mesh = options.mesh;
   MT_RETURN_IF_ERROR(CheckSizes(spec, mesh));
-  MT_ASSIGN_OR_RETURN(dtype, TypeOf(spec.training().precision()));
+  types = TypesOf(spec.training().precision());
   first_stage = mesh.IsFirstStage(options.rank);
   last_stage = mesh.IsLastStage(options.rank);
   tied_across_stages =
@@ -138,7 +132,7 @@ absl::Status Trainer::State::Build() {
   const RankShape shape = ShapeOf(spec, mesh, options.rank);
   total_tokens = spec.training().global_batch() * shape.sequence;
   MT_ASSIGN_OR_RETURN(flat, FlatState::Create(LayoutOf(spec.model(), mesh, options.rank),
-                                              {.dtype = dtype,
+                                              {.types = types,
                                                .data_ranks = mesh.data(),
                                                .data_rank = at.data,
                                                .zero = spec.parallel().zero() == 1},
@@ -151,7 +145,7 @@ absl::Status Trainer::State::Build() {
       .rope_theta = spec.model().rope_theta(),
       .loss = {.scale = 1.0 / static_cast<double>(total_tokens),
                .z_loss = spec.training().z_loss()}};
-  MT_ASSIGN_OR_RETURN(stage, Stage::Create(ModelContext(shape, dtype, spec.model().norm_eps(),
+  MT_ASSIGN_OR_RETURN(stage, Stage::Create(ModelContext(shape, types, spec.model().norm_eps(),
                                                         options.operations, tensor),
                                            PlanActivations(spec, mesh, options.rank), stage_options,
                                            flat.get(), options.operations));
@@ -161,14 +155,14 @@ absl::Status Trainer::State::Build() {
   MT_RETURN_IF_ERROR(stage->Backward(0));
   stage->context().planning = false;
 
-  MT_ASSIGN_OR_RETURN(void* scalar_memory, options.operations->Allocate(2 * sizeof(double)));
+  MT_ASSIGN_OR_RETURN(void* scalar_memory, options.operations->Allocate(kScalars * sizeof(double)));
   scalars = static_cast<double*>(scalar_memory);
   schedule = OneForwardOneBackward(mesh.pipeline(), at.pipeline, shape.micro_batches);
   sample_ids.resize(static_cast<size_t>(shape.batch));
   fetched.resize(static_cast<size_t>(shape.batch * (shape.sequence + 1)));
   input_ids.resize(static_cast<size_t>(shape.rows));
   targets.resize(static_cast<size_t>(shape.rows));
-  row_loss.resize(static_cast<size_t>(shape.rows * shape.element_bytes));
+  row_loss.resize(static_cast<size_t>(shape.rows * shape.statistic_bytes));
   return absl::OkStatus();
 }
 
@@ -220,7 +214,7 @@ absl::Status Trainer::State::AddLoss() {
   auto add = [&](const auto* values) {
     for (int64_t i = 0; i < rows; ++i) loss_sum += static_cast<double>(values[i]);
   };
-  if (dtype == MT_F64) {
+  if (types.statistic == MT_F64) {
     add(reinterpret_cast<const double*>(row_loss.data()));
   } else {
     add(reinterpret_cast<const float*>(row_loss.data()));
@@ -266,18 +260,19 @@ absl::Status Trainer::State::Execute(const Action& action, const TrainingPositio
   return absl::OkStatus();
 }
 
-absl::Status Trainer::State::SumGradients(double* loss, double* norm) {
+absl::Status Trainer::State::SumGradients(StepVotes votes, StepResult* result) {
   const ParameterLayout& layout = flat->layout();
   // Under sequence parallelism each tensor rank saw its own rows only: norm weights, whole on all
   // of them, sum over them.
   if (stage->context().sequence_parallel()) {
     MT_RETURN_IF_ERROR(tensor->AllReduce(flat->GradientAt(layout.matrices),
-                                         layout.end - layout.matrices, dtype, ReduceOp::kSum));
+                                         layout.end - layout.matrices, types.gradient,
+                                         ReduceOp::kSum));
   }
   if (tied_across_stages) {
     const LocalParameter* table = layout.Find(kEmbeddingName);
     MT_RETURN_IF_ERROR(embedding->AllReduce(flat->GradientAt(table->flat_offset), table->Elements(),
-                                            dtype, ReduceOp::kSum));
+                                            types.gradient, ReduceOp::kSum));
   }
   MT_RETURN_IF_ERROR(flat->SumGradientsOverData(data));
 
@@ -285,7 +280,7 @@ absl::Status Trainer::State::SumGradients(double* loss, double* norm) {
   // are right.
   MT_RETURN_IF_ERROR(flat->SquaredGradientSum(/*count_norms=*/at.tensor == 0, &scalars[0]));
   const Backend& backend = options.operations->backend();
-  double host[2];
+  double host[kScalars];
   auto to_host = [&]() -> absl::Status {
     MT_RETURN_IF_ERROR(
         backend.ToStatus(backend.abi().copy_to_host(host, scalars, sizeof(host), nullptr),
@@ -297,14 +292,25 @@ absl::Status Trainer::State::SumGradients(double* loss, double* norm) {
   const bool sharded = options.spec.parallel().zero() == 1;
   if (!sharded && at.data != 0) host[0] = 0;
   host[1] = last_stage && at.tensor == 0 ? loss_sum : 0;
+  host[2] = votes.checkpoint ? 1 : 0;
+  host[3] = votes.stop ? 1 : 0;
   MT_RETURN_IF_ERROR(backend.ToStatus(
       backend.abi().copy_to_device(scalars, host, sizeof(host), nullptr), "copying the loss"));
-  if (data != nullptr) MT_RETURN_IF_ERROR(data->AllReduce(scalars, 2, MT_F64, ReduceOp::kSum));
-  if (model != nullptr) MT_RETURN_IF_ERROR(model->AllReduce(scalars, 2, MT_F64, ReduceOp::kSum));
+  if (data != nullptr) MT_RETURN_IF_ERROR(data->AllReduce(scalars, kScalars, MT_F64, ReduceOp::kSum));
+  if (model != nullptr) MT_RETURN_IF_ERROR(model->AllReduce(scalars, kScalars, MT_F64, ReduceOp::kSum));
   MT_RETURN_IF_ERROR(to_host());
-  *norm = std::sqrt(host[0]);
-  *loss = host[1] / static_cast<double>(total_tokens);
+  result->grad_norm = std::sqrt(host[0]);
+  result->loss = host[1] / static_cast<double>(total_tokens);
+  result->votes = {.checkpoint = host[2] > 0, .stop = host[3] > 0};
   return absl::OkStatus();
+}
+
+absl::Status Trainer::State::WaitBeforeUpdate() {
+  if (before_update == nullptr) return absl::OkStatus();
+  const Backend& backend = options.operations->backend();
+  const mt_event event = std::exchange(before_update, nullptr);
+  return backend.ToStatus(backend.abi().event_wait(event, nullptr),
+                          "waiting for whoever reads the state");
 }
 
 Trainer::Trainer(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -319,11 +325,12 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(TrainerOptions options)
 absl::Status Trainer::InitialiseWeights() {
   MT_RETURN_IF_ERROR(
       state_->flat->Initialise(static_cast<uint64_t>(state_->options.spec.training().seed())));
+  MT_RETURN_IF_ERROR(state_->flat->FinishWeights(state_->data));
   position_ = {};
   return absl::OkStatus();
 }
 
-absl::StatusOr<StepResult> Trainer::Step() {
+absl::StatusOr<StepResult> Trainer::Step(StepVotes votes) {
   State& s = *state_;
   const v1::TrainingSpec& training = s.options.spec.training();
   StepResult result{.step = position_.step + 1,
@@ -346,7 +353,7 @@ absl::StatusOr<StepResult> Trainer::Step() {
   }
   {
     PhaseTimer timer(&seconds.grad_sync);
-    const absl::Status status = s.SumGradients(&result.loss, &result.grad_norm);
+    const absl::Status status = s.SumGradients(votes, &result);
     if (!status.ok())
       return Annotate(status, absl::StrCat("step ", result.step, ", summing gradients"));
   }
@@ -358,6 +365,7 @@ absl::StatusOr<StepResult> Trainer::Step() {
   }
   {
     PhaseTimer timer(&seconds.optimizer);
+    MT_RETURN_IF_ERROR(s.WaitBeforeUpdate());
     const double limit = training.clip_grad_norm();
     const double scale = limit > 0 ? std::min(1.0, limit / (result.grad_norm + 1e-6)) : 1.0;
     MT_RETURN_IF_ERROR(s.flat->Update(training.optimizer(), result.lr, result.step, scale));
@@ -374,12 +382,17 @@ absl::StatusOr<StepResult> Trainer::Step() {
   return result;
 }
 
+absl::Status Trainer::BeforeNextUpdate(mt_event event) {
+  state_->before_update = event;
+  return absl::OkStatus();
+}
+
 std::vector<TensorBox> Trainer::CheckpointState() { return state_->flat->CheckpointBoxes(); }
 std::vector<TensorBox> Trainer::LoadTargets() { return state_->flat->LoadBoxes(); }
 std::vector<TensorBox> Trainer::Gradients() { return state_->flat->GradientBoxes(); }
 
 absl::Status Trainer::FinishLoad(const TrainingPosition& position) {
-  MT_RETURN_IF_ERROR(state_->flat->GatherWeights(state_->data));
+  MT_RETURN_IF_ERROR(state_->flat->FinishWeights(state_->data));
   position_ = position;
   return absl::OkStatus();
 }

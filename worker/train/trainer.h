@@ -63,6 +63,13 @@ struct PhaseSeconds {
   double optimizer = 0;
 };
 
+// What this rank asks of all, or what any rank has asked: both travel with the loss, so that asking
+// costs nothing.
+struct StepVotes {
+  bool checkpoint = false;
+  bool stop = false;
+};
+
 // The same on every rank, except `seconds`.
 struct StepResult {
   int64_t step = 0;  // steps done, this one included
@@ -71,6 +78,7 @@ struct StepResult {
   double grad_norm = 0;  // before clipping
   double lr = 0;
   int64_t tokens = 0;  // of the global batch
+  StepVotes votes;     // what any rank asked for
   PhaseSeconds seconds;
 };
 
@@ -95,7 +103,13 @@ class Trainer {
   // One optimizer step. ABORTED, UNAVAILABLE, DEADLINE_EXCEEDED: from a communicator. OUT_OF_RANGE:
   // a token id outside the vocabulary. FAILED_PRECONDITION: loss or gradient norm is not finite
   // (weights are left as before the step).
-  absl::StatusOr<StepResult> Step();
+  absl::StatusOr<StepResult> Step(StepVotes votes = {});
+
+  // From the host's point of view the next step may begin at once, but the device changes the
+  // training state (what CheckpointState points to) only after `event`: a snapshot that is being
+  // copied overlaps the next step's forward and backward pass. Holds for one step; the event must
+  // live until that Step has returned.
+  absl::Status BeforeNextUpdate(mt_event event);
 
   // What this rank saves: over all ranks of the job every logical element of weights and optimizer
   // state exactly once. Valid between steps, as long as the trainer lives; Step changes the data.
