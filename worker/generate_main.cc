@@ -75,8 +75,9 @@ absl::Status Generate(Flags flags) {
   const Backend& backend = operations->backend();
   if (!backend.host_memory()) {
     loading.copy_to_device = [&backend](void* device, const void* host, size_t bytes) {
-      return backend.ToStatus(backend.abi().copy_to_device(device, host, bytes, nullptr),
-                              "copy to device");
+      MT_RETURN_IF_ERROR(backend.ToStatus(
+          backend.abi().copy_to_device(device, host, bytes, nullptr), "copy to device"));
+      return backend.ToStatus(backend.abi().stream_synchronize(nullptr), "copy to device");
     };
   }
   MT_RETURN_IF_ERROR(LoadCheckpoint(manifest, generator->LoadTargets(),

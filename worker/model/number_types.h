@@ -27,7 +27,7 @@ inline NumberTypes TypesOf(v1::TrainingSpec::Precision precision) {
 }
 
 // Of the types a model is made of.
-inline int64_t ElementBytes(mt_dtype dtype) {
+inline int64_t BytesPerNumber(mt_dtype dtype) {
   return dtype == MT_F64 ? 8 : dtype == MT_F32 ? 4 : dtype == MT_BF16 ? 2 : 1;
 }
 

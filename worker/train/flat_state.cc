@@ -14,7 +14,7 @@ FlatRange Intersect(FlatRange a, int64_t begin, int64_t end) {
 
 std::vector<TensorBox> BoxesOf(const ParameterLayout& layout, FlatRange range, const char* prefix,
                                mt_dtype dtype, void* base, int64_t base_first, bool only_saved) {
-  const int64_t element_bytes = ElementBytes(dtype);
+  const int64_t element_bytes = BytesPerNumber(dtype);
   std::vector<TensorBox> boxes;
   for (const LocalParameter& p : layout.parameters) {
     if (only_saved && !p.saved) continue;
@@ -72,14 +72,13 @@ absl::StatusOr<std::unique_ptr<FlatState>> FlatState::Create(ParameterLayout lay
 }
 
 absl::Status FlatState::Zero(void* buffer, int64_t count, mt_dtype dtype) {
-  return operations_->Run<MT_OP_FILL>(
-      {.dtype = dtype, .data = buffer, .count = count, .value = 0});
+  return operations_->Run<MT_OP_FILL>({.dtype = dtype, .data = buffer, .count = count, .value = 0});
 }
 
 absl::Status FlatState::Allocate() {
   auto allocate = [&](int64_t count, mt_dtype dtype, void** buffer) -> absl::Status {
     MT_ASSIGN_OR_RETURN(*buffer,
-                        operations_->Allocate(static_cast<size_t>(count * ElementBytes(dtype))));
+                        operations_->Allocate(static_cast<size_t>(count * BytesPerNumber(dtype))));
     return Zero(*buffer, count, dtype);
   };
   MT_RETURN_IF_ERROR(allocate(layout_.size, types_.data, &weights_));
@@ -99,9 +98,8 @@ absl::Status FlatState::DeclareOperations() {
   MT_RETURN_IF_ERROR(operations_->Need<MT_OP_FILL_NORMAL>(
       {.dtype = types_.state, .rows = 1, .columns = layout_.size}));
   if (has_master()) {
-    MT_RETURN_IF_ERROR(operations_->Need<MT_OP_COPY>({.source_dtype = types_.state,
-                                                      .destination_dtype = types_.data,
-                                                      .count = owned().count}));
+    MT_RETURN_IF_ERROR(operations_->Need<MT_OP_COPY>(
+        {.source_dtype = types_.state, .destination_dtype = types_.data, .count = owned().count}));
   }
   MT_RETURN_IF_ERROR(
       operations_->Need<MT_OP_SQUARED_SUM>({.dtype = types_.gradient, .count = owned().count}));

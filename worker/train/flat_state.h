@@ -75,10 +75,12 @@ class FlatState {
   std::vector<TensorBox> GradientBoxes() const;
   void* GradientAt(int64_t element) const { return At(gradients_, element, types_.gradient); }
 
-  int64_t weight_bytes() const { return layout_.size * ElementBytes(types_.data); }
-  int64_t gradient_bytes() const { return trained_ ? layout_.size * ElementBytes(types_.gradient) : 0; }
+  int64_t weight_bytes() const { return layout_.size * BytesPerNumber(types_.data); }
+  int64_t gradient_bytes() const {
+    return trained_ ? layout_.size * BytesPerNumber(types_.gradient) : 0;
+  }
   int64_t optimizer_bytes() const {
-    return trained_ ? (has_master() ? 3 : 2) * owned().count * ElementBytes(types_.state) : 0;
+    return trained_ ? (has_master() ? 3 : 2) * owned().count * BytesPerNumber(types_.state) : 0;
   }
 
  private:
@@ -87,7 +89,7 @@ class FlatState {
   absl::Status DeclareOperations();
   bool has_master() const { return trained_ && types_.data != types_.state; }
   static void* At(void* base, int64_t element, mt_dtype dtype) {
-    return static_cast<char*>(base) + element * ElementBytes(dtype);
+    return static_cast<char*>(base) + element * BytesPerNumber(dtype);
   }
   // Owned element `element` (of the layout) of the master weights.
   void* MasterAt(int64_t element) const;

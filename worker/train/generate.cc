@@ -93,7 +93,7 @@ absl::StatusOr<std::unique_ptr<Generator>> Generator::Create(const v1::ModelSpec
           {.recompute = true, .tied = model.tie_embeddings(), .rope_theta = model.rope_theta()},
           state->flat.get(), operations));
   state->ids.resize(static_cast<size_t>(context));
-  state->logits.resize(static_cast<size_t>(model.vocab() * ElementBytes(types.data)));
+  state->logits.resize(static_cast<size_t>(model.vocab() * BytesPerNumber(types.data)));
   state->stage->context().planning = true;
   for (int64_t tokens = 1; tokens <= context; tokens += kLengthStep) {
     state->SetLength(state->LengthFor(tokens));

@@ -248,8 +248,10 @@ absl::Status RankRun::Restore() {
   const Backend& backend = operations_->backend();
   if (!backend.host_memory()) {
     options.copy_to_device = [&backend](void* device, const void* host, size_t bytes) {
-      return backend.ToStatus(backend.abi().copy_to_device(device, host, bytes, nullptr),
-                              "copy to device");
+      // The host memory is taken back when this returns.
+      MT_RETURN_IF_ERROR(backend.ToStatus(
+          backend.abi().copy_to_device(device, host, bytes, nullptr), "copy to device"));
+      return backend.ToStatus(backend.abi().stream_synchronize(nullptr), "copy to device");
     };
   }
   const std::vector<TensorBox> targets = trainer_->LoadTargets();

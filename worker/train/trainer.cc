@@ -296,8 +296,10 @@ absl::Status Trainer::State::SumGradients(StepVotes votes, StepResult* result) {
   host[3] = votes.stop ? 1 : 0;
   MT_RETURN_IF_ERROR(backend.ToStatus(
       backend.abi().copy_to_device(scalars, host, sizeof(host), nullptr), "copying the loss"));
-  if (data != nullptr) MT_RETURN_IF_ERROR(data->AllReduce(scalars, kScalars, MT_F64, ReduceOp::kSum));
-  if (model != nullptr) MT_RETURN_IF_ERROR(model->AllReduce(scalars, kScalars, MT_F64, ReduceOp::kSum));
+  if (data != nullptr)
+    MT_RETURN_IF_ERROR(data->AllReduce(scalars, kScalars, MT_F64, ReduceOp::kSum));
+  if (model != nullptr)
+    MT_RETURN_IF_ERROR(model->AllReduce(scalars, kScalars, MT_F64, ReduceOp::kSum));
   MT_RETURN_IF_ERROR(to_host());
   result->grad_norm = std::sqrt(host[0]);
   result->loss = host[1] / static_cast<double>(total_tokens);
