@@ -38,9 +38,4 @@ PENDING(GeluBackward, mt_gelu_args)
 PENDING(CrossEntropyStatistics, mt_cross_entropy_args)
 PENDING(CrossEntropyCombine, mt_cross_entropy_combine_args)
 PENDING(CrossEntropyGradient, mt_cross_entropy_args)
-__attribute__((weak)) bool FlashAttentionSupports(const mt_attention_args&, bool) { return false; }
-__attribute__((weak)) const char* FlashAttentionName(const mt_attention_args&, bool) { return ""; }
-PENDING(FlashAttentionForward, mt_attention_args)
-PENDING(FlashAttentionBackward, mt_attention_args)
-__attribute__((weak)) int64_t FlashAttentionWorkspace(const mt_attention_args&, bool) { return 0; }
 }  // namespace mt::cuda

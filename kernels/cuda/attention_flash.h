@@ -1,0 +1,18 @@
+// The two sets of our own attention kernels, between which attention_flash_select.cu chooses. All take arguments that were checked, with
+// F32 or BF16 data, float32 lse and head_dim <= 256, launch on launch.stream and add in an order that only the sizes decide.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/operations.h"
+#include "kernels/cuda/status.h"
+
+namespace mt::cuda {
+
+// attention_flash.cu. delta is (B, H, T) float32.
+int32_t AttentionDelta(const mt_attention_args& args, float* delta, const Launch& launch);
+int32_t PortableAttentionForward(const mt_attention_args& args, const Launch& launch);
+int32_t PortableAttentionBackward(const mt_attention_args& args, const float* delta,
+                                  const Launch& launch);
+
+}  // namespace mt::cuda

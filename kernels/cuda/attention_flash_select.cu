@@ -1,0 +1,53 @@
+#include "kernels/cuda/attention_flash.h"
+
+#include "kernels/host/host.h"
+
+namespace mt::cuda {
+namespace {
+
+constexpr int64_t kLargestHead = 256;
+constexpr int64_t kLargestGrid = 65535;  // blocks in y and z: heads and sequences
+
+float* Delta(const mt_attention_args& args) { return static_cast<float*>(args.workspace); }
+
+}  // namespace
+
+bool FlashAttentionSupports(const mt_attention_args& args, bool backward) {
+  const int32_t operation = backward ? MT_OP_ATTENTION_BACKWARD : MT_OP_ATTENTION_FORWARD;
+  if (args.dtype != MT_F32 && args.dtype != MT_BF16) {
+    host::Fail(MT_ERROR_UNSUPPORTED, operation, "dtype %d: only F32 and BF16",
+               static_cast<int>(args.dtype));
+    return false;
+  }
+  if (args.head_dim > kLargestHead || args.heads > kLargestGrid || args.batch > kLargestGrid ||
+      args.sequence > INT32_MAX - 256) {
+    host::Fail(MT_ERROR_UNSUPPORTED, operation,
+               "head_dim %lld (at most %lld), heads %lld, batch %lld (at most %lld), sequence %lld",
+               static_cast<long long>(args.head_dim), static_cast<long long>(kLargestHead),
+               static_cast<long long>(args.heads), static_cast<long long>(args.batch),
+               static_cast<long long>(kLargestGrid), static_cast<long long>(args.sequence));
+    return false;
+  }
+  return true;
+}
+
+const char* FlashAttentionName(const mt_attention_args&, bool) { return "mt:flash:portable"; }
+
+int64_t FlashAttentionWorkspace(const mt_attention_args& args, bool backward) {
+  return backward ? args.batch * args.heads * args.sequence * static_cast<int64_t>(sizeof(float))
+                  : 0;
+}
+
+int32_t FlashAttentionForward(const mt_attention_args& args, const Launch& launch) {
+  if (args.sequence == 0 || args.batch == 0 || args.heads == 0) return MT_OK;
+  return PortableAttentionForward(args, launch);
+}
+
+int32_t FlashAttentionBackward(const mt_attention_args& args, const Launch& launch) {
+  if (args.sequence == 0 || args.batch == 0 || args.heads == 0) return MT_OK;
+  if (const int32_t status = AttentionDelta(args, Delta(args), launch); status != MT_OK)
+    return status;
+  return PortableAttentionBackward(args, Delta(args), launch);
+}
+
+}  // namespace mt::cuda
