@@ -51,11 +51,10 @@ std::string CheckedCommunicator::MemberName(int member) const {
   return absl::StrCat("rank ", ranks_[member], " (member ", member, ")");
 }
 
-absl::Status CheckedCommunicator::Latch(const absl::Status& status, const char* operation,
-                                        const std::string& detail) {
+absl::Status CheckedCommunicator::FailCall(const absl::Status& status, const Call& call) {
   absl::Status named(status.code(),
-                     absl::StrCat(name(), " group, ", MemberName(rank()), ": ", operation, " ",
-                                  operation_, detail, ": ", status.message()));
+                     absl::StrCat(name(), " group, ", MemberName(rank()), ": ", call.operation, " ",
+                                  call.number, call.detail, ": ", status.message()));
   if (const std::optional<int> member = IntPayload(status, kMemberPayload); member.has_value()) {
     named.SetPayload(kMemberPayload, absl::Cord(absl::StrCat(*member)));
     named.SetPayload(kRankPayload,
@@ -75,22 +74,29 @@ absl::Status CheckedCommunicator::Latch(const absl::Status& status, const char* 
 
 template <typename Body>
 absl::Status CheckedCommunicator::Run(const char* operation, std::string detail, int64_t bytes,
-                                      Body body) {
-  ++operation_;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (!failure_.ok()) return failure_;
-  }
+                                      int64_t moved, Body body) {
+  call_ = {operation, call_.number + 1, std::move(detail), bytes};
+  MT_RETURN_IF_ERROR(Health());
   const auto start = std::chrono::steady_clock::now();
   const absl::Status status = body();
   time_spent_ += absl::FromChrono(std::chrono::steady_clock::now() - start);
-  if (!status.ok()) return Latch(status, operation, detail);
-  bytes_moved_ += bytes;
+  if (!status.ok()) return FailCall(status, call_);
+  bytes_moved_ += moved;
   return status;
 }
 
+absl::Status CheckedCommunicator::Health() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return failure_;
+}
+
+absl::Status CheckedCommunicator::DoCopy(const void* input, void* output, int64_t bytes) {
+  std::memcpy(output, input, bytes);
+  return absl::OkStatus();
+}
+
 absl::Status CheckedCommunicator::JoinGroup(const std::function<absl::Status()>& join) {
-  return Run("join", "", 0, join);
+  return Run("join", "", 0, 0, join);
 }
 
 absl::Status CheckedCommunicator::AllReduce(void* data, int64_t count, mt_dtype dtype,
@@ -98,7 +104,7 @@ absl::Status CheckedCommunicator::AllReduce(void* data, int64_t count, mt_dtype 
   const int64_t element = ElementSize(dtype);
   MT_CHECK(Reducible(dtype) && count >= 0)
       << name() << ": all-reduce of " << count << " " << DtypeName(dtype);
-  return Run("all-reduce", absl::StrCat(" of ", count, " ", DtypeName(dtype)),
+  return Run("all-reduce", absl::StrCat(" of ", count, " ", DtypeName(dtype)), count * element,
              2 * count * element * (size() - 1) / size(), [&] {
                return size() == 1 || count == 0 ? absl::OkStatus()
                                                 : DoAllReduce(data, count, dtype, op);
@@ -111,11 +117,10 @@ absl::Status CheckedCommunicator::ReduceScatter(const void* input, void* output,
   MT_CHECK(Reducible(dtype) && count >= 0)
       << name() << ": reduce-scatter of " << count << " " << DtypeName(dtype);
   return Run("reduce-scatter", absl::StrCat(" of ", count, " ", DtypeName(dtype)),
-             count * element * (size() - 1), [&] {
+             count * element * size(), count * element * (size() - 1), [&] {
                if (count == 0) return absl::OkStatus();
                if (size() > 1) return DoReduceScatter(input, output, count, dtype);
-               if (output != input) std::memcpy(output, input, count * element);
-               return absl::OkStatus();
+               return output == input ? absl::OkStatus() : DoCopy(input, output, count * element);
              });
 }
 
@@ -124,12 +129,11 @@ absl::Status CheckedCommunicator::AllGather(const void* input, void* output, int
   const int64_t element = ElementSize(dtype);
   MT_CHECK(element > 0 && count >= 0)
       << name() << ": all-gather of " << count << " " << DtypeName(dtype);
-  return Run("all-gather", absl::StrCat(" of ", count, " ", DtypeName(dtype)),
+  return Run("all-gather", absl::StrCat(" of ", count, " ", DtypeName(dtype)), count * element,
              count * element * (size() - 1), [&] {
                if (count == 0) return absl::OkStatus();
                if (size() > 1) return DoAllGather(input, output, count * element);
-               if (output != input) std::memcpy(output, input, count * element);
-               return absl::OkStatus();
+               return output == input ? absl::OkStatus() : DoCopy(input, output, count * element);
              });
 }
 
@@ -141,27 +145,27 @@ absl::Status CheckedCommunicator::Broadcast(void* data, int64_t count, mt_dtype 
       << name() << ": broadcast from member " << root << " of " << size();
   return Run("broadcast",
              absl::StrCat(" of ", count, " ", DtypeName(dtype), " from ", MemberName(root)),
-             root == rank() ? count * element * (size() - 1) : 0, [&] {
+             count * element, root == rank() ? count * element * (size() - 1) : 0, [&] {
                return size() == 1 || count == 0 ? absl::OkStatus()
                                                 : DoBroadcast(data, count * element, root);
              });
 }
 
 absl::Status CheckedCommunicator::Barrier() {
-  return Run("barrier", "", 0, [&] { return size() == 1 ? absl::OkStatus() : DoBarrier(); });
+  return Run("barrier", "", 0, 0, [&] { return size() == 1 ? absl::OkStatus() : DoBarrier(); });
 }
 
 absl::Status CheckedCommunicator::Send(const void* data, int64_t bytes, int peer) {
   MT_CHECK(peer >= 0 && peer < size() && peer != rank() && bytes >= 0)
       << name() << ": send of " << bytes << " to " << peer;
-  return Run("send", absl::StrCat(" of ", bytes, " bytes to ", MemberName(peer)), bytes,
+  return Run("send", absl::StrCat(" of ", bytes, " bytes to ", MemberName(peer)), bytes, bytes,
              [&] { return DoSend(data, bytes, peer); });
 }
 
 absl::Status CheckedCommunicator::Receive(void* data, int64_t bytes, int peer) {
   MT_CHECK(peer >= 0 && peer < size() && peer != rank() && bytes >= 0)
       << name() << ": receive of " << bytes << " from " << peer;
-  return Run("receive", absl::StrCat(" of ", bytes, " bytes from ", MemberName(peer)), 0,
+  return Run("receive", absl::StrCat(" of ", bytes, " bytes from ", MemberName(peer)), bytes, 0,
              [&] { return DoReceive(data, bytes, peer); });
 }
 

@@ -30,6 +30,7 @@ class CheckedCommunicator : public Communicator {
   absl::Status Send(const void* data, int64_t bytes, int peer) final;
   absl::Status Receive(void* data, int64_t bytes, int peer) final;
   void Abort(absl::string_view reason) final;
+  absl::Status Health() const final;
 
   // Runs the transport's way into the group, so that its errors are named like those of any
   // operation.
@@ -57,14 +58,29 @@ class CheckedCommunicator : public Communicator {
   // "rank 5 (member 1)", or "member 1" when ranks are the indices.
   std::string MemberName(int member) const;
 
+  // A group of one: output = input. Device groups copy on the device.
+  virtual absl::Status DoCopy(const void* input, void* output, int64_t bytes);
+
+  // The call that a Do... function is part of.
+  struct Call {
+    const char* operation = "";  // "all-reduce"
+    int64_t number = 0;
+    std::string detail;  // " of 4096 BF16"
+    int64_t bytes = 0;   // of this member's data
+  };
+  const Call& current_call() const { return call_; }
+  // For transports whose work fails after the call has returned: keeps `status` as the group's failure, named after `call`,
+  // unless there is one already. Any thread.
+  absl::Status FailCall(const absl::Status& status, const Call& call);
+
  private:
   template <typename Body>
-  absl::Status Run(const char* operation, std::string detail, int64_t bytes, Body body);
-  absl::Status Latch(const absl::Status& status, const char* operation, const std::string& detail);
+  absl::Status Run(const char* operation, std::string detail, int64_t bytes, int64_t moved,
+                   Body body);
 
   const std::vector<int> ranks_;
-  int64_t operation_ = 0;  // number of the newest call
-  std::mutex mutex_;
+  Call call_;  // the newest
+  mutable std::mutex mutex_;
   absl::Status failure_;  // guarded by mutex_
 };
 

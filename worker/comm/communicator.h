@@ -1,16 +1,26 @@
-// A group of ranks that exchange data. One interface; three ways: ranks as threads of one process
-// (tests), shared memory between processes of one host, Gloo across hosts (NCCL comes with the CUDA
-// backend).
+// A group of ranks that exchange data. One interface; ways: ranks as threads of one process (tests), shared memory between
+// processes of one host, Gloo across hosts, and between devices what the backend brings (NCCL).
 //
 // Invariants
 //  - Every member calls the same collectives in the same order with the same sizes.
-//  - Reductions add in rank order 0, 1, ..., n-1 for every element, whatever the transport: the
-//  same bits everywhere.
-//  - Any failure (a dead peer, a deadline, Abort) makes the call and all later ones return
-//  UNAVAILABLE, ABORTED or
-//    DEADLINE_EXCEEDED; the message names group, member, peer if known, operation and its number.
-//    Nothing hangs.
-//  - Calls come from one thread; Abort may come from any.
+//  - Any failure (a dead peer, a deadline, Abort) makes the call and all later ones return UNAVAILABLE, ABORTED or
+//    DEADLINE_EXCEEDED; the message names group, member, peer if known, operation and its number. Nothing hangs.
+//  - Calls come from one thread; Abort, Health and Unfinished may come from any.
+//  - The same layout gives the same bits. Host groups add in rank order 0, 1, ..., n-1 for every element, whatever the
+//    transport, BF16 in float32 with one rounding at the end. Device groups add in the library's order, which is fixed for a
+//    group and its topology; BF16 is rounded at every hop.
+//
+// Order
+//  - A host group works on host memory (or on a backend in host memory, which finishes every call at once): a call has done
+//    its work when it returns.
+//  - A device group works on device memory, and its calls are steps of the backend's compute stream (the null stream): a
+//    collective sees what was enqueued there before the call, and what is enqueued there afterwards sees its result. The call
+//    itself returns at once and says nothing of the result: a failure shows in Health, in later calls and in WaitForEvent
+//    (device_wait.h), which is how the host waits for a result. A stream or event must never be waited for in any other
+//    way while device groups exist: the backend's own waits do not end when a peer has died.
+//  - Between BeginOverlap and EndOverlap a device group's collectives (not its messages) still wait for what was enqueued
+//    before their call, but nothing waits for them: they run beside later compute work, which must leave their buffers alone.
+//    After EndOverlap later compute work waits for all of them.
 #pragma once
 
 #include <cstddef>
@@ -39,7 +49,7 @@ class Communicator {
     return name_;
   }  // e.g. "tensor", "data", for messages and metrics
 
-  // In place over data[0..count) of `dtype` (MT_F32, MT_F64, MT_I32, MT_I64).
+  // In place over data[0..count) of `dtype`: any type but FP8, which is gathered and broadcast only.
   virtual absl::Status AllReduce(void* data, int64_t count, mt_dtype dtype, ReduceOp op) = 0;
   // output (count elements) = this member's part of the sum of all members' input (size() * count
   // elements). output may be input + rank() * count elements.
@@ -52,10 +62,19 @@ class Communicator {
   virtual absl::Status Broadcast(void* data, int64_t count, mt_dtype dtype, int root) = 0;
   virtual absl::Status Barrier() = 0;
 
-  // Point to point. Messages between two members arrive in the order sent. Send returns when `data`
-  // may be changed again, which may be before the peer calls Receive: at least `kSendAhead`
-  // messages to one peer are taken without a matching Receive, so that 1F1B's crossing sends cannot
-  // deadlock. Sizes must match.
+  // As AllReduce, but over a few values in host memory, and done when it returns, whatever the group: for control values at
+  // start-up. A step must not call it: on a device group it waits for the device.
+  virtual absl::Status AllReduceHost(void* data, int64_t count, mt_dtype dtype, ReduceOp op) {
+    return AllReduce(data, count, dtype, op);
+  }
+
+  // See "Order" above; they do not nest, and do nothing in host groups.
+  virtual absl::Status BeginOverlap() { return absl::OkStatus(); }
+  virtual absl::Status EndOverlap() { return absl::OkStatus(); }
+
+  // Point to point. Messages between two members arrive in the order sent. After Send `data` may be changed again (on the
+  // compute stream, in device groups), which may be before the peer calls Receive: at least `kSendAhead` messages to one peer
+  // are taken without a matching Receive, so that 1F1B's crossing sends cannot deadlock. Sizes must match.
   static constexpr int kSendAhead = 2;
   virtual absl::Status Send(const void* data, int64_t bytes, int peer) = 0;
   virtual absl::Status Receive(void* data, int64_t bytes, int peer) = 0;
@@ -64,8 +83,17 @@ class Communicator {
   // Thread-safe.
   virtual void Abort(absl::string_view reason) = 0;
 
-  int64_t bytes_moved() const { return bytes_moved_; }  // sent by this member since the start
-  absl::Duration seconds_spent() const { return time_spent_; }  // inside calls
+  // The failure that every later call returns, OK if there is none. Thread-safe.
+  virtual absl::Status Health() const = 0;
+  // What a device group was asked for and has not done, the oldest of it: "all-reduce 12 of 4096 BF16 (8192 bytes)"; empty if
+  // nothing, and in host groups. Thread-safe.
+  virtual std::string Unfinished() const { return ""; }
+
+  virtual int64_t bytes_moved() const {
+    return bytes_moved_;
+  }  // sent by this member since the start
+  // Inside calls; in device groups the time for which the group's own streams were busy with them.
+  virtual absl::Duration seconds_spent() const { return time_spent_; }
 
  protected:
   Communicator(std::string name, int rank, int size)

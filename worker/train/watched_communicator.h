@@ -42,26 +42,31 @@ class WatchedCommunicator : public Communicator {
   absl::Status Receive(void* data, int64_t bytes, int peer) override {
     return Watch("receive", [&] { return inner_->Receive(data, bytes, peer); });
   }
+  absl::Status AllReduceHost(void* data, int64_t count, mt_dtype dtype, ReduceOp op) override {
+    return Watch("all-reduce", [&] { return inner_->AllReduceHost(data, count, dtype, op); });
+  }
+  absl::Status BeginOverlap() override { return inner_->BeginOverlap(); }
+  absl::Status EndOverlap() override { return inner_->EndOverlap(); }
   void Abort(absl::string_view reason) override { inner_->Abort(reason); }
+  absl::Status Health() const override { return inner_->Health(); }
+  std::string Unfinished() const override { return inner_->Unfinished(); }
+  int64_t bytes_moved() const override { return inner_->bytes_moved(); }
+  absl::Duration seconds_spent() const override { return inner_->seconds_spent(); }
 
-  // The global rank that the first failed call blames.
-  std::optional<int> blamed() const { return blamed_; }
+  // The global rank that the group's failure blames.
+  std::optional<int> blamed() const { return BlamedRank(inner_->Health()); }
 
  private:
   template <typename Call>
   absl::Status Watch(const char* operation, Call call) {
     channel_->EnterCollective(&name(), operation);
-    absl::Status status = call();
+    const absl::Status status = call();
     channel_->LeaveCollective();
-    if (!status.ok() && !blamed_.has_value()) blamed_ = BlamedRank(status);
-    bytes_moved_ = inner_->bytes_moved();
-    time_spent_ = inner_->seconds_spent();
     return status;
   }
 
   Communicator* const inner_;
   RankChannel* const channel_;
-  std::optional<int> blamed_;
 };
 
 }  // namespace mt
