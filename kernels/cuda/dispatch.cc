@@ -92,7 +92,7 @@ int32_t CheckTypes(int32_t operation, const Args& args) {
     checker.Field("source_dtype", args.source_dtype, MT_F32, MT_BF16, MT_F64);
     checker.Field("destination_dtype", args.destination_dtype, MT_F32, MT_BF16, MT_F64);
   } else if constexpr (requires { args.value; }) {
-    checker.Field("dtype", args.dtype, MT_F32, MT_BF16, MT_F64, MT_I32, MT_I64);
+    checker.Field("dtype", args.dtype, MT_F32, MT_BF16, MT_F64, MT_I32, MT_I64, MT_U8);
   } else if constexpr (requires { args.dtype; }) {
     checker.Field("dtype", args.dtype, MT_F32, MT_BF16);
   }

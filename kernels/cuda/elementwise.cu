@@ -192,6 +192,9 @@ int32_t Fill(const mt_fill_args& args, const Launch& launch) {
     case MT_I64:
       MT_CUDA(LaunchFill(args, static_cast<int64_t>(args.value), launch));
       break;
+    case MT_U8:
+      MT_CUDA(LaunchFill(args, static_cast<uint8_t>(args.value), launch));
+      break;
     default:
       MT_CUDA(LaunchFill(args, static_cast<float>(args.value), launch));
   }
@@ -200,14 +203,10 @@ int32_t Fill(const mt_fill_args& args, const Launch& launch) {
 
 int32_t FillNormal(const mt_fill_normal_args& args, const Launch& launch) {
   if (args.rows == 0 || args.columns == 0) return MT_OK;
-  const int64_t pairs = args.rows * (args.columns / 2 + 1);
-  const int64_t blocks =
-      std::min<int64_t>((pairs + kFlatThreads - 1) / kFlatThreads,
-                        int64_t{launch.multiprocessors} * kFlatBlocksPerMultiprocessor);
+  const unsigned blocks = FlatBlocks(args.rows * (args.columns / 2 + 1), 1, launch);
   return WithType(args.dtype, [&](auto type) -> int32_t {
     auto* kernel = FillNormalKernel<decltype(type)>;
-    MT_CUDA(MT_LAUNCH(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kFlatThreads), 0,
-                      launch.stream, args));
+    MT_CUDA(MT_LAUNCH(kernel, dim3(blocks), dim3(kFlatThreads), 0, launch.stream, args));
     return MT_OK;
   });
 }

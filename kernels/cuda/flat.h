@@ -37,7 +37,7 @@ __device__ __forceinline__ void StorePack(T* data, const Pack<T, N>& pack) {
 //   template <int N> void Store(int64_t i, const Loaded& loaded) const;
 // All loads of a round come before its stores, so that results may lie exactly on inputs.
 template <int N, int kInFlight, typename Work>
-__global__ void __launch_bounds__(kFlatThreads) FlatKernel(Work work, int64_t count) {
+__device__ __forceinline__ void FlatLoop(const Work& work, int64_t count) {
   using Loaded = decltype(work.template Load<N>(0));
   const int64_t packs = count / N;
   const int64_t threads = int64_t{gridDim.x} * kFlatThreads;
@@ -57,15 +57,52 @@ __global__ void __launch_bounds__(kFlatThreads) FlatKernel(Work work, int64_t co
   }
 }
 
+template <int N, int kInFlight, typename Work>
+__global__ void __launch_bounds__(kFlatThreads) FlatKernel(Work work, int64_t count) {
+  FlatLoop<N, kInFlight>(work, count);
+}
+
+// Blocks for `count` > 0 elements, of which a thread takes `per_thread` in one round.
+inline unsigned FlatBlocks(int64_t count, int64_t per_thread, const Launch& launch) {
+  const int64_t per_block = per_thread * kFlatThreads;
+  return static_cast<unsigned>(
+      std::min<int64_t>((count + per_block - 1) / per_block,
+                        int64_t{launch.multiprocessors} * kFlatBlocksPerMultiprocessor));
+}
+
+// Calls body(element) for this thread's share of data[0..count), in an order that depends on count and the grid alone, not on
+// alignment (`kWhole` as in LoadPack).
+template <bool kWhole, int kInFlight = 4, typename T, typename Body>
+__device__ __forceinline__ void ForEachElement(const T* data, int64_t count, Body&& body) {
+  constexpr int N = kPackElements<T>;
+  const int64_t packs = count / N;
+  const int64_t threads = int64_t{gridDim.x} * blockDim.x;
+  const int64_t thread = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  int64_t i = thread;
+  for (; i + (kInFlight - 1) * threads < packs; i += kInFlight * threads) {
+    Pack<T, N> pack[kInFlight];
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u)
+      pack[u] = LoadPack<kWhole, T, N>(data + (i + u * threads) * N);
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u) {
+#pragma unroll
+      for (int j = 0; j < N; ++j) body(pack[u].at[j]);
+    }
+  }
+  for (; i < packs; i += threads) {
+    const Pack<T, N> pack = LoadPack<kWhole, T, N>(data + i * N);
+#pragma unroll
+    for (int j = 0; j < N; ++j) body(pack.at[j]);
+  }
+  if (thread < count - packs * N) body(data[packs * N + thread]);
+}
+
 template <int N, int kInFlight = 4, typename Work>
 cudaError_t LaunchFlat(const Work& work, int64_t count, const Launch& launch) {
   if (count <= 0) return cudaSuccess;
-  constexpr int64_t kPerBlock = int64_t{N} * kInFlight * kFlatThreads;
-  const int64_t blocks =
-      std::min<int64_t>((count + kPerBlock - 1) / kPerBlock,
-                        int64_t{launch.multiprocessors} * kFlatBlocksPerMultiprocessor);
   auto* kernel = FlatKernel<N, kInFlight, Work>;
-  return MT_LAUNCH(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kFlatThreads), 0,
+  return MT_LAUNCH(kernel, dim3(FlatBlocks(count, N * kInFlight, launch)), dim3(kFlatThreads), 0,
                    launch.stream, work, count);
 }
 

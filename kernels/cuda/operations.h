@@ -18,7 +18,7 @@ struct Launch {
 };
 
 // elementwise.cu, reductions.cu, optimizer.cu, quantize.cu
-int32_t Fill(const mt_fill_args& args, const Launch& launch);  // also F64, I32, I64
+int32_t Fill(const mt_fill_args& args, const Launch& launch);  // also F64, I32, I64, U8
 int32_t FillNormal(const mt_fill_normal_args& args, const Launch& launch);
 int32_t Copy(const mt_copy_args& args, const Launch& launch);  // F32, F64, BF16 in any combination
 int32_t Add(const mt_add_args& args, const Launch& launch);

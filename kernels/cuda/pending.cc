@@ -9,14 +9,6 @@ namespace mt::cuda {
   }
 #define PENDING_BYTES(name, args) \
   __attribute__((weak)) int64_t name(const args&) { return 0; }
-PENDING(SquaredSum, mt_squared_sum_args)
-PENDING(Sum, mt_squared_sum_args)
-PENDING_BYTES(SumWorkspace, mt_squared_sum_args)
-PENDING(ClipFactor, mt_clip_factor_args)
-PENDING(ColumnSum, mt_column_sum_args)
-PENDING_BYTES(ColumnSumWorkspace, mt_column_sum_args)
-PENDING(AdamW, mt_adamw_args)
-PENDING(Amax, mt_amax_args)
 PENDING(Quantize, mt_quantize_args)
 PENDING(EmbeddingForward, mt_embedding_args)
 PENDING(EmbeddingBackward, mt_embedding_args)

@@ -46,4 +46,10 @@ __device__ __forceinline__ T BlockReduce(T value, T identity = T{}, Operation op
   return WarpReduce(lane < kWarps ? partial[lane] : identity, operation);
 }
 
+// *amax = max(*amax, |value|), by any number of threads; NaN wins. Magnitudes have the order of their bits, and NaN's are above
+// infinity's; a maximum does not depend on the order in which it is taken.
+__device__ __forceinline__ void RaiseAmax(float* amax, float value) {
+  atomicMax(reinterpret_cast<int*>(amax), __float_as_int(value) & 0x7fffffff);
+}
+
 }  // namespace mt::cuda
