@@ -1,10 +1,14 @@
 #include "client/cluster_commands.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "client/bring_up.h"
 #include "common/env.h"
 #include "common/spec/yaml.h"
@@ -77,7 +81,22 @@ absl::StatusOr<ExitCode> ReportUp(Session* session, const BringUp& up,
   return kExitOk;
 }
 
-absl::StatusOr<ExitCode> DevUp(Session* session, const Options& o) {
+// By the device files of NVIDIA's driver, /dev/nvidia0 and so on: mtctl itself loads no backend.
+int CountGpus() {
+  const auto files = Env::Real()->List("/dev");
+  if (!files.ok()) return 0;
+  return static_cast<int>(std::count_if(files->begin(), files->end(), [](absl::string_view name) {
+    int index = 0;
+    return absl::ConsumePrefix(&name, "nvidia") && absl::SimpleAtoi(name, &index);
+  }));
+}
+
+absl::StatusOr<ExitCode> DevUp(Session* session, Options o) {
+  // Where there are GPUs, one node has them all and its daemon says how many ranks it holds.
+  if (!o.nodes_given && !o.slots_given && CountGpus() > 0) {
+    o.nodes = 1;
+    o.slots = 0;
+  }
   BringUp up{.context = "dev", .state_directory = StateOr(o.state, "dev")};
   up.arguments = {"--listen=127.0.0.1:0", absl::StrCat("--local-nodes=", o.nodes),
                   absl::StrCat("--slots=", o.slots)};
@@ -85,7 +104,8 @@ absl::StatusOr<ExitCode> DevUp(Session* session, const Options& o) {
   MT_ASSIGN_OR_RETURN(const v1::ListNodesResponse nodes, StartCoordinator(session, up));
   // One that was up already keeps its size.
   const int slots = nodes.nodes_size() > 0 ? nodes.nodes(0).slots() : 0;
-  if ((o.nodes_given && nodes.nodes_size() != o.nodes) || (o.slots_given && slots != o.slots)) {
+  if ((o.nodes_given && nodes.nodes_size() != o.nodes) ||
+      (o.slots_given && o.slots > 0 && slots != o.slots)) {
     const std::string state = o.state.empty() ? "" : absl::StrCat(" --state ", up.state_directory);
     return WithNext(absl::FailedPreconditionError(
                         absl::StrCat("the cluster in ", up.state_directory, " is up already, with ",
@@ -208,12 +228,12 @@ void AddUpAndDown(CLI::App* app, Session* session, Options* o) {
       app->add_subcommand("dev", "A cluster of loopback nodes on this machine, without SSH")
           ->require_subcommand(1);
   CLI::App* dev_up = dev->add_subcommand("up", "Start it and wait until it is ready");
-  dev_up->add_option("--nodes", o->nodes, "Worker daemons")
-      ->check(CLI::Range(1, 64))
-      ->capture_default_str();
-  dev_up->add_option("--slots", o->slots, "Ranks per node")
-      ->check(CLI::Range(1, 256))
-      ->capture_default_str();
+  dev_up->add_option("--nodes", o->nodes, "Worker daemons; default 2, or 1 where there are GPUs")
+      ->check(CLI::Range(1, 64));
+  dev_up
+      ->add_option("--slots", o->slots,
+                   "Ranks per node; default 2, or one per GPU, which 0 asks for too")
+      ->check(CLI::Range(0, 256));
   dev_up->add_option("--state", o->state, "State folder; default ~/.mt/dev")->type_name("DIR");
   dev_up->add_flag("--insecure", o->insecure, "Without TLS");
   AddFormatOption(dev_up, session);
@@ -289,6 +309,23 @@ void AddNodeCommands(CLI::App* app, Session* session, Options* o) {
   }
 }
 
+// "0: 12.3 of 80.0 GiB, 97%, 61 °C, 431 W; 1: lost", of what the devices tell.
+std::string GpusText(const v1::Node& node) {
+  return absl::StrJoin(node.devices(), "; ", [](std::string* out, const v1::Device& device) {
+    std::vector<std::string> parts;
+    if (!device.error().empty()) parts.push_back(absl::StrCat("lost, ", device.error()));
+    if (device.has_memory_used_bytes())
+      parts.push_back(absl::StrCat(Bytes(device.memory_used_bytes()), " of ",
+                                   Bytes(device.memory_total_bytes())));
+    if (device.has_utilization())
+      parts.push_back(absl::StrFormat("%.0f%%", 100 * device.utilization()));
+    if (device.has_temperature_celsius())
+      parts.push_back(absl::StrFormat("%.0f °C", device.temperature_celsius()));
+    if (device.has_power_watts()) parts.push_back(absl::StrFormat("%.0f W", device.power_watts()));
+    absl::StrAppend(out, device.index(), ": ", absl::StrJoin(parts, ", "));
+  });
+}
+
 }  // namespace
 
 Table NodesTable(const std::vector<v1::Node>& nodes, absl::Time now) {
@@ -303,6 +340,7 @@ Table NodesTable(const std::vector<v1::Node>& nodes, absl::Time now) {
                {"MEMORY", true, true},
                {"DISK FREE", true, true},
                {"BACKENDS", true},
+               {"GPUS", true},
                {"HEARTBEAT", false, true},
                {"REASON"}});
   for (const v1::Node& n : nodes) {
@@ -318,7 +356,8 @@ Table NodesTable(const std::vector<v1::Node>& nodes, absl::Time now) {
          Safe(n.data_interface_reason()), n.cores() > 0 ? absl::StrCat(n.cores()) : "",
          n.memory_bytes() > 0 ? Bytes(n.memory_bytes()) : "",
          n.disk_free_bytes() > 0 ? Bytes(n.disk_free_bytes()) : "",
-         Safe(absl::StrJoin(n.backends(), ", ")), Age(n.last_heartbeat(), now), Safe(n.reason())});
+         Safe(absl::StrJoin(n.backends(), ", ")), Safe(GpusText(n)), Age(n.last_heartbeat(), now),
+         Safe(n.reason())});
   }
   return table;
 }

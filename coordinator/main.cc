@@ -423,7 +423,8 @@ int Main(int argc, char** argv) {
   app.add_option("--local-nodes", flags.local_nodes,
                  "Instead: this many worker daemons on this machine")
       ->check(CLI::Range(1, 64));
-  app.add_option("--slots", flags.slots, "Ranks per local node")->check(CLI::Range(1, 256));
+  app.add_option("--slots", flags.slots, "Ranks per local node; 0: one per GPU, or one")
+      ->check(CLI::Range(0, 256));
   app.add_option(
       "--listen", flags.listen,
       "HOST:PORT; default 127.0.0.1, or every interface if the hostfile names other machines");

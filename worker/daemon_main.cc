@@ -25,6 +25,7 @@
 #include "worker/agent/agent.h"
 #include "worker/agent/data_checker.h"
 #include "worker/agent/data_interface.h"
+#include "worker/agent/device_monitor.h"
 #include "worker/agent/process_host.h"
 #include "worker/agent/shards_client.h"
 #include "worker/agent/shards_service.h"
@@ -62,6 +63,7 @@ class Daemon {
   std::unique_ptr<RankHost> host_;
   std::unique_ptr<FileFetcher> fetcher_;
   std::unique_ptr<DataChecker> data_checker_;
+  std::unique_ptr<DeviceMonitor> device_monitor_;
   std::unique_ptr<Agent> agent_;
 };
 
@@ -123,7 +125,7 @@ absl::Status Daemon::Start() {
   v1::Register& identity = options.identity;
   identity.set_version(MT_VERSION);
   identity.set_bundle_digest(command_.bundle_digest);
-  identity.set_slots(std::max(1, command_.slots));
+  identity.set_slots(command_.slots > 0 ? command_.slots : std::max(1, CountDevices()));
   identity.set_cores(NumCores());
   identity.set_memory_bytes(static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE));
   identity.set_data_address(data.address);
@@ -133,6 +135,13 @@ absl::Status Daemon::Start() {
   for (const std::string& backend : DescribeBackends()) {
     MT_LOG(Info) << "backend " << backend;
     identity.add_backends(backend);
+  }
+
+  if (auto monitor = NewNvmlMonitor(); monitor.ok()) {
+    device_monitor_ = std::move(*monitor);
+    options.device_monitor = device_monitor_.get();
+  } else {
+    MT_LOG(Info) << "no figures of GPUs: " << monitor.status().message();
   }
 
   loop_ = NewThreadEventLoop("agent");

@@ -108,6 +108,8 @@ void NodeTable::OnMessage(std::shared_ptr<WorkerStream> stream, v1::WorkerMessag
     case v1::WorkerMessage::kHeartbeat:
       node.last_heartbeat = options_.loop->clock()->Now();
       node.disk_free_bytes = message.heartbeat().disk_free_bytes();
+      node.devices.assign(message.heartbeat().devices().begin(),
+                          message.heartbeat().devices().end());
       UpdateUnwanted(node,
                      {message.heartbeat().running().begin(), message.heartbeat().running().end()});
       // Kept events are sent right after Registered, and this stream is ordered.
@@ -526,6 +528,7 @@ v1::Node NodeTable::Describe(const std::string& name) const {
   if (node->last_heartbeat != absl::Time())
     SetTime(result.mutable_last_heartbeat(), node->last_heartbeat);
   result.set_disk_free_bytes(node->disk_free_bytes);
+  for (const v1::Device& device : node->devices) *result.add_devices() = device;
   return result;
 }
 

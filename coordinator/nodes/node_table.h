@@ -121,6 +121,7 @@ class NodeTable {
     std::vector<v1::RunningRank> running;  // at registration
     std::set<RankKey> unwanted;            // running there although they should not
     int64_t disk_free_bytes = 0;
+    std::vector<v1::Device> devices;  // of the newest heartbeat
     bool launching = false;
     int failed_launches = 0;
     absl::Duration next_launch;

@@ -381,11 +381,48 @@ class TelemetryImpl : public Telemetry,
                                   UnixSeconds(node.last_heartbeat())));
       out.Gauge("mt_node_disk_free_bytes", "Where the node keeps checkpoints and logs", labels,
                 static_cast<double>(node.disk_free_bytes()));
+      for (const v1::Device& device : node.devices()) BuildDevice(node, device, out);
     }
     for (const auto& [state, count] : by_state)
       out.Gauge("mt_nodes", "Nodes by state", {{"state", state}}, count);
     out.Gauge("mt_slots", "Slots of all nodes", {}, static_cast<double>(slots));
     out.Gauge("mt_slots_used", "Slots with a rank", {}, static_cast<double>(used));
+  }
+
+  // A figure that the device does not give is no series, rather than a zero.
+  static void BuildDevice(const v1::Node& node, const v1::Device& device, Families& out) {
+    const Labels labels = {{"node", node.name()}, {"device", absl::StrCat(device.index())}};
+    Labels info = labels;
+    info.push_back({"name", device.name()});
+    info.push_back({"uuid", device.uuid()});
+    out.Gauge("mt_gpu_info", "Always 1; what the device is, is in the labels", info, 1);
+    out.Gauge("mt_gpu_up", "1 if the device answers its driver's monitor", labels,
+              device.error().empty() ? 1 : 0);
+    if (device.has_memory_used_bytes())
+      out.Gauge("mt_gpu_memory_used_bytes", "Memory in use, of all processes", labels,
+                static_cast<double>(device.memory_used_bytes()));
+    if (device.has_memory_total_bytes())
+      out.Gauge("mt_gpu_memory_total_bytes", "Memory of the device", labels,
+                static_cast<double>(device.memory_total_bytes()));
+    if (device.has_utilization())
+      out.Gauge("mt_gpu_utilization_ratio", "Share of the time in which a kernel ran", labels,
+                device.utilization());
+    if (device.has_temperature_celsius())
+      out.Gauge("mt_gpu_temperature_celsius", "Of the chip", labels, device.temperature_celsius());
+    if (device.has_power_watts())
+      out.Gauge("mt_gpu_power_watts", "Drawn by the whole device", labels, device.power_watts());
+    if (device.has_sm_clock_hertz())
+      out.Gauge("mt_gpu_sm_clock_hertz", "Of the multiprocessors, now", labels,
+                device.sm_clock_hertz());
+    for (const bool corrected : {true, false}) {
+      if (corrected ? !device.has_ecc_corrected_errors() : !device.has_ecc_uncorrected_errors())
+        continue;
+      Labels kind = labels;
+      kind.push_back({"kind", corrected ? "corrected" : "uncorrected"});
+      out.Counter("mt_gpu_ecc_errors_total", "Memory errors since the driver was loaded", kind,
+                  static_cast<double>(corrected ? device.ecc_corrected_errors()
+                                                : device.ecc_uncorrected_errors()));
+    }
   }
 
   EventLoop* const loop_;

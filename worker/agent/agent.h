@@ -33,6 +33,7 @@
 #include "common/random.h"
 #include "common/transport.h"
 #include "worker/agent/data_checker.h"
+#include "worker/agent/device_monitor.h"
 #include "worker/agent/file_fetcher.h"
 #include "worker/agent/hang_detector.h"
 #include "worker/agent/rank_host.h"
@@ -49,6 +50,7 @@ struct AgentOptions {
   // A rank's forwarded output; more is in its log file only, and counted.
   int64_t log_bytes_per_second = 64 << 10;
   int64_t log_burst_bytes = 512 << 10;
+  DeviceMonitor* device_monitor = nullptr;  // none: heartbeats tell nothing of devices
 };
 
 class Agent : public RankHandler {

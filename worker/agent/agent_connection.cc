@@ -228,6 +228,10 @@ void Agent::SendHeartbeat() {
   for (auto& running : Running()) *heartbeat->add_running() = std::move(running);
   if (auto free = env_->FreeBytes(options_.state_folder); free.ok())
     heartbeat->set_disk_free_bytes(static_cast<int64_t>(*free));
+  if (options_.device_monitor != nullptr) {
+    for (v1::Device& device : options_.device_monitor->Sample())
+      *heartbeat->add_devices() = std::move(device);
+  }
   Send(std::move(message));
 }
 

@@ -134,7 +134,10 @@ std::vector<std::string> DescribeBackends() {
   for (const char* name : {"cuda", "musa", "txda", "cpu", "reference"}) {
     const absl::StatusOr<const Backend*> backend = LoadBackend(name);
     if (backend.ok()) {
-      lines.emplace_back(name);
+      const mt_device_info& info = (*backend)->info();
+      lines.push_back((*backend)->host_memory()
+                          ? name
+                          : absl::StrCat(name, ": ", info.device_count, " x ", info.name));
     } else if (!absl::IsNotFound(backend.status())) {
       const std::string message(backend.status().message());
       const size_t colon = message.find(": ");
@@ -143,6 +146,11 @@ std::vector<std::string> DescribeBackends() {
     }
   }
   return lines;
+}
+
+int CountDevices() {
+  const absl::StatusOr<const Backend*> backend = ChooseBackend("auto");
+  return backend.ok() && !(*backend)->host_memory() ? (*backend)->info().device_count : 0;
 }
 
 }  // namespace mt

@@ -46,8 +46,12 @@ absl::StatusOr<const Backend*> LoadBackend(absl::string_view name);
 // why each one declined.
 absl::StatusOr<const Backend*> ChooseBackend(absl::string_view requested);
 
-// For node reports: one line per known backend that is installed here: "cpu" or "cuda: <why it
-// declined>".
+// For node reports: one line per known backend that is installed here: "cpu", "cuda: 8 x <device>"
+// or "cuda: <why it declined>".
 std::vector<std::string> DescribeBackends();
+
+// Devices of the backend that "auto" chooses here, each of which holds one rank; 0 if that computes in
+// host memory.
+int CountDevices();
 
 }  // namespace mt
