@@ -44,17 +44,17 @@ __global__ void __launch_bounds__(kThreads) FlashForward(const mt_attention_args
 
   Accumulator sum[kSlices] = {}, score;
   float maximum[kPer], total[kPer];
-  MT_UNROLL
+#pragma unroll
   for (int i = 0; i < kPer; ++i) maximum[i] = -kInfinity, total[i] = 0;
 
   const int keys = args.causal ? min(first_query + kTile, k.rows) : k.rows;
   for (int key = 0; key < keys; key += kTile) {
     Products(score, pool, q, first_query, k, key);
-    MT_UNROLL
+#pragma unroll
     for (int i = 0; i < kPer; ++i) {
       const int query = first_query + ThreadRow() + kStep * i;
       float highest = maximum[i];
-      MT_UNROLL
+#pragma unroll
       for (int j = 0; j < kPer; ++j) {
         score[i][j] =
             Sees(args, query, key + ThreadColumn() + kStep * j) ? score[i][j] * scale : -kInfinity;
@@ -66,12 +66,12 @@ __global__ void __launch_bounds__(kThreads) FlashForward(const mt_attention_args
       const float rescale = expf(maximum[i] - reference);
       maximum[i] = highest;
       float row_sum = 0;
-      MT_UNROLL
+#pragma unroll
       for (int j = 0; j < kPer; ++j) row_sum += score[i][j] = expf(score[i][j] - reference);
       total[i] = total[i] * rescale + RowReduce(row_sum, Plus());
-      MT_UNROLL
+#pragma unroll
       for (int s = 0; s < kSlices; ++s) {
-        MT_UNROLL
+#pragma unroll
         for (int j = 0; j < kPer; ++j) sum[s][i][j] *= rescale;
       }
     }
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) FlashForward(const mt_attention_args
 
   float* const lse = static_cast<float*>(args.lse) + (b * args.heads + h) * args.sequence;
   float factor[kPer];
-  MT_UNROLL
+#pragma unroll
   for (int i = 0; i < kPer; ++i) {
     const int query = first_query + ThreadRow() + kStep * i;
     factor[i] = total[i] > 0 ? 1.0f / total[i] : 0.0f;
@@ -105,13 +105,13 @@ __device__ __forceinline__ void Gradients(const mt_attention_args& args, const f
   const float scale = static_cast<float>(args.scale);
   Products(p, pool, q, first_query, k, first_key);
   Products(ds, pool, d_o, first_query, v, first_key);
-  MT_UNROLL
+#pragma unroll
   for (int i = 0; i < kPer; ++i) {
     const int query = first_query + ThreadRow() + kStep * i;
     const float row_lse = query < args.sequence ? lse[query] : 0.0f;
     const float row_delta =
         query < args.sequence ? delta[(b * args.heads + h) * args.sequence + query] : 0.0f;
-    MT_UNROLL
+#pragma unroll
     for (int j = 0; j < kPer; ++j) {
       const bool sees = Sees(args, query, first_key + ThreadColumn() + kStep * j);
       p[i][j] = sees ? expf(p[i][j] * scale - row_lse) : 0.0f;

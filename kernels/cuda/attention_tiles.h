@@ -67,13 +67,13 @@ __device__ __forceinline__ void Products(Accumulator& sum, float* pool, const Ro
 #pragma unroll 8
     for (int k = 0; k < kDepth; ++k) {
       float x[kPer], y[kPer];
-      MT_UNROLL
+#pragma unroll
       for (int i = 0; i < kPer; ++i) x[i] = left[(ThreadRow() + kStep * i) * kDepthPitch + k];
-      MT_UNROLL
+#pragma unroll
       for (int j = 0; j < kPer; ++j) y[j] = right[(ThreadColumn() + kStep * j) * kDepthPitch + k];
-      MT_UNROLL
+#pragma unroll
       for (int i = 0; i < kPer; ++i) {
-        MT_UNROLL
+#pragma unroll
         for (int j = 0; j < kPer; ++j) sum[i][j] += x[i] * y[j];
       }
     }
@@ -85,7 +85,7 @@ __device__ __forceinline__ void Products(Accumulator& sum, float* pool, const Ro
 template <bool kTransposed, int kSlices, typename T>
 __device__ __forceinline__ void AddProduct(Accumulator (&sum)[kSlices], const float* weights,
                                            float* pool, const Rows<const T>& x, int row) {
-  MT_UNROLL
+#pragma unroll
   for (int s = 0; s < kSlices; ++s) {
     __syncthreads();
     Load<kTile, kPitch>(pool, x, row, s * kTile);
@@ -93,16 +93,16 @@ __device__ __forceinline__ void AddProduct(Accumulator (&sum)[kSlices], const fl
 #pragma unroll 8
     for (int k = 0; k < kTile; ++k) {
       float w[kPer], y[kPer];
-      MT_UNROLL
+#pragma unroll
       for (int i = 0; i < kPer; ++i) {
         const int r = ThreadRow() + kStep * i;
         w[i] = kTransposed ? weights[k * kPitch + r] : weights[r * kPitch + k];
       }
-      MT_UNROLL
+#pragma unroll
       for (int j = 0; j < kPer; ++j) y[j] = pool[k * kPitch + ThreadColumn() + kStep * j];
-      MT_UNROLL
+#pragma unroll
       for (int i = 0; i < kPer; ++i) {
-        MT_UNROLL
+#pragma unroll
         for (int j = 0; j < kPer; ++j) sum[s][i][j] += w[i] * y[j];
       }
     }
@@ -111,9 +111,9 @@ __device__ __forceinline__ void AddProduct(Accumulator (&sum)[kSlices], const fl
 
 // The threads' elements to a tile in shared memory. All threads must be done with what was there.
 __device__ __forceinline__ void Store(float* weights, const Accumulator& values) {
-  MT_UNROLL
+#pragma unroll
   for (int i = 0; i < kPer; ++i) {
-    MT_UNROLL
+#pragma unroll
     for (int j = 0; j < kPer; ++j) {
       weights[(ThreadRow() + kStep * i) * kPitch + ThreadColumn() + kStep * j] = values[i][j];
     }
@@ -125,11 +125,11 @@ template <int kSlices, typename T>
 __device__ __forceinline__ void StoreRows(const Rows<T>& to, int row,
                                           const Accumulator (&values)[kSlices],
                                           const float (&factor)[kPer]) {
-  MT_UNROLL
+#pragma unroll
   for (int s = 0; s < kSlices; ++s) {
-    MT_UNROLL
+#pragma unroll
     for (int i = 0; i < kPer; ++i) {
-      MT_UNROLL
+#pragma unroll
       for (int j = 0; j < kPer; ++j) {
         const int r = row + ThreadRow() + kStep * i, c = s * kTile + ThreadColumn() + kStep * j;
         if (r < to.rows && c < to.columns)
@@ -142,7 +142,7 @@ __device__ __forceinline__ void StoreRows(const Rows<T>& to, int row,
 // Over the 16 threads of a row; all lanes take part and all get the result.
 template <typename Operation>
 __device__ __forceinline__ float RowReduce(float value, Operation operation) {
-  MT_UNROLL
+#pragma unroll
   for (int lanes = kStep / 2; lanes > 0; lanes /= 2)
     value = operation(value, __shfl_xor_sync(0xffffffffu, value, lanes, 32));
   return value;
