@@ -39,6 +39,16 @@ MT_HOST_DEVICE static inline uint16_t mt_bf16_from_float(float value) {
   if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
   return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
+/* One rounding from float64: to float32 rounded to odd (towards zero, with the last bit set if anything was lost), which rounds
+ * on as the float64 itself would (Boldo & Melquiond 2008). */
+MT_HOST_DEVICE static inline uint16_t mt_bf16_from_double(double value) {
+  const float nearest = (float)value;
+  if ((double)nearest == value || value != value) return mt_bf16_from_float(nearest);
+  uint32_t bits = mt_float_bits(nearest);
+  const double size = nearest < 0 ? -(double)nearest : (double)nearest;
+  if (size > (value < 0 ? -value : value)) --bits;
+  return mt_bf16_from_float(mt_bits_float(bits | 1u));
+}
 
 /* A small float of `mantissa` bits and the given bias; values beyond `largest` in magnitude, infinities too, saturate to it; NaN
  * gives `nan`. */

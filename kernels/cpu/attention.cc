@@ -144,8 +144,9 @@ int32_t Outcome(int failed, int32_t operation) {
                     "dnnl_sgemm returned %d", failed);
 }
 
-// Rows (t, b) of one head, t in [first, first + count), to or from a packed (count, d).
+// Rows (t, b) of one head, t in [first, first + count), to or from a packed (count, d) in float32.
 struct HeadRows {
+  int32_t dtype;
   int64_t batch, stride, head_dim;
   int64_t At(int64_t t, int64_t b, int64_t head) const {
     return (t * batch + b) * stride + head * head_dim;
@@ -153,15 +154,23 @@ struct HeadRows {
   void Pack(const void* tensor, int64_t b, int64_t head, int64_t first, int64_t count,
             float* packed) const {
     for (int64_t t = 0; t < count; ++t) {
-      std::copy_n(static_cast<const float*>(tensor) + At(first + t, b, head), head_dim,
-                  packed + t * head_dim);
+      const int64_t at = At(first + t, b, head);
+      if (dtype == MT_BF16) {
+        Widen(static_cast<const Bf16*>(tensor) + at, head_dim, packed + t * head_dim);
+      } else {
+        std::copy_n(static_cast<const float*>(tensor) + at, head_dim, packed + t * head_dim);
+      }
     }
   }
   void Unpack(const float* packed, int64_t b, int64_t head, int64_t first, int64_t count,
               void* tensor) const {
     for (int64_t t = 0; t < count; ++t) {
-      std::copy_n(packed + t * head_dim, head_dim,
-                  static_cast<float*>(tensor) + At(first + t, b, head));
+      const int64_t at = At(first + t, b, head);
+      if (dtype == MT_BF16) {
+        Narrow(packed + t * head_dim, head_dim, static_cast<Bf16*>(tensor) + at);
+      } else {
+        std::copy_n(packed + t * head_dim, head_dim, static_cast<float*>(tensor) + at);
+      }
     }
   }
 };
@@ -184,7 +193,7 @@ int64_t ForwardFloatsPerThread(const mt_attention_args& args) {
 int64_t BackwardFloatsPerThread(const mt_attention_args& args) {
   const int64_t rows = TileRows(args);
   return 4 * Padded(args.sequence * args.head_dim) + 3 * Padded(rows * args.head_dim) +
-         2 * Padded(rows * kScoreStride) + 2 * Padded(rows);
+         2 * Padded(rows * kScoreStride) + 2 * Padded(rows) + Padded(args.head_dim);
 }
 
 }  // namespace
@@ -213,8 +222,10 @@ int32_t AttentionForward(const mt_attention_args& args) {
 
   ParallelBlocks(pairs, [&](int64_t pair) {
     const int64_t b = pair / args.kv_heads, kv = pair % args.kv_heads;
-    HeadRows{args.batch, args.k_stride, d}.Pack(args.k, b, kv, 0, T, keys + pair * packed);
-    HeadRows{args.batch, args.v_stride, d}.Pack(args.v, b, kv, 0, T, values + pair * packed);
+    HeadRows{args.dtype, args.batch, args.k_stride, d}.Pack(args.k, b, kv, 0, T,
+                                                            keys + pair * packed);
+    HeadRows{args.dtype, args.batch, args.v_stride, d}.Pack(args.v, b, kv, 0, T,
+                                                            values + pair * packed);
   });
   // The longest tiles first, so that threads end together.
   ParallelBlocks(pairs * tiles, [&](int64_t task) {
@@ -230,8 +241,8 @@ int32_t AttentionForward(const mt_attention_args& args) {
     float* maximum = carver.Take(rows_per_tile);
     float* sum = carver.Take(rows_per_tile);
     for (int64_t g = 0; g < group; ++g) {
-      HeadRows{args.batch, args.q_stride, d}.Pack(args.q, b, kv * group + g, first, count,
-                                                  q + g * count * d);
+      HeadRows{args.dtype, args.batch, args.q_stride, d}.Pack(args.q, b, kv * group + g, first,
+                                                              count, q + g * count * d);
     }
     std::fill(maximum, maximum + rows, -std::numeric_limits<float>::infinity());
     std::fill(sum, sum + rows, 0.0f);
@@ -256,8 +267,8 @@ int32_t AttentionForward(const mt_attention_args& args) {
           maximum[r] + std::log(sum[r]);
     }
     for (int64_t g = 0; g < group; ++g) {
-      HeadRows{args.batch, args.o_stride, d}.Unpack(o + g * count * d, b, kv * group + g, first,
-                                                    count, args.o);
+      HeadRows{args.dtype, args.batch, args.o_stride, d}.Unpack(
+          o + g * count * d, b, kv * group + g, first, count, args.o);
     }
   });
   return Outcome(failed, MT_OP_ATTENTION_FORWARD);
@@ -269,7 +280,8 @@ int32_t AttentionBackward(const mt_attention_args& args) {
   const float scale = static_cast<float>(args.scale);
   std::atomic<int> failed{dnnl_success};
   const Multiplier multiply{&failed};
-  const HeadRows at_o{args.batch, args.o_stride, d}, at_do{args.batch, args.o_gradient_stride, d};
+  const HeadRows at_o{args.dtype, args.batch, args.o_stride, d},
+      at_do{args.dtype, args.batch, args.o_gradient_stride, d};
 
   ParallelBlocks(args.batch * args.kv_heads, [&](int64_t pair) {
     const int64_t b = pair / args.kv_heads, kv = pair % args.kv_heads;
@@ -281,9 +293,10 @@ int32_t AttentionBackward(const mt_attention_args& args) {
           *dq = carver.Take(rows_per_tile * d);
     float *scores = carver.Take(rows_per_tile * kScoreStride),
           *d_p = carver.Take(rows_per_tile * kScoreStride);
-    float *delta = carver.Take(rows_per_tile), *lse = carver.Take(rows_per_tile);
-    HeadRows{args.batch, args.k_stride, d}.Pack(args.k, b, kv, 0, T, k);
-    HeadRows{args.batch, args.v_stride, d}.Pack(args.v, b, kv, 0, T, v);
+    float *delta = carver.Take(rows_per_tile), *lse = carver.Take(rows_per_tile),
+          *o_row = carver.Take(d);
+    HeadRows{args.dtype, args.batch, args.k_stride, d}.Pack(args.k, b, kv, 0, T, k);
+    HeadRows{args.dtype, args.batch, args.v_stride, d}.Pack(args.v, b, kv, 0, T, v);
     std::fill(dk, dk + T * d, 0.0f);
     std::fill(dv, dv + T * d, 0.0f);
     for (int64_t first = 0; first < T; first += positions) {
@@ -291,11 +304,11 @@ int32_t AttentionBackward(const mt_attention_args& args) {
       const int64_t end = args.causal ? first + count : T;
       for (int64_t g = 0; g < group; ++g) {
         const int64_t head = kv * group + g;
-        HeadRows{args.batch, args.q_stride, d}.Pack(args.q, b, head, first, count,
-                                                    q + g * count * d);
+        HeadRows{args.dtype, args.batch, args.q_stride, d}.Pack(args.q, b, head, first, count,
+                                                                q + g * count * d);
         at_do.Pack(args.o_gradient, b, head, first, count, d_o + g * count * d);
         for (int64_t t = 0; t < count; ++t) {
-          const float* o_row = static_cast<const float*>(args.o) + at_o.At(first + t, b, head);
+          at_o.Pack(args.o, b, head, first + t, 1, o_row);
           double dot = 0;
           for (int64_t j = 0; j < d; ++j)
             dot += static_cast<double>(o_row[j]) * d_o[(g * count + t) * d + j];
@@ -321,12 +334,12 @@ int32_t AttentionBackward(const mt_attention_args& args) {
                  dq, d);
       }
       for (int64_t g = 0; g < group; ++g) {
-        HeadRows{args.batch, args.dq_stride, d}.Unpack(dq + g * count * d, b, kv * group + g, first,
-                                                       count, args.dq);
+        HeadRows{args.dtype, args.batch, args.dq_stride, d}.Unpack(
+            dq + g * count * d, b, kv * group + g, first, count, args.dq);
       }
     }
-    HeadRows{args.batch, args.dk_stride, d}.Unpack(dk, b, kv, 0, T, args.dk);
-    HeadRows{args.batch, args.dv_stride, d}.Unpack(dv, b, kv, 0, T, args.dv);
+    HeadRows{args.dtype, args.batch, args.dk_stride, d}.Unpack(dk, b, kv, 0, T, args.dk);
+    HeadRows{args.dtype, args.batch, args.dv_stride, d}.Unpack(dv, b, kv, 0, T, args.dv);
   });
   return Outcome(failed, MT_OP_ATTENTION_BACKWARD);
 }

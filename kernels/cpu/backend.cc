@@ -1,4 +1,4 @@
-// The cpu backend's entry: every operation in float32.
+// The cpu backend's entry: what a Llama needs, in float32 and bfloat16.
 #include <atomic>
 #include <cstdio>
 #include <cstring>
@@ -31,13 +31,35 @@ int32_t Open(int32_t device, int32_t threads) {
   return MT_OK;
 }
 
+// Float32 and bfloat16 data; what is added to in float32 stays float32.
 int32_t CheckTypes(int32_t operation, const void* args) {
+  switch (operation) {
+    case MT_OP_LAYERNORM_FORWARD:
+    case MT_OP_LAYERNORM_BACKWARD:
+    case MT_OP_GELU_FORWARD:
+    case MT_OP_GELU_BACKWARD:
+    case MT_OP_QK_NORM_ROPE_FORWARD:
+    case MT_OP_QK_NORM_ROPE_BACKWARD:
+    case MT_OP_QUANTIZE:
+      return host::Fail(MT_ERROR_UNSUPPORTED, operation, "the cpu backend does not have it");
+    default:
+      break;
+  }
   int32_t types[3];
   const int count = host::TypesOf(operation, args, types);
   for (int i = 0; i < count; ++i) {
     if (types[i] == MT_F32 || (types[i] == MT_F64 && operation == MT_OP_COPY)) continue;
+    // The first is the data's; later ones are of gradients and optimizer state.
+    const bool small = i == 0 || operation == MT_OP_COPY || operation == MT_OP_MATMUL ||
+                       (operation == MT_OP_ADAMW && i == 2);
+    if (types[i] == MT_BF16 && small) continue;
     return host::Fail(MT_ERROR_UNSUPPORTED, operation,
-                      "type %d: the cpu backend computes in float32", types[i]);
+                      "type %d: the cpu backend has float32 and bfloat16 data, float32 gradients",
+                      types[i]);
+  }
+  if (operation == MT_OP_MATMUL && types[0] == MT_F32 && types[count - 1] != MT_F32) {
+    return host::Fail(MT_ERROR_UNSUPPORTED, operation,
+                      "a bfloat16 product of float32 matrices: round them first");
   }
   return MT_OK;
 }
@@ -67,6 +89,7 @@ const char* KernelName(int32_t operation, const void*) {
     case MT_OP_EMBEDDING_FORWARD:
     case MT_OP_EMBEDDING_BACKWARD:
     case MT_OP_CROSS_ENTROPY_COMBINE:
+    case MT_OP_CLIP_FACTOR:
       return "loops";
     default:
       return highway;
@@ -78,7 +101,10 @@ int64_t Workspace(int32_t operation, const void* args) {
     case MT_OP_MATMUL:
       return MatmulWorkspace(*static_cast<const mt_matmul_args*>(args));
     case MT_OP_SQUARED_SUM:
-      return SquaredSumWorkspace(*static_cast<const mt_squared_sum_args*>(args));
+    case MT_OP_SUM:
+      return SumWorkspace(*static_cast<const mt_squared_sum_args*>(args));
+    case MT_OP_COLUMN_SUM:
+      return ColumnSumWorkspace(*static_cast<const mt_column_sum_args*>(args));
     case MT_OP_RMSNORM_BACKWARD:
       return RmsNormBackwardWorkspace(*static_cast<const mt_rmsnorm_args*>(args));
     case MT_OP_ATTENTION_FORWARD:
@@ -132,6 +158,10 @@ int32_t Run(int32_t operation, const void* args, mt_stream) {
     MT_RUN(MT_OP_CROSS_ENTROPY_GRADIENT, CrossEntropyGradient, mt_cross_entropy_args);
     MT_RUN(MT_OP_ADAMW, AdamW, mt_adamw_args);
     MT_RUN(MT_OP_CROSS_ENTROPY_COMBINE, CrossEntropyCombine, mt_cross_entropy_combine_args);
+    MT_RUN(MT_OP_SUM, Sum, mt_squared_sum_args);
+    MT_RUN(MT_OP_CLIP_FACTOR, ClipFactor, mt_clip_factor_args);
+    MT_RUN(MT_OP_COLUMN_SUM, ColumnSum, mt_column_sum_args);
+    MT_RUN(MT_OP_AMAX, Amax, mt_amax_args);
     default:
       return host::Fail(MT_ERROR_UNSUPPORTED, 0, "operation %d is unknown", operation);
   }

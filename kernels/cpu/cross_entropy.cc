@@ -15,59 +15,75 @@
 HWY_BEFORE_NAMESPACE();
 namespace mt::cpu::HWY_NAMESPACE {
 
-void StatisticsRows(const mt_cross_entropy_args& args, int64_t first, int64_t last) {
+template <typename T>
+void StatisticsOf(const mt_cross_entropy_args& args, int64_t first, int64_t last) {
   const Full d;
   const One one;
   const int64_t columns = args.valid_columns, lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto at = [&](const T* p) HWY_ATTR { return hn::GetLane(Read(one, p)); };
   for (int64_t i = first; i < last; ++i) {
-    const float* logits = static_cast<const float*>(args.logits) + i * args.row_stride;
+    const T* logits = static_cast<const T*>(args.logits) + i * args.row_stride;
     const float lowest = -std::numeric_limits<float>::infinity();
     Vector max_lanes = hn::Set(d, lowest);
     int64_t c = 0;
-    for (; c + lanes <= columns; c += lanes)
-      max_lanes = hn::Max(max_lanes, hn::LoadU(d, logits + c));
+    for (; c + lanes <= columns; c += lanes) max_lanes = hn::Max(max_lanes, Read(d, logits + c));
     float maximum = Maximum(max_lanes);
-    for (; c < columns; ++c) maximum = std::max(maximum, logits[c]);
+    for (; c < columns; ++c) maximum = std::max(maximum, at(logits + c));
     const Vector m = hn::Set(d, maximum);
     Vector sum0 = hn::Zero(d), sum1 = hn::Zero(d);
     double sum = 0;
     for (c = 0; c + 2 * lanes <= columns; c += 2 * lanes) {
-      sum0 = hn::Add(sum0, Exp(d, hn::Sub(hn::LoadU(d, logits + c), m)));
-      sum1 = hn::Add(sum1, Exp(d, hn::Sub(hn::LoadU(d, logits + c + lanes), m)));
+      sum0 = hn::Add(sum0, Exp(d, hn::Sub(Read(d, logits + c), m)));
+      sum1 = hn::Add(sum1, Exp(d, hn::Sub(Read(d, logits + c + lanes), m)));
     }
-    for (; c < columns; ++c) sum += hn::GetLane(Exp(one, hn::Set(one, logits[c] - maximum)));
+    for (; c < columns; ++c) sum += hn::GetLane(Exp(one, hn::Set(one, at(logits + c) - maximum)));
     sum += Sum(hn::Add(sum0, sum1));
     const int64_t column = args.targets[i] - args.vocab_start;
     const bool here = args.targets[i] >= 0 && column >= 0 && column < columns;
     static_cast<float*>(args.maximum)[i] = maximum;
     static_cast<float*>(args.sum)[i] = static_cast<float>(sum);
-    static_cast<float*>(args.target_logit)[i] = here ? logits[column] : 0.0f;
+    static_cast<float*>(args.target_logit)[i] = here ? at(logits + column) : 0.0f;
   }
 }
 
-void GradientRows(const mt_cross_entropy_args& args, int64_t first, int64_t last) {
+void StatisticsRows(const mt_cross_entropy_args& args, int64_t first, int64_t last) {
+  if (args.dtype == MT_BF16) return StatisticsOf<Bf16>(args, first, last);
+  StatisticsOf<float>(args, first, last);
+}
+
+template <typename T>
+void GradientOf(const mt_cross_entropy_args& args, int64_t first, int64_t last) {
   const Full d;
   const One one;
   const int64_t columns = args.valid_columns, lanes = static_cast<int64_t>(hn::Lanes(d));
   for (int64_t i = first; i < last; ++i) {
-    float* logits = static_cast<float*>(args.logits) + i * args.row_stride;
+    T* logits = static_cast<T*>(args.logits) + i * args.row_stride;
     if (args.targets[i] < 0) {
-      std::fill(logits, logits + args.columns, 0.0f);
+      std::fill(logits, logits + args.columns, T{0});
       continue;
     }
     const float lse = static_cast<const float*>(args.lse)[i];
     const float factor = static_cast<float>(args.loss_scale * (1 + 2 * args.z_loss * lse));
-    int64_t c = 0;
-    for (; c + lanes <= columns; c += lanes) {
-      const Vector e = Exp(d, hn::Sub(hn::LoadU(d, logits + c), hn::Set(d, lse)));
-      hn::StoreU(hn::Mul(e, hn::Set(d, factor)), d, logits + c);
-    }
-    for (; c < columns; ++c)
-      logits[c] = factor * hn::GetLane(Exp(one, hn::Set(one, logits[c] - lse)));
-    std::fill(logits + columns, logits + args.columns, 0.0f);
     const int64_t column = args.targets[i] - args.vocab_start;
-    if (column >= 0 && column < columns) logits[column] -= static_cast<float>(args.loss_scale);
+    const bool here = column >= 0 && column < columns;
+    const float target = here ? hn::GetLane(Read(one, logits + column)) : 0.0f;
+    const auto scaled = [&](auto tag, auto x) HWY_ATTR {
+      return hn::Mul(Exp(tag, hn::Sub(x, hn::Set(tag, lse))), hn::Set(tag, factor));
+    };
+    int64_t c = 0;
+    for (; c + lanes <= columns; c += lanes) Write(scaled(d, Read(d, logits + c)), d, logits + c);
+    for (; c < columns; ++c) Write(scaled(one, Read(one, logits + c)), one, logits + c);
+    std::fill(logits + columns, logits + args.columns, T{0});
+    if (here) {
+      const auto loss_scale = hn::Set(one, static_cast<float>(args.loss_scale));
+      Write(hn::Sub(scaled(one, hn::Set(one, target)), loss_scale), one, logits + column);
+    }
   }
+}
+
+void GradientRows(const mt_cross_entropy_args& args, int64_t first, int64_t last) {
+  if (args.dtype == MT_BF16) return GradientOf<Bf16>(args, first, last);
+  GradientOf<float>(args, first, last);
 }
 
 }  // namespace mt::cpu::HWY_NAMESPACE

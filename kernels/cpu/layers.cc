@@ -15,112 +15,132 @@
 HWY_BEFORE_NAMESPACE();
 namespace mt::cpu::HWY_NAMESPACE {
 
-void RmsNormForwardRows(const mt_rmsnorm_args& args, int64_t first, int64_t last) {
+template <typename T>
+void RmsNormForwardOf(const mt_rmsnorm_args& args, int64_t first, int64_t last) {
   const Full d;
+  const One one;
   const int64_t C = args.columns, lanes = static_cast<int64_t>(hn::Lanes(d));
-  const float* weight = static_cast<const float*>(args.weight);
+  const T* weight = static_cast<const T*>(args.weight);
   for (int64_t i = first; i < last; ++i) {
-    const float* x = static_cast<const float*>(args.x) + i * C;
-    const float* residual =
-        args.residual != nullptr ? static_cast<const float*>(args.residual) + i * C : nullptr;
-    float* output = static_cast<float*>(args.output) + i * C;
+    const T* x = static_cast<const T*>(args.x) + i * C;
+    const T* residual =
+        args.residual != nullptr ? static_cast<const T*>(args.residual) + i * C : nullptr;
+    T* output = static_cast<T*>(args.output) + i * C;
     // s goes to `sum` if the caller keeps it, else to `output`, where the second pass finds it.
-    float* s = args.sum != nullptr ? static_cast<float*>(args.sum) + i * C : output;
+    T* s = args.sum != nullptr ? static_cast<T*>(args.sum) + i * C : output;
     Vector square0 = hn::Zero(d), square1 = hn::Zero(d);
     double rest = 0;
     int64_t c = 0;
-    const auto load = [&](int64_t at) HWY_ATTR {
-      const Vector v = hn::LoadU(d, x + at);
-      return residual != nullptr ? hn::Add(v, hn::LoadU(d, residual + at)) : v;
+    const auto load = [&](auto tag, int64_t at) HWY_ATTR {
+      const auto v = Read(tag, x + at);
+      return residual != nullptr ? Rounded<T>(tag, hn::Add(v, Read(tag, residual + at))) : v;
     };
     for (; c + 2 * lanes <= C; c += 2 * lanes) {
-      const Vector v0 = load(c), v1 = load(c + lanes);
+      const Vector v0 = load(d, c), v1 = load(d, c + lanes);
       square0 = hn::MulAdd(v0, v0, square0);
       square1 = hn::MulAdd(v1, v1, square1);
-      hn::StoreU(v0, d, s + c);
-      hn::StoreU(v1, d, s + c + lanes);
+      Write(v0, d, s + c);
+      Write(v1, d, s + c + lanes);
     }
     for (; c < C; ++c) {
-      const float v = residual != nullptr ? x[c] + residual[c] : x[c];
-      rest += static_cast<double>(v) * v;
-      s[c] = v;
+      const auto v = load(one, c);
+      rest += static_cast<double>(hn::GetLane(v)) * hn::GetLane(v);
+      Write(v, one, s + c);
     }
     const double square = rest + static_cast<double>(Sum(hn::Add(square0, square1)));
     const float rstd =
         static_cast<float>(1 / std::sqrt(square / static_cast<double>(C) + args.eps));
     static_cast<float*>(args.rstd)[i] = rstd;
-    const Vector r = hn::Set(d, rstd);
-    for (c = 0; c + lanes <= C; c += lanes) {
-      hn::StoreU(hn::Mul(hn::Mul(hn::LoadU(d, s + c), r), hn::LoadU(d, weight + c)), d, output + c);
-    }
-    for (; c < C; ++c) output[c] = s[c] * rstd * weight[c];
+    const auto norm = [&](auto tag, int64_t at) HWY_ATTR {
+      const auto v = hn::Mul(Read(tag, s + at), hn::Set(tag, rstd));
+      Write(hn::Mul(v, Read(tag, weight + at)), tag, output + at);
+    };
+    for (c = 0; c + lanes <= C; c += lanes) norm(d, c);
+    for (; c < C; ++c) norm(one, c);
   }
+}
+
+void RmsNormForwardRows(const mt_rmsnorm_args& args, int64_t first, int64_t last) {
+  if (args.dtype == MT_BF16) return RmsNormForwardOf<Bf16>(args, first, last);
+  RmsNormForwardOf<float>(args, first, last);
 }
 
 // Rows [first, last): the input gradient, and the block's share of the weight gradient,
 // overwritten, in dw (C).
-void RmsNormBackwardRows(const mt_rmsnorm_args& args, int64_t first, int64_t last, float* dw) {
+template <typename T>
+void RmsNormBackwardOf(const mt_rmsnorm_args& args, int64_t first, int64_t last, float* dw) {
   const Full d;
+  const One one;
   const int64_t C = args.columns, lanes = static_cast<int64_t>(hn::Lanes(d));
-  const float* weight = static_cast<const float*>(args.weight);
+  const T* weight = static_cast<const T*>(args.weight);
   std::fill(dw, dw + C, 0.0f);
   for (int64_t i = first; i < last; ++i) {
-    const float* s = static_cast<const float*>(args.sum) + i * C;
-    const float* dy = static_cast<const float*>(args.output_gradient) + i * C;
-    const float* extra = args.residual_gradient != nullptr
-                             ? static_cast<const float*>(args.residual_gradient) + i * C
-                             : nullptr;
-    float* dx = static_cast<float*>(args.input_gradient) + i * C;
+    const T* s = static_cast<const T*>(args.sum) + i * C;
+    const T* dy = static_cast<const T*>(args.output_gradient) + i * C;
+    const T* extra = args.residual_gradient != nullptr
+                         ? static_cast<const T*>(args.residual_gradient) + i * C
+                         : nullptr;
+    T* dx = static_cast<T*>(args.input_gradient) + i * C;
     const float rstd = static_cast<const float*>(args.rstd)[i];
     const Vector r = hn::Set(d, rstd);
     Vector dot = hn::Zero(d);
     double rest = 0;
     int64_t c = 0;
     for (; c + lanes <= C; c += lanes) {
-      const Vector sv = hn::LoadU(d, s + c), g = hn::LoadU(d, dy + c);
-      dot = hn::MulAdd(hn::Mul(hn::LoadU(d, weight + c), g), sv, dot);
+      const Vector sv = Read(d, s + c), g = Read(d, dy + c);
+      dot = hn::MulAdd(hn::Mul(Read(d, weight + c), g), sv, dot);
       hn::StoreU(hn::MulAdd(g, hn::Mul(sv, r), hn::LoadU(d, dw + c)), d, dw + c);
     }
     for (; c < C; ++c) {
-      rest += static_cast<double>(weight[c]) * dy[c] * s[c];
-      dw[c] += dy[c] * (s[c] * rstd);
+      const float sv = hn::GetLane(Read(one, s + c)), g = hn::GetLane(Read(one, dy + c));
+      rest += static_cast<double>(hn::GetLane(Read(one, weight + c))) * g * sv;
+      dw[c] += g * (sv * rstd);
     }
     const double mean = (rest + static_cast<double>(Sum(dot))) / static_cast<double>(C);
     const float factor = static_cast<float>(static_cast<double>(rstd) * rstd * rstd * mean);
-    const Vector f = hn::Set(d, factor);
-    for (c = 0; c + lanes <= C; c += lanes) {
-      Vector value = hn::Mul(r, hn::Mul(hn::LoadU(d, weight + c), hn::LoadU(d, dy + c)));
-      value = hn::NegMulAdd(hn::LoadU(d, s + c), f, value);
-      if (extra != nullptr) value = hn::Add(value, hn::LoadU(d, extra + c));
-      hn::StoreU(value, d, dx + c);
-    }
-    for (; c < C; ++c)
-      dx[c] = rstd * (weight[c] * dy[c]) - s[c] * factor + (extra != nullptr ? extra[c] : 0.0f);
+    const auto gradient = [&](auto tag, int64_t at) HWY_ATTR {
+      auto value = hn::Mul(hn::Set(tag, rstd), hn::Mul(Read(tag, weight + at), Read(tag, dy + at)));
+      value = hn::NegMulAdd(Read(tag, s + at), hn::Set(tag, factor), value);
+      if (extra != nullptr) value = hn::Add(value, Read(tag, extra + at));
+      Write(value, tag, dx + at);
+    };
+    for (c = 0; c + lanes <= C; c += lanes) gradient(d, c);
+    for (; c < C; ++c) gradient(one, c);
   }
 }
 
-template <class D>
-HWY_INLINE void RotatePair(D d, float* a, float* b, const float* cosine, const float* sine,
-                           bool inverse) {
-  const auto x = hn::LoadU(d, a), y = hn::LoadU(d, b), c = hn::LoadU(d, cosine);
+void RmsNormBackwardRows(const mt_rmsnorm_args& args, int64_t first, int64_t last, float* dw) {
+  if (args.dtype == MT_BF16) return RmsNormBackwardOf<Bf16>(args, first, last, dw);
+  RmsNormBackwardOf<float>(args, first, last, dw);
+}
+
+template <class D, typename T>
+HWY_INLINE void RotatePair(D d, T* a, T* b, const float* cosine, const float* sine, bool inverse) {
+  const auto x = Read(d, a), y = Read(d, b), c = hn::LoadU(d, cosine);
   auto s = hn::LoadU(d, sine);
   if (inverse) s = hn::Neg(s);
-  hn::StoreU(hn::NegMulAdd(y, s, hn::Mul(x, c)), d, a);
-  hn::StoreU(hn::MulAdd(x, s, hn::Mul(y, c)), d, b);
+  Write(hn::NegMulAdd(y, s, hn::Mul(x, c)), d, a);
+  Write(hn::MulAdd(x, s, hn::Mul(y, c)), d, b);
 }
 
 // Rows are (t, b) pairs.
-void RopeRows(const mt_rope_args& args, int64_t first, int64_t last) {
+template <typename T>
+void RopeOf(const mt_rope_args& args, int64_t first, int64_t last) {
   const Full d;
   const One one;
-  const int64_t half = args.head_dim / 2, lanes = static_cast<int64_t>(hn::Lanes(d));
+  const int64_t rotated = args.rotary_dim != 0 ? args.rotary_dim : args.head_dim;
+  const int64_t half = rotated / 2, lanes = static_cast<int64_t>(hn::Lanes(d));
   for (int64_t row = first; row < last; ++row) {
     const int64_t position = args.first_position + row / args.batch;
-    const float* cosine = static_cast<const float*>(args.cos_sin) + position * args.head_dim;
+    const float* cosine = static_cast<const float*>(args.cos_sin) + position * rotated;
     const float* sine = cosine + half;
-    float* x = static_cast<float*>(args.data) + row * args.row_stride;
+    T* x = static_cast<T*>(args.data) + row * args.row_stride;
     for (int64_t h = 0; h < args.heads; ++h, x += args.head_dim) {
       int64_t j = 0;
+      if (args.interleaved) {
+        for (; j < half; ++j)
+          RotatePair(one, x + 2 * j, x + 2 * j + 1, cosine + j, sine + j, args.inverse);
+      }
       for (; j + lanes <= half; j += lanes)
         RotatePair(d, x + j, x + j + half, cosine + j, sine + j, args.inverse);
       for (; j < half; ++j)
@@ -129,46 +149,58 @@ void RopeRows(const mt_rope_args& args, int64_t first, int64_t last) {
   }
 }
 
-template <class D>
-HWY_INLINE void SwigluForwardAt(D d, const float* gate, const float* up, float* output) {
-  const auto g = hn::LoadU(d, gate);
-  hn::StoreU(hn::Mul(hn::Mul(g, Sigmoid(d, g)), hn::LoadU(d, up)), d, output);
+void RopeRows(const mt_rope_args& args, int64_t first, int64_t last) {
+  if (args.dtype == MT_BF16) return RopeOf<Bf16>(args, first, last);
+  RopeOf<float>(args, first, last);
 }
 
-void SwigluForwardRows(const mt_swiglu_args& args, int64_t first, int64_t last) {
+template <class D, typename T>
+HWY_INLINE void SwigluForwardAt(D d, const T* gate, const T* up, T* output) {
+  const auto g = Read(d, gate);
+  Write(hn::Mul(hn::Mul(g, Sigmoid(d, g)), Read(d, up)), d, output);
+}
+
+template <typename T>
+void SwigluForwardOf(const mt_swiglu_args& args, int64_t first, int64_t last) {
   const Full d;
   const int64_t D = args.columns, lanes = static_cast<int64_t>(hn::Lanes(d));
   for (int64_t i = first; i < last; ++i) {
-    const float* gate = static_cast<const float*>(args.gate_up) + i * 2 * D;
-    float* output = static_cast<float*>(args.output) + i * D;
+    const T* gate = static_cast<const T*>(args.gate_up) + i * 2 * D;
+    T* output = static_cast<T*>(args.output) + i * D;
     int64_t c = 0;
     for (; c + lanes <= D; c += lanes) SwigluForwardAt(d, gate + c, gate + D + c, output + c);
     for (; c < D; ++c) SwigluForwardAt(One(), gate + c, gate + D + c, output + c);
   }
 }
 
-template <class D>
-HWY_INLINE void SwigluBackwardAt(D d, const float* gate, const float* up, const float* dy,
-                                 float* d_gate, float* d_up, float* output) {
-  const auto g = hn::LoadU(d, gate), u = hn::LoadU(d, up), grad = hn::LoadU(d, dy);
+void SwigluForwardRows(const mt_swiglu_args& args, int64_t first, int64_t last) {
+  if (args.dtype == MT_BF16) return SwigluForwardOf<Bf16>(args, first, last);
+  SwigluForwardOf<float>(args, first, last);
+}
+
+template <class D, typename T>
+HWY_INLINE void SwigluBackwardAt(D d, const T* gate, const T* up, const T* dy, T* d_gate, T* d_up,
+                                 T* output) {
+  const auto g = Read(d, gate), u = Read(d, up), grad = Read(d, dy);
   const auto one = hn::Set(d, 1.0f);
   const auto sigmoid = Sigmoid(d, g);
   const auto silu = hn::Mul(g, sigmoid);
   // d silu / d g = sigmoid (1 + g (1 - sigmoid))
   const auto slope = hn::Mul(sigmoid, hn::MulAdd(g, hn::Sub(one, sigmoid), one));
-  hn::StoreU(hn::Mul(hn::Mul(grad, u), slope), d, d_gate);
-  hn::StoreU(hn::Mul(grad, silu), d, d_up);
-  if (output != nullptr) hn::StoreU(hn::Mul(silu, u), d, output);
+  Write(hn::Mul(hn::Mul(grad, u), slope), d, d_gate);
+  Write(hn::Mul(grad, silu), d, d_up);
+  if (output != nullptr) Write(hn::Mul(silu, u), d, output);
 }
 
-void SwigluBackwardRows(const mt_swiglu_args& args, int64_t first, int64_t last) {
+template <typename T>
+void SwigluBackwardOf(const mt_swiglu_args& args, int64_t first, int64_t last) {
   const Full d;
   const int64_t D = args.columns, lanes = static_cast<int64_t>(hn::Lanes(d));
   for (int64_t i = first; i < last; ++i) {
-    const float* gate = static_cast<const float*>(args.gate_up) + i * 2 * D;
-    const float* dy = static_cast<const float*>(args.output_gradient) + i * D;
-    float* d_gate = static_cast<float*>(args.gate_up_gradient) + i * 2 * D;
-    float* output = args.output != nullptr ? static_cast<float*>(args.output) + i * D : nullptr;
+    const T* gate = static_cast<const T*>(args.gate_up) + i * 2 * D;
+    const T* dy = static_cast<const T*>(args.output_gradient) + i * D;
+    T* d_gate = static_cast<T*>(args.gate_up_gradient) + i * 2 * D;
+    T* output = args.output != nullptr ? static_cast<T*>(args.output) + i * D : nullptr;
     int64_t c = 0;
     for (; c + lanes <= D; c += lanes) {
       SwigluBackwardAt(d, gate + c, gate + D + c, dy + c, d_gate + c, d_gate + D + c,
@@ -179,6 +211,11 @@ void SwigluBackwardRows(const mt_swiglu_args& args, int64_t first, int64_t last)
                        output != nullptr ? output + c : nullptr);
     }
   }
+}
+
+void SwigluBackwardRows(const mt_swiglu_args& args, int64_t first, int64_t last) {
+  if (args.dtype == MT_BF16) return SwigluBackwardOf<Bf16>(args, first, last);
+  SwigluBackwardOf<float>(args, first, last);
 }
 
 }  // namespace mt::cpu::HWY_NAMESPACE
@@ -192,17 +229,33 @@ HWY_EXPORT(RopeRows);
 HWY_EXPORT(SwigluForwardRows);
 HWY_EXPORT(SwigluBackwardRows);
 
+namespace {
+
+int64_t SizeOf(int32_t dtype) { return dtype == MT_BF16 ? 2 : 4; }
+
+// Folds what was stored into *amax, if someone asks.
+void TakeAmax(int32_t dtype, const void* data, int64_t count, float* amax) {
+  if (amax == nullptr) return;
+  Amax({.struct_size = sizeof(mt_amax_args),
+        .dtype = dtype,
+        .data = data,
+        .count = count,
+        .amax = amax});
+}
+
+}  // namespace
+
 void EmbeddingForward(const mt_embedding_args& args) {
-  const float* table = static_cast<const float*>(args.table);
-  float* output = static_cast<float*>(args.output);
-  const int64_t C = args.columns;
-  ParallelRanges(args.rows, 8 * C, [&](int64_t first, int64_t last) {
+  const char* table = static_cast<const char*>(args.table);
+  char* output = static_cast<char*>(args.output);
+  const int64_t row_bytes = args.columns * SizeOf(args.dtype);
+  ParallelRanges(args.rows, 2 * row_bytes, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t row = args.ids[i] - args.vocab_start;
       if (row >= 0 && row < args.vocab_rows) {
-        std::copy_n(table + row * C, C, output + i * C);
+        std::copy_n(table + row * row_bytes, row_bytes, output + i * row_bytes);
       } else {
-        std::fill_n(output + i * C, C, 0.0f);
+        std::fill_n(output + i * row_bytes, row_bytes, char{0});
       }
     }
   });
@@ -219,8 +272,7 @@ void EmbeddingBackward(const mt_embedding_args& args) {
       const int64_t row = args.ids[i] - args.vocab_start;
       if (row < 0 || row >= args.vocab_rows) continue;
       float* sum = static_cast<float*>(args.table_gradient) + row * C + first;
-      const float* gradient = static_cast<const float*>(args.output_gradient) + i * C + first;
-      for (int64_t c = 0; c < width; ++c) sum[c] += gradient[c];
+      Accumulate(args.dtype, args.output_gradient, i * C + first, width, sum);
     }
   });
 }
@@ -229,6 +281,7 @@ void RmsNormForward(const mt_rmsnorm_args& args) {
   ParallelRanges(args.rows, 16 * args.columns, [&](int64_t first, int64_t last) {
     HWY_DYNAMIC_DISPATCH(RmsNormForwardRows)(args, first, last);
   });
+  TakeAmax(args.dtype, args.output, args.rows * args.columns, args.amax);
 }
 
 namespace {
@@ -255,6 +308,7 @@ void RmsNormBackward(const mt_rmsnorm_args& args) {
     for (int64_t block = 0; block < blocks; ++block) sum += partial[block * C + c];
     weight_gradient[c] += static_cast<float>(sum);
   }
+  TakeAmax(args.dtype, args.input_gradient, args.rows * C, args.amax);
 }
 
 void Rope(const mt_rope_args& args) {
@@ -268,12 +322,14 @@ void SwigluForward(const mt_swiglu_args& args) {
   ParallelRanges(args.rows, 12 * args.columns, [&](int64_t first, int64_t last) {
     HWY_DYNAMIC_DISPATCH(SwigluForwardRows)(args, first, last);
   });
+  TakeAmax(args.dtype, args.output, args.rows * args.columns, args.amax);
 }
 
 void SwigluBackward(const mt_swiglu_args& args) {
   ParallelRanges(args.rows, 24 * args.columns, [&](int64_t first, int64_t last) {
     HWY_DYNAMIC_DISPATCH(SwigluBackwardRows)(args, first, last);
   });
+  TakeAmax(args.dtype, args.gate_up_gradient, args.rows * 2 * args.columns, args.amax);
 }
 
 }  // namespace mt::cpu

@@ -8,6 +8,7 @@
 #endif
 
 #include "hwy/highway.h"
+#include "kernels/cpu/operations.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mt::cpu::HWY_NAMESPACE {
@@ -16,6 +17,46 @@ namespace hn = hwy::HWY_NAMESPACE;
 using Full = hn::ScalableTag<float>;
 using One = hn::CappedTag<float, 1>;  // the rest of a row, one by one
 using Vector = hn::Vec<Full>;
+
+// float32 or bfloat16 (its bits) in memory, float32 in registers.
+template <class D>
+HWY_INLINE hn::Vec<D> Read(D d, const float* p) {
+  return hn::LoadU(d, p);
+}
+template <class D>
+HWY_INLINE hn::Vec<D> Read(D d, const Bf16* p) {
+  const hn::Rebind<uint32_t, D> du;
+  const hn::Rebind<uint16_t, D> dh;
+  return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(dh, p))));
+}
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Write(V v, D d, float* p) {
+  hn::StoreU(v, d, p);
+}
+// To nearest even, NaN as 0x7fff: the bits of mt_bf16_from_float.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Write(V v, D d, Bf16* p) {
+  const hn::Rebind<uint32_t, D> du;
+  const hn::Rebind<uint16_t, D> dh;
+  const auto bits = hn::BitCast(du, v);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1u));
+  const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7fffu))));
+  const auto nan = hn::RebindMask(du, hn::IsNaN(v));
+  hn::StoreU(hn::TruncateTo(dh, hn::IfThenElse(nan, hn::Set(du, 0x7fffu), rounded)), dh, p);
+}
+// What a store to T and a load from it give.
+template <typename T, class D, class V = hn::Vec<D>>
+HWY_INLINE V Rounded(D d, V v) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return v;
+  } else {
+    const hn::Rebind<uint32_t, D> du;
+    const auto bits = hn::BitCast(du, v);
+    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1u));
+    const auto sum = hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7fffu)));
+    return hn::IfThenElse(hn::IsNaN(v), v, hn::BitCast(d, hn::And(sum, hn::Set(du, 0xffff0000u))));
+  }
+}
 
 // e^x within 2 ulp (1.1 seen) for x in [-87.3, 88.3] (exp_test.cc); 0 below, growing to infinity above; NaN
 // stays NaN, so that a broken value is seen in the loss. x = n ln 2 + r with |r| <= ln 2 / 2 (Cody

@@ -1,4 +1,4 @@
-// D = alpha op(A) op(B) + beta D by dnnl_sgemm, which reaches the processor's peak. It is called
+// D = alpha op(A) op(B) + beta D + bias by dnnl_sgemm, which reaches the processor's peak. It is called
 // for fixed tiles of D, each by one thread: how the work is split does not depend on the number of
 // threads, so neither do the bits.
 #include <dnnl.h>
@@ -39,48 +39,131 @@ Tiling TilingOf(const mt_matmul_args& args) {
 // A transposed A whose rows lie a multiple of 1 KiB apart falls into few cache sets when it is read down its columns (a fifth
 // slower at 8192 columns): its tile is copied to rows that are 64 bytes longer first.
 bool PacksA(const mt_matmul_args& args) {
-  return args.transpose_a && args.lda % 256 == 0 && args.k >= 64;
+  return args.dtype == MT_F32 && args.transpose_a && args.lda % 256 == 0 && args.k >= 64;
 }
-int64_t PackedFloats(const mt_matmul_args& args) { return args.k * (kTileRows + kPackPadding); }
+int64_t PackedFloats(const mt_matmul_args& args) {
+  return PacksA(args) ? args.k * (kTileRows + kPackPadding) : 0;
+}
+
+// bfloat16 operands are widened as a whole first, with rows that do not fall into one cache set.
+struct Matrix {
+  int64_t rows, columns;
+  int64_t stride() const { return columns + (columns % 256 == 0 ? kPackPadding : 0); }
+  int64_t floats() const { return CeilDivide(rows * stride(), 16) * 16; }
+};
+Matrix StoredA(const mt_matmul_args& args) {
+  return args.transpose_a ? Matrix{args.k, args.m} : Matrix{args.m, args.k};
+}
+Matrix StoredB(const mt_matmul_args& args) {
+  return args.transpose_b ? Matrix{args.n, args.k} : Matrix{args.k, args.n};
+}
+int64_t WidenedFloats(const mt_matmul_args& args) {
+  return args.dtype == MT_BF16 ? StoredA(args).floats() + StoredB(args).floats() : 0;
+}
+// A tile of a bfloat16 D is made in float32.
+int64_t OutputFloats(const mt_matmul_args& args) {
+  if (args.output_dtype != MT_BF16) return 0;
+  const Tiling tiling = TilingOf(args);
+  return tiling.rows * tiling.columns;
+}
+
+void WidenMatrix(const void* from, int64_t from_stride, const Matrix& matrix, float* to) {
+  ParallelRanges(matrix.rows, 6 * matrix.columns, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r)
+      Widen(static_cast<const Bf16*>(from) + r * from_stride, matrix.columns,
+            to + r * matrix.stride());
+  });
+}
+
+// The operands in float32, and per thread the scratch of a tile.
+struct Operands {
+  const float *a, *b;
+  int64_t lda, ldb;
+  float* packed;  // PackedFloats
+  float* output;  // OutputFloats
+};
+
+struct Tile {
+  int64_t i, j, rows, columns;
+};
+
+dnnl_status_t Multiply(const mt_matmul_args& args, const Operands& from, const Tile& tile,
+                       float beta, float* d, int64_t ldd) {
+  const float* left = args.transpose_a ? from.a + tile.i : from.a + tile.i * from.lda;
+  int64_t left_stride = from.lda;
+  if (PacksA(args)) {
+    left_stride = tile.rows + kPackPadding;
+    for (int64_t k = 0; k < args.k; ++k)
+      std::copy_n(left + k * from.lda, tile.rows, from.packed + k * left_stride);
+    left = from.packed;
+  }
+  return dnnl_sgemm(args.transpose_a ? 'T' : 'N', args.transpose_b ? 'T' : 'N', tile.rows,
+                    tile.columns, args.k, static_cast<float>(args.alpha), left, left_stride,
+                    args.transpose_b ? from.b + tile.j * from.ldb : from.b + tile.j, from.ldb, beta,
+                    d, ldd);
+}
+
+dnnl_status_t RunTile(const mt_matmul_args& args, const Operands& from, const Tile& tile) {
+  const int64_t at = tile.i * args.ldd + tile.j;
+  const bool narrow = args.output_dtype == MT_BF16;
+  float* d = narrow ? from.output : static_cast<float*>(args.d) + at;
+  Bf16* narrow_d = narrow ? static_cast<Bf16*>(args.d) + at : nullptr;
+  const int64_t ldd = narrow ? tile.columns : args.ldd;
+  for (int64_t r = 0; narrow && args.beta != 0 && r < tile.rows; ++r)
+    Widen(narrow_d + r * args.ldd, tile.columns, d + r * ldd);
+  if (args.k > 0) {
+    const dnnl_status_t status = Multiply(args, from, tile, static_cast<float>(args.beta), d, ldd);
+    if (status != dnnl_success) return status;
+  } else if (args.beta == 0) {
+    for (int64_t r = 0; r < tile.rows; ++r) std::fill_n(d + r * ldd, tile.columns, 0.0f);
+  }
+  for (int64_t r = 0; args.bias != nullptr && r < tile.rows; ++r)
+    Accumulate(args.output_dtype, args.bias, tile.j, tile.columns, d + r * ldd);
+  for (int64_t r = 0; narrow && r < tile.rows; ++r)
+    Narrow(d + r * ldd, tile.columns, narrow_d + r * args.ldd);
+  return dnnl_success;
+}
 
 }  // namespace
 
+// The widened operands, then scratch per thread.
 int64_t MatmulWorkspace(const mt_matmul_args& args) {
-  return PacksA(args) ? 4 * Threads() * PackedFloats(args) : 0;
+  if (args.m == 0 || args.n == 0) return 0;
+  return 4 * (WidenedFloats(args) + Threads() * (PackedFloats(args) + OutputFloats(args)));
 }
 
 int32_t Matmul(const mt_matmul_args& args) {
   if (args.m == 0 || args.n == 0) return MT_OK;
-  const auto* a = static_cast<const float*>(args.a);
-  const auto* b = static_cast<const float*>(args.b);
-  auto* d = static_cast<float*>(args.d);
-  if (args.k == 0) {
-    for (int64_t i = 0; args.beta == 0 && i < args.m; ++i)
-      std::fill_n(d + i * args.ldd, args.n, 0.0f);
-    return MT_OK;
+  float* scratch = static_cast<float*>(args.workspace);
+  Operands from = {static_cast<const float*>(args.a),
+                   static_cast<const float*>(args.b),
+                   args.lda,
+                   args.ldb,
+                   nullptr,
+                   nullptr};
+  if (args.dtype == MT_BF16) {
+    const Matrix a = StoredA(args), b = StoredB(args);
+    WidenMatrix(args.a, args.lda, a, scratch);
+    WidenMatrix(args.b, args.ldb, b, scratch + a.floats());
+    from.a = scratch;
+    from.b = scratch + a.floats();
+    from.lda = std::max<int64_t>(1, a.stride());
+    from.ldb = std::max<int64_t>(1, b.stride());
+    scratch += a.floats() + b.floats();
   }
   const Tiling tiling = TilingOf(args);
+  const int64_t per_thread = PackedFloats(args) + OutputFloats(args);
   std::atomic<int> failed{dnnl_success};
-  ParallelBlocks(tiling.row_tiles * tiling.column_tiles, [&](int64_t tile) {
-    const int64_t i = tile % tiling.row_tiles * tiling.rows,
-                  j = tile / tiling.row_tiles * tiling.columns;
-    const int64_t rows = std::min(tiling.rows, args.m - i),
-                  columns = std::min(tiling.columns, args.n - j);
-    const float* left = args.transpose_a ? a + i : a + i * args.lda;
-    int64_t left_stride = args.lda;
-    if (PacksA(args)) {
-      float* packed = static_cast<float*>(args.workspace) + ThreadNumber() * PackedFloats(args);
-      left_stride = rows + kPackPadding;
-      for (int64_t k = 0; k < args.k; ++k)
-        std::copy_n(left + k * args.lda, rows, packed + k * left_stride);
-      left = packed;
-    }
-    const dnnl_status_t status =
-        dnnl_sgemm(args.transpose_a ? 'T' : 'N', args.transpose_b ? 'T' : 'N', rows, columns,
-                   args.k, static_cast<float>(args.alpha), left, left_stride,
-                   args.transpose_b ? b + j * args.ldb : b + j, args.ldb,
-                   static_cast<float>(args.beta), d + i * args.ldd + j, args.ldd);
-    if (status != dnnl_success) failed = status;
+  ParallelBlocks(tiling.row_tiles * tiling.column_tiles, [&](int64_t block) {
+    const int64_t i = block % tiling.row_tiles * tiling.rows,
+                  j = block / tiling.row_tiles * tiling.columns;
+    const Tile tile = {i, j, std::min(tiling.rows, args.m - i),
+                       std::min(tiling.columns, args.n - j)};
+    Operands mine = from;
+    mine.packed = scratch + ThreadNumber() * per_thread;
+    mine.output = mine.packed + PackedFloats(args);
+    if (const dnnl_status_t status = RunTile(args, mine, tile); status != dnnl_success)
+      failed = status;
   });
   if (failed != dnnl_success) {
     return host::Fail(failed == dnnl_out_of_memory ? MT_ERROR_MEMORY : MT_ERROR_DEVICE,

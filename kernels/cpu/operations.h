@@ -1,5 +1,5 @@
-// The cpu backend's operations: float32 in host memory. Arguments have been checked and types are
-// float32 (Copy also takes float64). Every one splits its work into blocks that do not depend on
+// The cpu backend's operations: float32 or bfloat16 in host memory, computed in float32 and rounded
+// once when stored. Arguments have been checked and types are those of Supports (backend.cc). Every one splits its work into blocks that do not depend on
 // the number of threads, and adds partial sums in block order: the same bits for any number of
 // threads.
 #pragma once
@@ -10,12 +10,18 @@
 
 namespace mt::cpu {
 
+using Bf16 = uint16_t;  // the bits of a bfloat16
+
 void Fill(const mt_fill_args& args);
 void FillNormal(const mt_fill_normal_args& args);
 void Copy(const mt_copy_args& args);
 void Add(const mt_add_args& args);
 void Scale(const mt_scale_args& args);
 void SquaredSum(const mt_squared_sum_args& args);
+void Sum(const mt_squared_sum_args& args);
+void ClipFactor(const mt_clip_factor_args& args);
+void ColumnSum(const mt_column_sum_args& args);
+void Amax(const mt_amax_args& args);
 void AdamW(const mt_adamw_args& args);
 int32_t Matmul(const mt_matmul_args& args);
 void EmbeddingForward(const mt_embedding_args& args);
@@ -31,9 +37,16 @@ void CrossEntropyStatistics(const mt_cross_entropy_args& args);
 void CrossEntropyGradient(const mt_cross_entropy_args& args);
 void CrossEntropyCombine(const mt_cross_entropy_combine_args& args);
 
+// Rows of memory, with the vector instructions of this machine.
+void Widen(const Bf16* from, int64_t count, float* to);
+void Narrow(const float* from, int64_t count, Bf16* to);
+// sum[i] += from[i]; `from` is of `dtype`, from element `offset` on.
+void Accumulate(int32_t dtype, const void* from, int64_t offset, int64_t count, float* sum);
+
 // Scratch in bytes.
 int64_t MatmulWorkspace(const mt_matmul_args& args);
-int64_t SquaredSumWorkspace(const mt_squared_sum_args& args);
+int64_t SumWorkspace(const mt_squared_sum_args& args);
+int64_t ColumnSumWorkspace(const mt_column_sum_args& args);
 int64_t RmsNormBackwardWorkspace(const mt_rmsnorm_args& args);
 int64_t AttentionForwardWorkspace(const mt_attention_args& args);
 int64_t AttentionBackwardWorkspace(const mt_attention_args& args);

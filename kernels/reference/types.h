@@ -12,22 +12,12 @@
 
 namespace mt::reference {
 
-// float64 to float32 rounded to odd: towards zero, with the last bit set if anything was lost. Rounding the result to fewer bits
-// then gives what rounding the float64 at once would give (Boldo & Melquiond 2008).
-inline float RoundToOdd(double value) {
-  const float nearest = static_cast<float>(value);
-  if (std::isnan(value) || static_cast<double>(nearest) == value) return nearest;
-  uint32_t bits = mt_float_bits(nearest);
-  if (std::fabs(static_cast<double>(nearest)) > std::fabs(value)) --bits;
-  return mt_bits_float(bits | 1u);
-}
-
 struct Bf16 {
   uint16_t bits = 0;
   Bf16() = default;
   template <typename Number>
   requires std::is_arithmetic_v<Number>
-  explicit Bf16(Number value) : bits(mt_bf16_from_float(RoundToOdd(static_cast<double>(value)))) {}
+  explicit Bf16(Number value) : bits(mt_bf16_from_double(static_cast<double>(value))) {}
   operator float() const { return mt_float_from_bf16(bits); }
 };
 
