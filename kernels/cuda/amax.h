@@ -1,0 +1,24 @@
+// The largest magnitude of what a kernel stored, without a second pass over it.
+#pragma once
+
+#include "kernels/cuda/reduce.h"
+#include "kernels/cuda/types.h"
+
+namespace mt::cuda {
+
+// Bits of |x| as a float32. Non-negative floats order as their bits do, and a NaN's bits are the largest of all: a maximum of
+// integers is a maximum of magnitudes in which NaN wins, the same in any order.
+__device__ __forceinline__ int MagnitudeBits(float x) { return __float_as_int(x) & 0x7fffffff; }
+__device__ __forceinline__ int MagnitudeBits(bf16 x) { return (x.bits & 0x7fff) << 16; }
+
+// *amax = max(*amax, the block's largest); all threads of the block call it, once per kernel. Most blocks find a larger value
+// there and leave it: atomics on one address are served one after the other.
+template <int Threads>
+__device__ __forceinline__ void StoreAmax(float* amax, int bits) {
+  const int most = BlockReduce<Threads>(bits, 0, Maximum{});
+  int* const address = reinterpret_cast<int*>(amax);
+  if (threadIdx.x == 0 && most > *static_cast<const volatile int*>(address))
+    atomicMax(address, most);
+}
+
+}  // namespace mt::cuda
