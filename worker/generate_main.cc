@@ -73,13 +73,7 @@ absl::Status Generate(Flags flags) {
                                         spec.data().sequence_length(), operations.get()));
   LoadOptions loading;
   const Backend& backend = operations->backend();
-  if (!backend.host_memory()) {
-    loading.copy_to_device = [&backend](void* device, const void* host, size_t bytes) {
-      MT_RETURN_IF_ERROR(backend.ToStatus(
-          backend.abi().copy_to_device(device, host, bytes, nullptr), "copy to device"));
-      return backend.ToStatus(backend.abi().stream_synchronize(nullptr), "copy to device");
-    };
-  }
+  if (!backend.host_memory()) loading.device = &backend.abi();
   MT_RETURN_IF_ERROR(LoadCheckpoint(manifest, generator->LoadTargets(),
                                     FolderResolver(flags.checkpoint), loading));
   std::vector<int32_t> prompt;

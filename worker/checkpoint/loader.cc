@@ -134,16 +134,15 @@ class Loader {
                                                           SafetensorsDtype(box.dtype)));
       }
       const int64_t box_bytes = box.Elements() * ElementBytes(box.dtype);
-      if (options_.copy_to_device && staging_[part.box] == nullptr)
+      if (options_.device != nullptr && staging_[part.box] == nullptr)
         staging_[part.box] = std::make_unique<char[]>(box_bytes);
       char* destination =
-          options_.copy_to_device ? staging_[part.box].get() : static_cast<char*>(box.data);
+          options_.device != nullptr ? staging_[part.box].get() : static_cast<char*>(box.data);
       MT_RETURN_IF_ERROR(ReadPart(reader, *entry, part, box, destination, window_));
       statistics.bytes += part.region.Volume() * ElementBytes(box.dtype);
       missing_[part.box] -= part.region.Volume();
-      if (missing_[part.box] == 0 && options_.copy_to_device) {
-        MT_RETURN_IF_ERROR(
-            Annotate(options_.copy_to_device(box.data, destination, box_bytes), DescribeBox(box)));
+      if (missing_[part.box] == 0 && options_.device != nullptr) {
+        MT_RETURN_IF_ERROR(Annotate(CopyToDevice(box, destination, box_bytes), DescribeBox(box)));
         staging_[part.box].reset();
       }
     }
@@ -151,6 +150,16 @@ class Loader {
   }
 
  private:
+  // Waits for the copy, which a device may only enqueue: the source is freed next.
+  absl::Status CopyToDevice(const TensorBox& box, const char* from, int64_t bytes) const {
+    const mt_backend& device = *options_.device;
+    int32_t code = device.copy_to_device(box.data, from, static_cast<size_t>(bytes), nullptr);
+    if (code == MT_OK) code = device.stream_synchronize(nullptr);
+    if (code == MT_OK) return absl::OkStatus();
+    return absl::InternalError(
+        absl::StrCat("copy to backend ", device.name, ": ", device.error_message()));
+  }
+
   const std::vector<TensorBox>& boxes_;
   const LoadOptions& options_;
   std::vector<int64_t> missing_;                  // elements of each box still to come

@@ -12,6 +12,7 @@
 
 #include "common/env.h"
 #include "common/status.h"
+#include "kernels/abi/mt_backend.h"
 #include "mt/v1/checkpoint.pb.h"
 #include "worker/checkpoint/state.h"
 
@@ -24,8 +25,9 @@ FileResolver FolderResolver(std::string folder);
 
 struct LoadOptions {
   Env* env = Env::Real();
-  // Host to device; empty = the boxes are host memory.
-  std::function<absl::Status(void* device, const void* host, size_t bytes)> copy_to_device;
+  // Whose memory the boxes are in; null = host memory. Open. Every copy is done when LoadCheckpoint
+  // returns.
+  const mt_backend* device = nullptr;
 };
 
 struct LoadStatistics {

@@ -2,6 +2,7 @@
 
 #include "common/testing/mem_env.h"
 #include "worker/checkpoint/test_state.h"
+#include "worker/checkpoint/testing/fake_device.h"
 
 namespace mt {
 namespace {
@@ -67,7 +68,7 @@ TEST(LoadCheckpoint, LargeRowsAndColumnsGoThroughWindows) {
   }
 }
 
-TEST(LoadCheckpoint, GoesThroughTheDeviceCopy) {
+TEST(LoadCheckpoint, WaitsForTheDeviceBeforeItFreesWhatIsCopied) {
   const std::vector<TestTensor> tensors = TestTensors();
   std::mt19937 random(5);
   MemEnv env;
@@ -77,16 +78,14 @@ TEST(LoadCheckpoint, GoesThroughTheDeviceCopy) {
   ASSERT_TRUE(manifest.ok());
   std::vector<HeldBoxes> target = RandomLayout(tensors, 1, 2, random);
   Scribble(target[0]);
-  int copies = 0;
+  FakeDevice device;
+  device.lazy = true;  // nothing is copied until somebody waits for it
   LoadOptions options;
   options.env = &env;
-  options.copy_to_device = [&](void* device, const void* host, size_t bytes) {
-    ++copies;
-    std::memcpy(device, host, bytes);
-    return absl::OkStatus();
-  };
+  options.device = device.table();
   ASSERT_TRUE(LoadCheckpoint(*manifest, target[0].boxes, FolderResolver(Folder(1)), options).ok());
-  EXPECT_EQ(copies, static_cast<int>(target[0].boxes.size()));
+  EXPECT_EQ(device.copies, static_cast<int>(target[0].boxes.size()));
+  EXPECT_EQ(device.pending(), 0);
   EXPECT_EQ(CountWrong(target[0], tensors, 1), 0);
 }
 

@@ -1,7 +1,6 @@
 #include "worker/checkpoint/writer.h"
 
 #include <condition_variable>
-#include <cstring>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -40,15 +39,20 @@ const char* FailureReason(const absl::Status& status) {
 class ThreadedCheckpointWriter : public CheckpointWriter {
  public:
   ThreadedCheckpointWriter(CheckpointWriterOptions options, std::vector<TensorBox> boxes,
-                           std::vector<SafetensorsEntry> entries)
-      : options_(std::move(options)), boxes_(std::move(boxes)), entries_(std::move(entries)) {
+                           std::vector<SafetensorsEntry> entries,
+                           std::unique_ptr<SnapshotBuffer> buffer)
+      : options_(std::move(options)),
+        boxes_(std::move(boxes)),
+        entries_(std::move(entries)),
+        buffer_(std::move(buffer)) {
     std::map<std::string, const SafetensorsEntry*> by_name;
     for (const SafetensorsEntry& entry : entries_) by_name[entry.name] = &entry;
-    for (const TensorBox& box : boxes_) box_entries_.push_back(by_name.at(EntryName(box)));
+    for (const TensorBox& box : boxes_) {
+      const SafetensorsEntry* entry = by_name.at(EntryName(box));
+      box_entries_.push_back(entry);
+      pieces_.push_back({box.data, static_cast<size_t>(entry->begin), entry->bytes()});
+    }
     bytes_ = entries_.empty() ? 0 : entries_.back().end;
-    buffer_ = std::make_unique<char[]>(bytes_);
-    std::memset(buffer_.get(), 0,
-                bytes_);  // pages are there before the first snapshot, which must not wait for them
     thread_ = std::thread([this] { Work(); });
   }
   ~ThreadedCheckpointWriter() override {
@@ -65,16 +69,7 @@ class ThreadedCheckpointWriter : public CheckpointWriter {
     std::unique_lock<std::mutex> lock(mutex_);
     changed_.wait(lock, [&] { return !pending_.has_value(); });
     lock.unlock();  // the thread touches the buffer only while a write is pending
-    for (size_t i = 0; i < boxes_.size(); ++i) {
-      char* to = buffer_.get() + box_entries_[i]->begin;
-      const size_t bytes = box_entries_[i]->bytes();
-      if (options_.copy_to_host) {
-        MT_RETURN_IF_ERROR(Annotate(options_.copy_to_host(to, boxes_[i].data, bytes),
-                                    absl::StrCat("snapshot of ", DescribeBox(boxes_[i]))));
-      } else if (bytes > 0) {
-        std::memcpy(to, boxes_[i].data, bytes);
-      }
-    }
+    MT_RETURN_IF_ERROR(Annotate(buffer_->Begin(pieces_), "snapshot"));
     const double stall = absl::ToDoubleSeconds(options_.clock->Monotonic() - start);
     lock.lock();
     pending_ = Pending{position, stall};
@@ -111,9 +106,10 @@ class ThreadedCheckpointWriter : public CheckpointWriter {
   }
 
   absl::Status WriteAndReport(const Pending& pending) {
-    const absl::Duration start = options_.clock->Monotonic();
     v1::ShardWritten written;
-    const absl::Status status = Write(pending.position, *written.mutable_file());
+    absl::Status status = Annotate(buffer_->Finish(), "snapshot");
+    const absl::Duration start = options_.clock->Monotonic();
+    if (status.ok()) status = Write(pending.position, *written.mutable_file());
     if (!status.ok()) {
       v1::CheckpointFailed failed;
       failed.set_step(pending.position.step);
@@ -125,7 +121,7 @@ class ThreadedCheckpointWriter : public CheckpointWriter {
     written.set_step(pending.position.step);
     written.set_consumed_samples(pending.position.consumed_samples);
     written.set_loss(pending.position.loss);
-    written.set_stall_seconds(pending.stall_seconds);
+    written.set_stall_seconds(pending.stall_seconds + buffer_->UpdateStallSeconds());
     written.set_persist_seconds(absl::ToDoubleSeconds(options_.clock->Monotonic() - start));
     written.set_world_size(options_.world_size);
     if (options_.on_written) options_.on_written(written);
@@ -171,7 +167,7 @@ class ThreadedCheckpointWriter : public CheckpointWriter {
     MT_RETURN_IF_ERROR(append(head));
     for (size_t at = 0; at < bytes_; at += kPieceBytes) {
       MT_RETURN_IF_ERROR(
-          append(absl::string_view(buffer_.get() + at, std::min(kPieceBytes, bytes_ - at))));
+          append(absl::string_view(buffer_->data() + at, std::min(kPieceBytes, bytes_ - at))));
     }
     MT_RETURN_IF_ERROR(out->Sync());
     MT_RETURN_IF_ERROR(out->Close());
@@ -191,7 +187,7 @@ class ThreadedCheckpointWriter : public CheckpointWriter {
       slice->set_entry(box_entries_[i]->name);
       slice->set_content_sum(SumOfBox(box.tensor, SafetensorsDtype(box.dtype), box.global_shape,
                                       box.offset, box.shape, ElementBytes(box.dtype),
-                                      buffer_.get() + box_entries_[i]->begin)
+                                      buffer_->data() + box_entries_[i]->begin)
                                  .Hex());
     }
   }
@@ -200,7 +196,9 @@ class ThreadedCheckpointWriter : public CheckpointWriter {
   const std::vector<TensorBox> boxes_;
   const std::vector<SafetensorsEntry> entries_;       // in the file's order
   std::vector<const SafetensorsEntry*> box_entries_;  // of each box
-  std::unique_ptr<char[]> buffer_;  // the file's byte buffer; the thread's while a write is pending
+  std::vector<SnapshotBuffer::Piece> pieces_;         // of each box
+  // The file's byte buffer; the thread's while a write is pending.
+  const std::unique_ptr<SnapshotBuffer> buffer_;
   size_t bytes_ = 0;
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -223,8 +221,11 @@ absl::StatusOr<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(
     entries.push_back({EntryName(box), std::string(SafetensorsDtype(box.dtype)), box.shape});
   }
   MT_RETURN_IF_ERROR(BuildSafetensorsHead(entries, {}).status());
+  // BuildSafetensorsHead has laid the entries out.
+  MT_ASSIGN_OR_RETURN(auto buffer, NewSnapshotBuffer(entries.empty() ? 0 : entries.back().end,
+                                                     options.device, options.before_next_update));
   return std::make_unique<ThreadedCheckpointWriter>(std::move(options), std::move(boxes),
-                                                    std::move(entries));
+                                                    std::move(entries), std::move(buffer));
 }
 
 }  // namespace mt

@@ -1,9 +1,10 @@
 // Writes one rank's part of checkpoints behind the training.
 //
-// Snapshot, called between steps, copies the state to host memory (allocated once, reused) and
-// returns; a thread of this class then writes the rank's file: temporary name, sync, rename, sync
-// of the folder. Only a file that is whole and durable is reported by `on_written`; a checkpoint
-// exists only once the coordinator has had its manifest committed.
+// Snapshot, called between steps, copies the state to host memory (allocated once, reused) or, from
+// a device, begins to (snapshot_buffer.h), and returns; a thread of this class waits for the copy and
+// writes the rank's file: temporary name, sync, rename, sync of the folder. Only a file that is whole
+// and durable is reported by `on_written`; a checkpoint exists only once the coordinator has had its
+// manifest committed.
 //
 // Invariant: at most one write is in flight. Snapshot waits for the one before (that wait counts as
 // stall).
@@ -19,6 +20,7 @@
 #include "common/env.h"
 #include "common/status.h"
 #include "mt/v1/worker.pb.h"
+#include "worker/checkpoint/snapshot_buffer.h"
 #include "worker/checkpoint/state.h"
 
 namespace mt {
@@ -30,8 +32,9 @@ struct CheckpointWriterOptions {
   std::string job_id;
   int rank = 0;
   int world_size = 1;
-  // Device to host; empty = memcpy. Called on the thread that calls Snapshot.
-  std::function<absl::Status(void* host, const void* device, size_t bytes)> copy_to_host;
+  // Whose memory the boxes are in; null = host memory. Open, and outlives the writer.
+  const mt_backend* device = nullptr;
+  BeforeNextUpdate before_next_update;  // with a device; called by Snapshot
   // Called on the writer's thread, in the order of the snapshots; one of them per successful
   // Snapshot. Must not call back.
   std::function<void(const v1::ShardWritten&)> on_written;
@@ -47,8 +50,9 @@ class CheckpointWriter {
                                                                   std::vector<TensorBox> boxes);
   virtual ~CheckpointWriter() = default;  // waits for the write in flight
 
-  // Returns the seconds that training stood still. An error is the copy's; disk errors go to
-  // on_failed.
+  // Returns the seconds that it held up its caller. ShardWritten tells those and what the device's
+  // next update waited for the copy. An error is that of beginning the copy; later ones and those of
+  // the disk go to on_failed.
   virtual absl::StatusOr<double> Snapshot(const TrainingPosition& position) = 0;
   // Until nothing is in flight. Returns the last write's error, if it failed.
   virtual absl::Status Wait() = 0;

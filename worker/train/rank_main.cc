@@ -184,9 +184,9 @@ absl::Status RankRun::Prepare() {
   writing.world_size = mesh_->world();
   const Backend& backend = operations_->backend();
   if (!backend.host_memory()) {
-    writing.copy_to_host = [&backend](void* host, const void* device, size_t bytes) {
-      return backend.ToStatus(backend.abi().copy_to_host(host, device, bytes, nullptr),
-                              "copy to host");
+    writing.device = &backend.abi();
+    writing.before_next_update = [this](mt_event copied, mt_event reached) {
+      return trainer_->BeforeNextUpdate(copied, reached);
     };
   }
   writing.on_written = [this](const v1::ShardWritten& shard) {
@@ -246,14 +246,7 @@ absl::Status RankRun::Restore() {
   const v1::CheckpointManifest& manifest = start_.restore();
   LoadOptions options;
   const Backend& backend = operations_->backend();
-  if (!backend.host_memory()) {
-    options.copy_to_device = [&backend](void* device, const void* host, size_t bytes) {
-      // The host memory is taken back when this returns.
-      MT_RETURN_IF_ERROR(backend.ToStatus(
-          backend.abi().copy_to_device(device, host, bytes, nullptr), "copy to device"));
-      return backend.ToStatus(backend.abi().stream_synchronize(nullptr), "copy to device");
-    };
-  }
+  if (!backend.host_memory()) options.device = &backend.abi();
   const std::vector<TensorBox> targets = trainer_->LoadTargets();
   absl::Status status = LoadCheckpoint(
       manifest, targets,

@@ -89,7 +89,7 @@ struct Trainer::State {
   std::unique_ptr<Stage> stage;
   std::vector<Action> schedule;
   NumberTypes types;
-  mt_event before_update = nullptr;  // of BeforeNextUpdate
+  mt_event before_update = nullptr, reached_update = nullptr;  // of BeforeNextUpdate
   bool first_stage = false, last_stage = false, tied_across_stages = false;
   int64_t total_tokens = 0;   // of a global batch
   double loss_sum = 0;        // of this rank's rows in this step
@@ -311,6 +311,10 @@ absl::Status Trainer::State::WaitBeforeUpdate() {
   if (before_update == nullptr) return absl::OkStatus();
   const Backend& backend = options.operations->backend();
   const mt_event event = std::exchange(before_update, nullptr);
+  if (const mt_event reached = std::exchange(reached_update, nullptr); reached != nullptr) {
+    MT_RETURN_IF_ERROR(
+        backend.ToStatus(backend.abi().event_record(reached, nullptr), "the update's event"));
+  }
   return backend.ToStatus(backend.abi().event_wait(event, nullptr),
                           "waiting for whoever reads the state");
 }
@@ -384,8 +388,9 @@ absl::StatusOr<StepResult> Trainer::Step(StepVotes votes) {
   return result;
 }
 
-absl::Status Trainer::BeforeNextUpdate(mt_event event) {
+absl::Status Trainer::BeforeNextUpdate(mt_event event, mt_event reached) {
   state_->before_update = event;
+  state_->reached_update = reached;
   return absl::OkStatus();
 }
 

@@ -107,9 +107,10 @@ class Trainer {
 
   // From the host's point of view the next step may begin at once, but the device changes the
   // training state (what CheckpointState points to) only after `event`: a snapshot that is being
-  // copied overlaps the next step's forward and backward pass. Holds for one step; the event must
+  // copied overlaps the next step's forward and backward pass. `reached` (may be null) is recorded where
+  // the device begins to wait. Holds for one step; the event must
   // live until that Step has returned.
-  absl::Status BeforeNextUpdate(mt_event event);
+  absl::Status BeforeNextUpdate(mt_event event, mt_event reached = nullptr);
 
   // What this rank saves: over all ranks of the job every logical element of weights and optimizer
   // state exactly once. Valid between steps, as long as the trainer lives; Step changes the data.
