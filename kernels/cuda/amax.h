@@ -16,9 +16,8 @@ __device__ __forceinline__ int MagnitudeBits(bf16 x) { return (x.bits & 0x7fff) 
 template <int Threads>
 __device__ __forceinline__ void StoreAmax(float* amax, int bits) {
   const int most = BlockReduce<Threads>(bits, 0, Maximum{});
-  int* const address = reinterpret_cast<int*>(amax);
-  if (threadIdx.x == 0 && most > *static_cast<const volatile int*>(address))
-    atomicMax(address, most);
+  if (threadIdx.x == 0 && most > __float_as_int(*static_cast<const volatile float*>(amax)))
+    RaiseAmax(amax, __int_as_float(most));
 }
 
 }  // namespace mt::cuda
