@@ -33,6 +33,7 @@ enum Moment {
 };
 
 constexpr int64_t kArenaAlignment = 64;
+constexpr int64_t kFp8Multiple = 16;
 
 int64_t RoundUp(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -53,6 +54,36 @@ absl::Status CheckTensorSplit(absl::string_view field, int64_t size, int tensor)
       absl::StrCat(field, " = ", size, " does not divide over parallel.tensor = ", tensor,
                    "; set parallel.tensor to one of ", DivisorsUpTo(size, tensor), " or ", field,
                    " to ", RoundUp(size, tensor)));
+}
+
+// FP8 products want both operands contiguous along the summed dimension and every size a multiple
+// of kFp8Multiple: forward and backward sum over each of the dimensions.
+absl::Status CheckFp8Sizes(const v1::JobSpec& spec, const Mesh& mesh) {
+  const v1::ModelSpec& m = spec.model();
+  auto refused = [](absl::string_view what, int64_t size, int64_t multiple, absl::string_view field,
+                    int64_t remedy) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, " = ", size, " is not a multiple of ", multiple,
+                     ", as training.precision = fp8 needs; set ", field, " to ", remedy,
+                     " or training.precision to bf16"));
+  };
+  auto check = [&](absl::string_view field, int64_t size, int64_t multiple) {
+    return size % multiple == 0 ? absl::OkStatus()
+                                : refused(field, size, multiple, field, RoundUp(size, multiple));
+  };
+  const int64_t cut = mesh.tensor() * kFp8Multiple;
+  MT_RETURN_IF_ERROR(check("model.hidden", m.hidden(), kFp8Multiple));
+  MT_RETURN_IF_ERROR(check("model.ffn", m.ffn(), cut));
+  for (const auto& [what, size] :
+       {std::pair("model.heads × model.head_dim", m.heads() * m.head_dim()),
+        std::pair("2 × model.kv_heads × model.head_dim", 2 * m.kv_heads() * m.head_dim())}) {
+    if (size % cut != 0)
+      return refused(what, size, cut, "model.head_dim", RoundUp(m.head_dim(), kFp8Multiple));
+  }
+  const int64_t rows = spec.data().sequence_length() * spec.training().micro_batch();
+  if (rows % kFp8Multiple == 0) return absl::OkStatus();
+  return refused("data.sequence_length × training.micro_batch", rows, kFp8Multiple,
+                 "data.sequence_length", RoundUp(spec.data().sequence_length(), kFp8Multiple));
 }
 
 // First fit, largest first: a tensor goes to the lowest place where no tensor that is alive at the
@@ -143,6 +174,8 @@ absl::Status CheckSizes(const v1::JobSpec& spec, const Mesh& mesh) {
           RoundUp(spec.data().sequence_length(), mesh.tensor()), " or parallel.sequence to false"));
     }
   }
+  if (t.precision() == v1::TrainingSpec::PRECISION_FP8)
+    MT_RETURN_IF_ERROR(CheckFp8Sizes(spec, mesh));
   const int64_t batch = t.micro_batch() * mesh.data();
   if (t.global_batch() % batch != 0) {
     return absl::InvalidArgumentError(absl::StrCat(

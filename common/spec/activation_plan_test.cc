@@ -78,6 +78,28 @@ TEST(PlanMemoryTest, ZeroSharesTheOptimizerState) {
   EXPECT_EQ(PlanMemory(spec, mesh, 0).optimizer, 2 * sharded.weights);
 }
 
+// bf16: 2 bytes of working weights, 4 of main gradients, and the optimizer's 12 are shared by ZeRO-1.
+TEST(PlanMemoryTest, NarrowWeightsHaveFloat32GradientsAndMasterWeights) {
+  v1::JobSpec spec = Job();
+  const Mesh mesh = *Mesh::Create(1, 4, 1);
+  const RankMemory wide = PlanMemory(spec, mesh, 0);
+  spec.mutable_training()->set_precision(v1::TrainingSpec::PRECISION_BF16);
+  const RankMemory narrow = PlanMemory(spec, mesh, 0);
+  const int64_t parameters = wide.weights / 4;
+  EXPECT_EQ(narrow.weights, 2 * parameters);
+  EXPECT_EQ(narrow.gradients, 4 * parameters);
+  EXPECT_EQ(narrow.optimizer, 12 * parameters / 4);
+  EXPECT_LT(narrow.activations, 0.6 * wide.activations);
+  const ActivationPlan plan = PlanActivations(spec, mesh, 0);
+  for (const char* statistic : {"rope.table", "block.first_norm_rstd", "block.attention_lse",
+                                "head.rstd", "head.maximum", "head.row_loss"}) {
+    EXPECT_EQ(plan.Find(statistic)->element_bytes, 4) << statistic;
+  }
+  for (const char* activation : {"block.input", "block.gate_up", "head.logits"}) {
+    EXPECT_EQ(plan.Find(activation)->element_bytes, 2) << activation;
+  }
+}
+
 TEST(CheckSizesTest, NamesFieldValueAndRemedy) {
   auto message = [](const v1::JobSpec& spec, int tensor, int data, int pipeline) {
     const absl::Status status = CheckSizes(spec, *Mesh::Create(tensor, data, pipeline));
@@ -102,6 +124,19 @@ TEST(CheckSizesTest, NamesFieldValueAndRemedy) {
   EXPECT_THAT(message(spec, 1, 1, 1), HasSubstr("odd"));
   spec.mutable_model()->set_head_dim(0);
   EXPECT_THAT(message(spec, 1, 1, 1), HasSubstr("model.head_dim = 0"));
+  spec = Job();
+  spec.mutable_training()->set_precision(v1::TrainingSpec::PRECISION_FP8);
+  EXPECT_TRUE(CheckSizes(spec, *Mesh::Create(1, 1, 1)).ok());
+  EXPECT_EQ(message(spec, 2, 1, 1),
+            "model.ffn = 48 is not a multiple of 32, as training.precision = fp8 needs; set "
+            "model.ffn to 64 or training.precision to bf16");
+  spec.mutable_model()->set_ffn(64);
+  EXPECT_EQ(message(spec, 4, 1, 1),
+            "model.heads × model.head_dim = 32 is not a multiple of 64, as training.precision = "
+            "fp8 needs; set model.head_dim to 16 or training.precision to bf16");
+  spec.mutable_training()->set_micro_batch(1);
+  spec.mutable_data()->set_sequence_length(20);
+  EXPECT_THAT(message(spec, 1, 1, 1), HasSubstr("set data.sequence_length to 32"));
 }
 
 }  // namespace

@@ -184,10 +184,6 @@ class Validator {
       Add("training.precision",
           "fp64: only the reference backend computes in it; set runtime.backend: reference, or use "
           "fp32");
-    } else if (t.precision() == v1::TrainingSpec::PRECISION_BF16 ||
-               t.precision() == v1::TrainingSpec::PRECISION_FP8) {
-      Add("training.precision", t.precision() == v1::TrainingSpec::PRECISION_BF16 ? "bf16" : "fp8",
-          ": no backend of this version computes in it; use fp32");
     }
   }
 
@@ -264,6 +260,8 @@ class Validator {
       Add("runtime.transport", "`", r.transport().substr(0, 40), "`: use ",
           nearest.empty() ? "auto, shm or gloo" : nearest);
     }
+    if (r.graphs() != "on" && r.graphs() != "off")
+      Add("runtime.graphs", "`", r.graphs().substr(0, 40), "`: use on or off");
     for (const auto& [operation, backend] : r.operations()) {
       if (!IsWord(operation, 64) || !IsWord(backend, 32)) {
         Add("runtime.operations", "`", operation.substr(0, 70), ": ", backend.substr(0, 40),

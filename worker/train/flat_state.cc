@@ -187,7 +187,7 @@ absl::Status FlatState::SquaredGradientSum(bool count_norms, double* result) {
 }
 
 absl::Status FlatState::Update(const v1::OptimizerSpec& optimizer, double lr, int64_t step,
-                               double gradient_scale) {
+                               const double* gradient_scale) {
   const FlatRange range = owned();
   auto update = [&](FlatRange part, double weight_decay) -> absl::Status {
     if (part.count == 0) return absl::OkStatus();
@@ -207,7 +207,8 @@ absl::Status FlatState::Update(const v1::OptimizerSpec& optimizer, double lr, in
                                           .eps = optimizer.eps(),
                                           .weight_decay = weight_decay,
                                           .step = step,
-                                          .gradient_scale = gradient_scale});
+                                          .gradient_scale = 1,
+                                          .gradient_scale_pointer = gradient_scale});
   };
   MT_RETURN_IF_ERROR(update(Intersect(range, 0, layout_.matrices), optimizer.weight_decay()));
   return update(Intersect(range, layout_.matrices, layout_.end), 0);

@@ -59,9 +59,10 @@ class FlatState {
   absl::Status SumGradientsOverData(Communicator* data);
   // Sum of squares of the owned gradient elements that no other rank counts, into *result (device).
   absl::Status SquaredGradientSum(bool count_norms, double* result);
-  // AdamW with gradient * gradient_scale; `step` counts from 1.
+  // AdamW with gradient * *gradient_scale (device); if that is not finite, nothing changes. `step`
+  // counts from 1.
   absl::Status Update(const v1::OptimizerSpec& optimizer, double lr, int64_t step,
-                      double gradient_scale);
+                      const double* gradient_scale);
   // After Update: brings the weights that other data ranks updated.
   absl::Status GatherWeights(Communicator* data);
   // After Initialise, or after owned weights were loaded: working weights from master weights, and

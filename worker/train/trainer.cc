@@ -1,31 +1,23 @@
 #include "worker/train/trainer.h"
 
-#include <algorithm>
+#include <array>
 #include <cmath>
+#include <optional>
 #include <utility>
 
-#include "common/clock.h"
+#include "worker/comm/device_wait.h"
 #include "worker/train/flat_state.h"
 #include "worker/train/lr_schedule.h"
+#include "worker/train/pass_graphs.h"
 #include "worker/train/schedule.h"
 #include "worker/train/stage.h"
+#include "worker/train/token_staging.h"
 
 namespace mt {
 namespace {
 
-// Adds the time between its construction and destruction to *seconds.
-class PhaseTimer {
- public:
-  explicit PhaseTimer(double* seconds) : seconds_(seconds), start_(Clock::Real()->Monotonic()) {}
-  ~PhaseTimer() { *seconds_ += absl::ToDoubleSeconds(Clock::Real()->Monotonic() - start_); }
-
- private:
-  double* const seconds_;
-  const absl::Duration start_;
-};
-
-// Summed over all ranks: squared gradient norm, loss, votes for a checkpoint, votes to stop.
-constexpr int64_t kScalars = 4;
+// Changes of phase in a step besides those of its schedule.
+constexpr int64_t kOtherPhases = 4;
 
 const char* NameOf(ActionKind kind) {
   switch (kind) {
@@ -64,41 +56,47 @@ absl::Status CheckGroup(const char* name, const Communicator* group, int size, i
 struct Trainer::State {
   explicit State(TrainerOptions options)
       : options(std::move(options)), at(this->options.mesh.CoordinatesOf(this->options.rank)) {}
-  ~State() {
-    if (scalars != nullptr) options.operations->Free(scalars);
-  }
 
   absl::Status Build();
   absl::Status CheckGroups() const;
 
+  absl::Status BuildStage(const RankShape& shape);
+
   // One action of the pipeline schedule, at `position`.
-  absl::Status Execute(const Action& action, const TrainingPosition& position,
-                       PhaseSeconds* seconds);
+  absl::Status Execute(const Action& action, const TrainingPosition& position);
+  absl::Status Forward(int64_t slot, bool first_micro_batch);
+  absl::Status Backward(int64_t slot, bool first_micro_batch);
   absl::Status FetchTokens(int64_t micro_batch, const TrainingPosition& position);
-  absl::Status AddLoss();
+  // Forward and backward passes of the whole schedule.
+  absl::Status RunSchedule(const TrainingPosition& position, int64_t step);
+  // Sums of gradients over groups, then loss, norm and votes of the whole job.
+  absl::Status SumGradients();
   // What is enqueued afterwards waits for the event of BeforeNextUpdate.
   absl::Status WaitBeforeUpdate();
-  // Sums of gradients over groups, then loss and norm of the whole job.
-  absl::Status SumGradients(StepVotes votes, StepResult* result);
+  // Clips and updates, without the host knowing by how much.
+  absl::Status Update(double lr, int64_t step);
 
   const TrainerOptions options;
   const MeshCoordinates at;
   Communicator *tensor = nullptr, *data = nullptr, *pipeline = nullptr, *embedding = nullptr,
                *model = nullptr;
+  std::array<Communicator*, 5> groups = {};  // all of them, null where alone
   std::unique_ptr<FlatState> flat;
   std::unique_ptr<Stage> stage;
+  std::unique_ptr<StepScalars> scalars;
+  std::unique_ptr<TokenStaging> staging;
+  std::unique_ptr<PhaseClock> clock;
+  std::unique_ptr<PassGraphs> graphs;
+  std::optional<Event> step_done;
   std::vector<Action> schedule;
   NumberTypes types;
   mt_event before_update = nullptr, reached_update = nullptr;  // of BeforeNextUpdate
   bool first_stage = false, last_stage = false, tied_across_stages = false;
-  int64_t total_tokens = 0;   // of a global batch
-  double loss_sum = 0;        // of this rank's rows in this step
-  double* scalars = nullptr;  // device: kScalars numbers that are summed over the job
+  int64_t total_tokens = 0;  // of a global batch
 
-  // Host staging, as large as one micro-batch.
+  // As many samples as a micro-batch has.
   std::vector<int64_t> sample_ids;
-  std::vector<int32_t> fetched, input_ids, targets;
-  std::vector<char> row_loss;
+  std::vector<int32_t> fetched;
 };
 
 absl::Status Trainer::State::CheckGroups() const {
@@ -130,6 +128,7 @@ absl::Status Trainer::State::Build() {
   model = OrNull(options.groups.model);
 
   const RankShape shape = ShapeOf(spec, mesh, options.rank);
+  const Backend& backend = options.operations->backend();
   total_tokens = spec.training().global_batch() * shape.sequence;
   MT_ASSIGN_OR_RETURN(flat, FlatState::Create(LayoutOf(spec.model(), mesh, options.rank),
                                               {.types = types,
@@ -137,6 +136,25 @@ absl::Status Trainer::State::Build() {
                                                .data_rank = at.data,
                                                .zero = spec.parallel().zero() == 1},
                                               options.operations));
+  MT_RETURN_IF_ERROR(BuildStage(shape));
+  MT_ASSIGN_OR_RETURN(scalars, StepScalars::Create(types, shape.rows, options.operations));
+  groups = {tensor, data, pipeline, embedding, model};
+  MT_ASSIGN_OR_RETURN(staging, TokenStaging::Create(backend, shape.rows, groups));
+  MT_ASSIGN_OR_RETURN(step_done, Event::Create(backend));
+  schedule = OneForwardOneBackward(mesh.pipeline(), at.pipeline, shape.micro_batches);
+  MT_ASSIGN_OR_RETURN(
+      clock, PhaseClock::Create(backend, static_cast<int64_t>(schedule.size()) + kOtherPhases));
+  // Collectives of the tensor group are within a pass, and are not recorded.
+  const bool recorded = (backend.info().capabilities & MT_CAPABILITY_GRAPHS) != 0 &&
+                        spec.runtime().graphs() != "off" && tensor == nullptr;
+  graphs = std::make_unique<PassGraphs>(backend, recorded, 4 * shape.in_flight);
+  sample_ids.resize(static_cast<size_t>(shape.batch));
+  fetched.resize(static_cast<size_t>(shape.batch * (shape.sequence + 1)));
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::State::BuildStage(const RankShape& shape) {
+  const v1::JobSpec& spec = options.spec;
   const Stage::Options stage_options = {
       .first = first_stage,
       .last = last_stage,
@@ -147,22 +165,13 @@ absl::Status Trainer::State::Build() {
                .z_loss = spec.training().z_loss()}};
   MT_ASSIGN_OR_RETURN(stage, Stage::Create(ModelContext(shape, types, spec.model().norm_eps(),
                                                         options.operations, tensor),
-                                           PlanActivations(spec, mesh, options.rank), stage_options,
-                                           flat.get(), options.operations));
+                                           PlanActivations(spec, options.mesh, options.rank),
+                                           stage_options, flat.get(), options.operations));
   // Declare every shape a step will use.
   stage->context().planning = true;
   MT_RETURN_IF_ERROR(stage->Forward(0));
   MT_RETURN_IF_ERROR(stage->Backward(0));
   stage->context().planning = false;
-
-  MT_ASSIGN_OR_RETURN(void* scalar_memory, options.operations->Allocate(kScalars * sizeof(double)));
-  scalars = static_cast<double*>(scalar_memory);
-  schedule = OneForwardOneBackward(mesh.pipeline(), at.pipeline, shape.micro_batches);
-  sample_ids.resize(static_cast<size_t>(shape.batch));
-  fetched.resize(static_cast<size_t>(shape.batch * (shape.sequence + 1)));
-  input_ids.resize(static_cast<size_t>(shape.rows));
-  targets.resize(static_cast<size_t>(shape.rows));
-  row_loss.resize(static_cast<size_t>(shape.rows * shape.statistic_bytes));
   return absl::OkStatus();
 }
 
@@ -174,6 +183,7 @@ absl::Status Trainer::State::FetchTokens(int64_t micro_batch, const TrainingPosi
       position.consumed_samples + (micro_batch * options.mesh.data() + at.data) * s.batch;
   for (int64_t b = 0; b < s.batch; ++b) sample_ids[static_cast<size_t>(b)] = first + b;
   MT_RETURN_IF_ERROR(options.samples->Fetch(sample_ids, fetched));
+  MT_ASSIGN_OR_RETURN(const TokenStaging::Tokens tokens, staging->Next());
   const int64_t vocab = options.spec.model().vocab();
   for (int64_t b = 0; b < s.batch; ++b) {
     const int32_t* sample = fetched.data() + b * (s.sequence + 1);
@@ -183,84 +193,76 @@ absl::Status Trainer::State::FetchTokens(int64_t micro_batch, const TrainingPosi
                                                   " at position ", t, ", but model.vocab = ", vocab,
                                                   "; set model.vocab to the tokenizer's size"));
       }
-      if (t < s.sequence) input_ids[static_cast<size_t>(t * s.batch + b)] = sample[t];
-      if (t > 0) targets[static_cast<size_t>((t - 1) * s.batch + b)] = sample[t];
+      if (t < s.sequence) tokens.input_ids[t * s.batch + b] = sample[t];
+      if (t > 0) tokens.targets[(t - 1) * s.batch + b] = sample[t];
     }
   }
   const int64_t slot = micro_batch % s.in_flight;
-  const Backend& backend = options.operations->backend();
-  const size_t bytes = input_ids.size() * sizeof(int32_t);
-  if (first_stage) {
-    MT_RETURN_IF_ERROR(backend.ToStatus(
-        backend.abi().copy_to_device(stage->input_ids(slot), input_ids.data(), bytes, nullptr),
-        "copying token ids"));
-  }
-  if (last_stage) {
-    MT_RETURN_IF_ERROR(backend.ToStatus(
-        backend.abi().copy_to_device(stage->targets(slot), targets.data(), bytes, nullptr),
-        "copying targets"));
-  }
-  return absl::OkStatus();
+  return staging->Send(first_stage ? stage->input_ids(slot) : nullptr,
+                       last_stage ? stage->targets(slot) : nullptr);
 }
 
-absl::Status Trainer::State::AddLoss() {
-  const Backend& backend = options.operations->backend();
-  MT_RETURN_IF_ERROR(backend.ToStatus(
-      backend.abi().copy_to_host(row_loss.data(), stage->row_loss(), row_loss.size(), nullptr),
-      "copying the loss"));
-  MT_RETURN_IF_ERROR(
-      backend.ToStatus(backend.abi().stream_synchronize(nullptr), "waiting for the loss"));
-  const int64_t rows = stage->context().shape.rows;
-  auto add = [&](const auto* values) {
-    for (int64_t i = 0; i < rows; ++i) loss_sum += static_cast<double>(values[i]);
-  };
-  if (types.statistic == MT_F64) {
-    add(reinterpret_cast<const double*>(row_loss.data()));
-  } else {
-    add(reinterpret_cast<const float*>(row_loss.data()));
-  }
-  return absl::OkStatus();
+// What a recorded pass depends on besides the slot is whether it is the step's first micro-batch.
+absl::Status Trainer::State::Forward(int64_t slot, bool first_micro_batch) {
+  return graphs->Run(4 * slot + (first_micro_batch ? 1 : 0), [&]() -> absl::Status {
+    MT_RETURN_IF_ERROR(stage->Forward(slot));
+    if (!last_stage || at.tensor != 0) return absl::OkStatus();
+    return scalars->AddLoss(stage->row_loss());
+  });
 }
 
-absl::Status Trainer::State::Execute(const Action& action, const TrainingPosition& position,
-                                     PhaseSeconds* seconds) {
+absl::Status Trainer::State::Backward(int64_t slot, bool first_micro_batch) {
+  return graphs->Run(4 * slot + (first_micro_batch ? 3 : 2), [&] { return stage->Backward(slot); });
+}
+
+absl::Status Trainer::State::Execute(const Action& action, const TrainingPosition& position) {
   const int64_t slot = action.micro_batch % stage->context().shape.in_flight;
-  stage->context().first_micro_batch = action.micro_batch == 0;
+  const bool first = action.micro_batch == 0;
+  stage->context().first_micro_batch = first;
   switch (action.kind) {
-    case ActionKind::kReceiveActivation: {
-      PhaseTimer timer(&seconds->forward);
+    case ActionKind::kReceiveActivation:
+      MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::forward));
       return pipeline->Receive(stage->input(slot), stage->stream_bytes(), at.pipeline - 1);
-    }
-    case ActionKind::kForward: {
+    case ActionKind::kForward:
       if (first_stage || last_stage) {
-        PhaseTimer timer(&seconds->data);
+        MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::data));
         MT_RETURN_IF_ERROR(FetchTokens(action.micro_batch, position));
       }
-      PhaseTimer timer(&seconds->forward);
-      MT_RETURN_IF_ERROR(stage->Forward(slot));
-      return last_stage ? AddLoss() : absl::OkStatus();
-    }
-    case ActionKind::kSendActivation: {
-      PhaseTimer timer(&seconds->forward);
+      MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::forward));
+      return Forward(slot, first);
+    case ActionKind::kSendActivation:
+      MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::forward));
       return pipeline->Send(stage->output(), stage->stream_bytes(), at.pipeline + 1);
-    }
-    case ActionKind::kReceiveGradient: {
-      PhaseTimer timer(&seconds->backward);
+    case ActionKind::kReceiveGradient:
+      MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::backward));
       return pipeline->Receive(stage->gradient(), stage->stream_bytes(), at.pipeline + 1);
-    }
-    case ActionKind::kBackward: {
-      PhaseTimer timer(&seconds->backward);
-      return stage->Backward(slot);
-    }
-    case ActionKind::kSendGradient: {
-      PhaseTimer timer(&seconds->backward);
+    case ActionKind::kBackward:
+      MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::backward));
+      return Backward(slot, first);
+    case ActionKind::kSendGradient:
+      MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::backward));
       return pipeline->Send(stage->gradient(), stage->stream_bytes(), at.pipeline - 1);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::State::RunSchedule(const TrainingPosition& position, int64_t step) {
+  MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::backward));
+  // A tied table on a stage that is first and last is overwritten by the head, which runs before the
+  // embedding's backward.
+  const bool head_writes_table = last_stage && options.spec.model().tie_embeddings();
+  MT_RETURN_IF_ERROR(flat->ClearAddedGradients(/*table=*/first_stage && !head_writes_table));
+  for (const Action& action : schedule) {
+    const absl::Status status = Execute(action, position);
+    if (!status.ok()) {
+      return Annotate(status, absl::StrCat("step ", step, ", ", NameOf(action.kind),
+                                           " of micro-batch ", action.micro_batch));
     }
   }
   return absl::OkStatus();
 }
 
-absl::Status Trainer::State::SumGradients(StepVotes votes, StepResult* result) {
+absl::Status Trainer::State::SumGradients() {
   const ParameterLayout& layout = flat->layout();
   // Under sequence parallelism each tensor rank saw its own rows only: norm weights, whole on all
   // of them, sum over them.
@@ -275,36 +277,13 @@ absl::Status Trainer::State::SumGradients(StepVotes votes, StepResult* result) {
                                             types.gradient, ReduceOp::kSum));
   }
   MT_RETURN_IF_ERROR(flat->SumGradientsOverData(data));
-
-  // Every number below has exactly one owner, so that plain sums over the data and the model group
-  // are right.
-  MT_RETURN_IF_ERROR(flat->SquaredGradientSum(/*count_norms=*/at.tensor == 0, &scalars[0]));
-  const Backend& backend = options.operations->backend();
-  double host[kScalars];
-  auto to_host = [&]() -> absl::Status {
+  // Every number has exactly one owner, so that plain sums over the data and the model group are
+  // right. Without shards all data ranks have the same gradients, and the first one counts them.
+  if (options.spec.parallel().zero() == 1 || at.data == 0) {
     MT_RETURN_IF_ERROR(
-        backend.ToStatus(backend.abi().copy_to_host(host, scalars, sizeof(host), nullptr),
-                         "copying the gradient norm"));
-    return backend.ToStatus(backend.abi().stream_synchronize(nullptr),
-                            "waiting for the gradient norm");
-  };
-  MT_RETURN_IF_ERROR(to_host());
-  const bool sharded = options.spec.parallel().zero() == 1;
-  if (!sharded && at.data != 0) host[0] = 0;
-  host[1] = last_stage && at.tensor == 0 ? loss_sum : 0;
-  host[2] = votes.checkpoint ? 1 : 0;
-  host[3] = votes.stop ? 1 : 0;
-  MT_RETURN_IF_ERROR(backend.ToStatus(
-      backend.abi().copy_to_device(scalars, host, sizeof(host), nullptr), "copying the loss"));
-  if (data != nullptr)
-    MT_RETURN_IF_ERROR(data->AllReduce(scalars, kScalars, MT_F64, ReduceOp::kSum));
-  if (model != nullptr)
-    MT_RETURN_IF_ERROR(model->AllReduce(scalars, kScalars, MT_F64, ReduceOp::kSum));
-  MT_RETURN_IF_ERROR(to_host());
-  result->grad_norm = std::sqrt(host[0]);
-  result->loss = host[1] / static_cast<double>(total_tokens);
-  result->votes = {.checkpoint = host[2] > 0, .stop = host[3] > 0};
-  return absl::OkStatus();
+        flat->SquaredGradientSum(/*count_norms=*/at.tensor == 0, scalars->squared_norm()));
+  }
+  return scalars->Sum(data, model);
 }
 
 absl::Status Trainer::State::WaitBeforeUpdate() {
@@ -317,6 +296,13 @@ absl::Status Trainer::State::WaitBeforeUpdate() {
   }
   return backend.ToStatus(backend.abi().event_wait(event, nullptr),
                           "waiting for whoever reads the state");
+}
+
+absl::Status Trainer::State::Update(double lr, int64_t step) {
+  const v1::TrainingSpec& training = options.spec.training();
+  MT_RETURN_IF_ERROR(scalars->MakeClipFactor(training.clip_grad_norm()));
+  MT_RETURN_IF_ERROR(WaitBeforeUpdate());
+  return flat->Update(training.optimizer(), lr, step, scalars->clip_factor());
 }
 
 Trainer::Trainer(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -339,48 +325,36 @@ absl::Status Trainer::InitialiseWeights() {
 absl::StatusOr<StepResult> Trainer::Step(StepVotes votes) {
   State& s = *state_;
   const v1::TrainingSpec& training = s.options.spec.training();
+  const Backend& backend = s.options.operations->backend();
   StepResult result{.step = position_.step + 1,
                     .lr = LearningRateAt(training, position_.step),
                     .tokens = s.total_tokens};
-  PhaseSeconds& seconds = result.seconds;
-  s.loss_sum = 0;
-  {
-    PhaseTimer timer(&seconds.backward);
-    // A tied table on a stage that is first and last is overwritten by the head, which runs before the embedding's backward.
-    const bool head_writes_table = s.last_stage && s.options.spec.model().tie_embeddings();
-    MT_RETURN_IF_ERROR(s.flat->ClearAddedGradients(/*table=*/s.first_stage && !head_writes_table));
-  }
-  for (const Action& action : s.schedule) {
-    const absl::Status status = s.Execute(action, position_, &seconds);
-    if (!status.ok()) {
-      return Annotate(status, absl::StrCat("step ", result.step, ", ", NameOf(action.kind),
-                                           " of micro-batch ", action.micro_batch));
-    }
-  }
-  {
-    PhaseTimer timer(&seconds.grad_sync);
-    const absl::Status status = s.SumGradients(votes, &result);
-    if (!status.ok())
-      return Annotate(status, absl::StrCat("step ", result.step, ", summing gradients"));
-  }
+  auto step = [&](const absl::Status& status, absl::string_view doing) {
+    return status.ok() ? status : Annotate(status, absl::StrCat("step ", result.step, ", ", doing));
+  };
+  s.clock->StartStep();
+  MT_RETURN_IF_ERROR(s.scalars->Begin(votes));
+  MT_RETURN_IF_ERROR(s.RunSchedule(position_, result.step));
+  MT_RETURN_IF_ERROR(s.clock->Enter(&PhaseSeconds::grad_sync));
+  MT_RETURN_IF_ERROR(step(s.SumGradients(), "summing gradients"));
+  MT_RETURN_IF_ERROR(s.clock->Enter(&PhaseSeconds::optimizer));
+  MT_RETURN_IF_ERROR(step(s.Update(result.lr, result.step), "updating weights"));
+  MT_RETURN_IF_ERROR(s.clock->Enter(&PhaseSeconds::grad_sync));
+  MT_RETURN_IF_ERROR(step(s.flat->GatherWeights(s.data), "gathering weights"));
+  MT_RETURN_IF_ERROR(s.scalars->End());
+  MT_RETURN_IF_ERROR(s.clock->EndStep());
+  MT_RETURN_IF_ERROR(s.step_done->Record());
+  MT_RETURN_IF_ERROR(step(WaitForEvent(backend.abi(), s.step_done->get(), s.groups), "at its end"));
+  const StepScalars::Values values = s.scalars->Read();
+  result.grad_norm = std::sqrt(values.squared_norm);
+  result.loss = values.loss_sum / static_cast<double>(s.total_tokens);
+  result.votes = values.votes;
+  MT_ASSIGN_OR_RETURN(result.seconds, s.clock->Read());
   if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {
     return absl::FailedPreconditionError(absl::StrCat(
         "step ", result.step, ": loss ", result.loss, ", gradient norm ", result.grad_norm,
         "; the weights are as before the step. Lower training.optimizer.lr, lengthen "
         "training.schedule.warmup_steps or set training.clip_grad_norm"));
-  }
-  {
-    PhaseTimer timer(&seconds.optimizer);
-    MT_RETURN_IF_ERROR(s.WaitBeforeUpdate());
-    const double limit = training.clip_grad_norm();
-    const double scale = limit > 0 ? std::min(1.0, limit / (result.grad_norm + 1e-6)) : 1.0;
-    MT_RETURN_IF_ERROR(s.flat->Update(training.optimizer(), result.lr, result.step, scale));
-  }
-  {
-    PhaseTimer timer(&seconds.grad_sync);
-    const absl::Status status = s.flat->GatherWeights(s.data);
-    if (!status.ok())
-      return Annotate(status, absl::StrCat("step ", result.step, ", gathering weights"));
   }
   position_.step = result.step;
   position_.consumed_samples += training.global_batch();

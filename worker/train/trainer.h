@@ -11,7 +11,9 @@
 //   resumed: fill every box of trainer->LoadTargets(), then trainer->FinishLoad(position);
 //   while (trainer->position().step < steps) trainer->Step();
 //
-// Everything a step needs is allocated in Create; Step allocates nothing.
+// Everything a step needs is allocated in Create; Step allocates nothing. Within a step the host only
+// enqueues: loss, gradient norm, clipping and update meet on the device, and the host waits once, at
+// the step's end, for four numbers.
 // All ranks of a job call InitialiseWeights, FinishLoad and Step in the same order. One thread per
 // Trainer. After Step, InitialiseWeights or FinishLoad has failed, the trainer can only be
 // destroyed.
@@ -29,6 +31,8 @@
 #include "worker/checkpoint/state.h"
 #include "worker/comm/communicator.h"
 #include "worker/train/batch_source.h"
+#include "worker/train/phase_clock.h"
+#include "worker/train/step_scalars.h"
 
 namespace mt {
 
@@ -52,22 +56,6 @@ struct TrainerOptions {
   Operations* operations = nullptr;  // this rank's own; outlives the trainer
   BatchSource* samples =
       nullptr;  // outlives the trainer; null on stages between the first and the last
-};
-
-// Where a step's time went; the phases do not overlap and add up to nearly the whole step.
-struct PhaseSeconds {
-  double data = 0;       // fetching samples
-  double forward = 0;    // with the loss, and waiting for the previous stage
-  double backward = 0;   // and waiting for the next stage
-  double grad_sync = 0;  // sums of gradients, the norm, gathering updated weights
-  double optimizer = 0;
-};
-
-// What this rank asks of all, or what any rank has asked: both travel with the loss, so that asking
-// costs nothing.
-struct StepVotes {
-  bool checkpoint = false;
-  bool stop = false;
 };
 
 // The same on every rank, except `seconds`.
@@ -105,11 +93,10 @@ class Trainer {
   // (weights are left as before the step).
   absl::StatusOr<StepResult> Step(StepVotes votes = {});
 
-  // From the host's point of view the next step may begin at once, but the device changes the
-  // training state (what CheckpointState points to) only after `event`: a snapshot that is being
-  // copied overlaps the next step's forward and backward pass. `reached` (may be null) is recorded where
-  // the device begins to wait. Holds for one step; the event must
-  // live until that Step has returned.
+  // The next step may begin at once, but the device changes the training state (what
+  // CheckpointState points to) only after `event`: a snapshot that is being copied overlaps the next
+  // step's forward and backward pass. `reached` (may be null) is recorded where the device begins to
+  // wait. Holds for one step; the events must live until that Step has returned.
   absl::Status BeforeNextUpdate(mt_event event, mt_event reached = nullptr);
 
   // What this rank saves: over all ranks of the job every logical element of weights and optimizer
