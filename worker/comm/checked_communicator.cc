@@ -21,6 +21,11 @@ std::optional<int> IntPayload(const absl::Status& status, const char* name) {
   return value;
 }
 
+std::string AmountOf(int64_t count, mt_dtype dtype) {
+  return absl::StrCat(" of ", count, " ", DtypeName(dtype), " (",
+                      count * static_cast<int64_t>(ElementSize(dtype)), " bytes)");
+}
+
 }  // namespace
 
 absl::Status PeerError(absl::StatusCode code, absl::string_view message, int member) {
@@ -51,7 +56,8 @@ std::string CheckedCommunicator::MemberName(int member) const {
   return absl::StrCat("rank ", ranks_[member], " (member ", member, ")");
 }
 
-absl::Status CheckedCommunicator::FailCall(const absl::Status& status, const Call& call) {
+absl::Status CheckedCommunicator::FailCall(const absl::Status& status,
+                                           const CommunicatorCall& call) {
   absl::Status named(status.code(),
                      absl::StrCat(name(), " group, ", MemberName(rank()), ": ", call.operation, " ",
                                   call.number, call.detail, ": ", status.message()));
@@ -73,9 +79,9 @@ absl::Status CheckedCommunicator::FailCall(const absl::Status& status, const Cal
 }
 
 template <typename Body>
-absl::Status CheckedCommunicator::Run(const char* operation, std::string detail, int64_t bytes,
-                                      int64_t moved, Body body) {
-  call_ = {operation, call_.number + 1, std::move(detail), bytes};
+absl::Status CheckedCommunicator::Run(const char* operation, std::string detail, int64_t moved,
+                                      Body body) {
+  call_ = {operation, call_.number + 1, std::move(detail)};
   MT_RETURN_IF_ERROR(Health());
   const auto start = std::chrono::steady_clock::now();
   const absl::Status status = body();
@@ -96,7 +102,7 @@ absl::Status CheckedCommunicator::DoCopy(const void* input, void* output, int64_
 }
 
 absl::Status CheckedCommunicator::JoinGroup(const std::function<absl::Status()>& join) {
-  return Run("join", "", 0, 0, join);
+  return Run("join", "", 0, join);
 }
 
 absl::Status CheckedCommunicator::AllReduce(void* data, int64_t count, mt_dtype dtype,
@@ -104,11 +110,10 @@ absl::Status CheckedCommunicator::AllReduce(void* data, int64_t count, mt_dtype 
   const int64_t element = ElementSize(dtype);
   MT_CHECK(Reducible(dtype) && count >= 0)
       << name() << ": all-reduce of " << count << " " << DtypeName(dtype);
-  return Run("all-reduce", absl::StrCat(" of ", count, " ", DtypeName(dtype)), count * element,
-             2 * count * element * (size() - 1) / size(), [&] {
-               return size() == 1 || count == 0 ? absl::OkStatus()
-                                                : DoAllReduce(data, count, dtype, op);
-             });
+  return Run(
+      "all-reduce", AmountOf(count, dtype), 2 * count * element * (size() - 1) / size(), [&] {
+        return size() == 1 || count == 0 ? absl::OkStatus() : DoAllReduce(data, count, dtype, op);
+      });
 }
 
 absl::Status CheckedCommunicator::ReduceScatter(const void* input, void* output, int64_t count,
@@ -116,12 +121,11 @@ absl::Status CheckedCommunicator::ReduceScatter(const void* input, void* output,
   const int64_t element = ElementSize(dtype);
   MT_CHECK(Reducible(dtype) && count >= 0)
       << name() << ": reduce-scatter of " << count << " " << DtypeName(dtype);
-  return Run("reduce-scatter", absl::StrCat(" of ", count, " ", DtypeName(dtype)),
-             count * element * size(), count * element * (size() - 1), [&] {
-               if (count == 0) return absl::OkStatus();
-               if (size() > 1) return DoReduceScatter(input, output, count, dtype);
-               return output == input ? absl::OkStatus() : DoCopy(input, output, count * element);
-             });
+  return Run("reduce-scatter", AmountOf(count, dtype), count * element * (size() - 1), [&] {
+    if (count == 0) return absl::OkStatus();
+    if (size() > 1) return DoReduceScatter(input, output, count, dtype);
+    return output == input ? absl::OkStatus() : DoCopy(input, output, count * element);
+  });
 }
 
 absl::Status CheckedCommunicator::AllGather(const void* input, void* output, int64_t count,
@@ -129,12 +133,11 @@ absl::Status CheckedCommunicator::AllGather(const void* input, void* output, int
   const int64_t element = ElementSize(dtype);
   MT_CHECK(element > 0 && count >= 0)
       << name() << ": all-gather of " << count << " " << DtypeName(dtype);
-  return Run("all-gather", absl::StrCat(" of ", count, " ", DtypeName(dtype)), count * element,
-             count * element * (size() - 1), [&] {
-               if (count == 0) return absl::OkStatus();
-               if (size() > 1) return DoAllGather(input, output, count * element);
-               return output == input ? absl::OkStatus() : DoCopy(input, output, count * element);
-             });
+  return Run("all-gather", AmountOf(count, dtype), count * element * (size() - 1), [&] {
+    if (count == 0) return absl::OkStatus();
+    if (size() > 1) return DoAllGather(input, output, count * element);
+    return output == input ? absl::OkStatus() : DoCopy(input, output, count * element);
+  });
 }
 
 absl::Status CheckedCommunicator::Broadcast(void* data, int64_t count, mt_dtype dtype, int root) {
@@ -143,29 +146,28 @@ absl::Status CheckedCommunicator::Broadcast(void* data, int64_t count, mt_dtype 
       << name() << ": broadcast of " << count << " " << DtypeName(dtype);
   MT_CHECK(root >= 0 && root < size())
       << name() << ": broadcast from member " << root << " of " << size();
-  return Run("broadcast",
-             absl::StrCat(" of ", count, " ", DtypeName(dtype), " from ", MemberName(root)),
-             count * element, root == rank() ? count * element * (size() - 1) : 0, [&] {
+  return Run("broadcast", absl::StrCat(AmountOf(count, dtype), " from ", MemberName(root)),
+             root == rank() ? count * element * (size() - 1) : 0, [&] {
                return size() == 1 || count == 0 ? absl::OkStatus()
                                                 : DoBroadcast(data, count * element, root);
              });
 }
 
 absl::Status CheckedCommunicator::Barrier() {
-  return Run("barrier", "", 0, 0, [&] { return size() == 1 ? absl::OkStatus() : DoBarrier(); });
+  return Run("barrier", "", 0, [&] { return size() == 1 ? absl::OkStatus() : DoBarrier(); });
 }
 
 absl::Status CheckedCommunicator::Send(const void* data, int64_t bytes, int peer) {
   MT_CHECK(peer >= 0 && peer < size() && peer != rank() && bytes >= 0)
       << name() << ": send of " << bytes << " to " << peer;
-  return Run("send", absl::StrCat(" of ", bytes, " bytes to ", MemberName(peer)), bytes, bytes,
+  return Run("send", absl::StrCat(" of ", bytes, " bytes to ", MemberName(peer)), bytes,
              [&] { return DoSend(data, bytes, peer); });
 }
 
 absl::Status CheckedCommunicator::Receive(void* data, int64_t bytes, int peer) {
   MT_CHECK(peer >= 0 && peer < size() && peer != rank() && bytes >= 0)
       << name() << ": receive of " << bytes << " from " << peer;
-  return Run("receive", absl::StrCat(" of ", bytes, " bytes from ", MemberName(peer)), bytes, 0,
+  return Run("receive", absl::StrCat(" of ", bytes, " bytes from ", MemberName(peer)), 0,
              [&] { return DoReceive(data, bytes, peer); });
 }
 

@@ -20,6 +20,12 @@ absl::Status PeerError(absl::StatusCode code, absl::string_view message, int mem
 // The member that an error of this group blames, if it does.
 std::optional<int> BlamedMember(const absl::Status& status);
 
+struct CommunicatorCall {
+  const char* operation = "";  // "all-reduce"
+  int64_t number = 0;          // of this communicator's calls, from 1
+  std::string detail;          // " of 4096 BF16 (8192 bytes)"
+};
+
 class CheckedCommunicator : public Communicator {
  public:
   absl::Status AllReduce(void* data, int64_t count, mt_dtype dtype, ReduceOp op) final;
@@ -62,24 +68,17 @@ class CheckedCommunicator : public Communicator {
   virtual absl::Status DoCopy(const void* input, void* output, int64_t bytes);
 
   // The call that a Do... function is part of.
-  struct Call {
-    const char* operation = "";  // "all-reduce"
-    int64_t number = 0;
-    std::string detail;  // " of 4096 BF16"
-    int64_t bytes = 0;   // of this member's data
-  };
-  const Call& current_call() const { return call_; }
+  const CommunicatorCall& current_call() const { return call_; }
   // For transports whose work fails after the call has returned: keeps `status` as the group's failure, named after `call`,
   // unless there is one already. Any thread.
-  absl::Status FailCall(const absl::Status& status, const Call& call);
+  absl::Status FailCall(const absl::Status& status, const CommunicatorCall& call);
 
  private:
   template <typename Body>
-  absl::Status Run(const char* operation, std::string detail, int64_t bytes, int64_t moved,
-                   Body body);
+  absl::Status Run(const char* operation, std::string detail, int64_t moved, Body body);
 
   const std::vector<int> ranks_;
-  Call call_;  // the newest
+  CommunicatorCall call_;  // the newest
   mutable std::mutex mutex_;
   absl::Status failure_;  // guarded by mutex_
 };

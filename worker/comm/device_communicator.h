@@ -1,0 +1,33 @@
+// A group of ranks with a device each, over the collectives of their backend (mt_collectives; NCCL implements them). What its
+// calls promise is in communicator.h under "Order".
+//
+// A group is one lane (device_lane.h) for collectives and, where there are messages, one link (device_link.h) for each
+// direction between two members. The first failure of any of them is the group's: all its lanes are aborted, so that whatever
+// the device still does of them ends, here at once and soon at the peers.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "worker/comm/communicator.h"
+#include "worker/comm/device_watch.h"
+
+namespace mt {
+
+struct DeviceGroupOptions {
+  std::string name;    // of the group, for messages
+  std::string prefix;  // unique to job, generation and group: rendezvous keys begin with it
+  int rank = 0, size = 1;
+  std::vector<int> ranks;  // global rank of each member, for messages; empty = the member indices
+  // For joining, and for each call from when the device has reached it.
+  absl::Duration timeout = absl::Minutes(5);
+  // Who may send to whom: nobody, neighbours (member i and i + 1), everybody.
+  enum class Links { kNone, kNeighbours, kAll } links = Links::kNone;
+};
+
+// Waits until all have joined. DEADLINE_EXCEEDED and UNAVAILABLE blame the member that did not come, if it is known.
+absl::StatusOr<std::unique_ptr<Communicator>> NewDeviceCommunicator(
+    const DeviceGroupOptions& options, std::shared_ptr<DeviceWatch> watch, Rendezvous* rendezvous);
+
+}  // namespace mt
