@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <mutex>
 
+#include "kernels/cuda/collectives_nccl.h"
 #include "kernels/cuda/configuration.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/dispatch.h"
@@ -89,8 +90,12 @@ int32_t RunOperation(int32_t operation, const void* args, mt_stream stream) {
 }
 
 const mt_collectives* Collectives() {
-  host::Fail(MT_ERROR_UNSUPPORTED, 0, "no collectives");
-  return nullptr;
+  const std::lock_guard lock(mutex);
+  static const mt_collectives* made = nullptr;
+  if (made != nullptr) return made;
+  if (IsOpen() != MT_OK) return nullptr;
+  if (const Nccl* nccl = LoadNccl(); nccl != nullptr) made = MakeCollectives(nccl, BindThread);
+  return made;
 }
 
 mt_backend MakeBackend() {
