@@ -1,14 +1,15 @@
 #include "kernels/cuda/vendor/host.h"
 
-#include <setjmp.h>
-#include <sys/mman.h>
-#include <ucontext.h>
-
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
+#include <mutex>
 #include <numeric>
 #include <random>
+#include <unordered_map>
 #include <vector>
+
+#include "kernels/cuda/vendor/fiber.h"
 
 namespace mt::emulator {
 
@@ -17,23 +18,31 @@ thread_local void* dynamic_shared = nullptr;
 
 namespace {
 
-constexpr size_t kStackBytes = 256 << 10;  // reserved; a page or two is touched
 constexpr int kWarp = 32;
 constexpr size_t kSlotBytes = 64;
+constexpr size_t kGuardBytes = 64;
+constexpr unsigned char kGuard = 0xa5;
 
-struct Fiber {
-  char* stack = nullptr;
-  ucontext_t first;  // its first entry; afterwards `resume`
-  jmp_buf resume;
-  bool started = false, finished = false, waiting = false;
-  Place place;
-  unsigned parity = 0;  // of its exchanges
+// What the lanes of one exchange brought. Each of them holds it until its next exchange; a warp whose lanes exchange in groups
+// may have several at once.
+struct Snapshot {
+  alignas(16) char values[kWarp * kSlotBytes];
+  int holders = 0;
 };
 
-// Lanes of a warp meet here. Two sets of slots take turns: a lane can be at most one exchange ahead of another.
+struct Thread {
+  Fiber fiber;
+  Place place;
+  bool ended = false, waiting = false;
+  Snapshot* snapshot = nullptr;
+};
+
+// Lanes that have come to an exchange and wait for the rest of their mask.
 struct Warp {
-  alignas(16) char slots[2][kWarp * kSlotBytes];
   unsigned arrived = 0;
+  unsigned masks[kWarp];
+  size_t bytes[kWarp];
+  alignas(16) char values[kWarp * kSlotBytes];
 };
 
 class Machine {
@@ -43,7 +52,8 @@ class Machine {
     return machine;
   }
 
-  void Run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, Body body, void* context) {
+  void Run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, Body body,
+           void* context) {
     kernel_ = kernel;
     body_ = body;
     context_ = context;
@@ -51,20 +61,15 @@ class Machine {
     const unsigned long value = seed == nullptr ? 0 : std::strtoul(seed, nullptr, 10);
     shuffled_ = value != 0;
     random_.seed(value);
-    shared_.resize(shared_bytes + 16);
+    shared_.resize(shared_bytes + 16 + kGuardBytes);
     auto address = reinterpret_cast<uintptr_t>(shared_.data());
     dynamic_shared = reinterpret_cast<void*>((address + 15) / 16 * 16);
-    const size_t threads = size_t{block.x} * block.y * block.z;
-    Reserve(threads);
-    const size_t blocks = size_t{grid.x} * grid.y * grid.z;
-    std::vector<size_t> order(blocks);
-    std::iota(order.begin(), order.end(), size_t{0});
-    if (shuffled_) std::shuffle(order.begin(), order.end(), random_);
-    for (const size_t b : order) {
-      std::fill(shared_.begin(), shared_.end(), static_cast<char>(0xff));  // NaN: nobody may read what nobody wrote
+    shared_bytes_ = shared_bytes;
+    Reserve(size_t{block.x} * block.y * block.z);
+    for (const size_t b : Order(size_t{grid.x} * grid.y * grid.z)) {
       const dim3 at(static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                     static_cast<unsigned>(b / grid.x / grid.y));
-      RunBlock(grid, block, at, threads);
+      RunBlock(grid, block, at);
     }
   }
 
@@ -74,101 +79,140 @@ class Machine {
   }
 
   const char* Exchange(unsigned mask, const void* value, size_t bytes) {
-    Fiber& self = *current_;
+    Thread& self = *current_;
     Warp& warp = warps_[static_cast<size_t>(self.place.warp)];
-    char* slots = warp.slots[self.parity];
-    self.parity ^= 1;
-    std::memcpy(slots + static_cast<size_t>(self.place.lane) * kSlotBytes, value, bytes);
-    warp.arrived |= 1u << self.place.lane;
-    if ((warp.arrived & mask) != mask) {
+    const auto lane = static_cast<size_t>(self.place.lane);
+    if ((mask >> lane & 1u) == 0)
+      Die("a thread exchanges values under a mask without its own lane");
+    Release(self);
+    warp.masks[lane] = mask;
+    warp.bytes[lane] = bytes;
+    std::memcpy(warp.values + lane * kSlotBytes, value, bytes);
+    warp.arrived |= 1u << lane;
+    if ((warp.arrived & mask) == mask)
+      Complete(warp, mask, bytes);
+    else
       Wait();
-    } else {
-      warp.arrived &= ~mask;
-      const size_t first = static_cast<size_t>(self.place.warp) * kWarp;
-      for (size_t lane = 0; lane < kWarp && first + lane < threads_; ++lane) {
-        if ((mask >> lane) & 1u) fibers_[first + lane].waiting = false;
-      }
-    }
-    return slots;
+    return self.snapshot->values;
+  }
+
+  [[noreturn]] void Die(const char* what) {
+    std::fprintf(stderr, "emulated kernel %s, block (%u, %u, %u), thread (%u, %u, %u): %s\n",
+                 kernel_, place.block.x, place.block.y, place.block.z, place.thread.x,
+                 place.thread.y, place.thread.z, what);
+    std::abort();
   }
 
  private:
+  // 0..count-1, shuffled if there is a seed.
+  std::vector<size_t> Order(size_t count) {
+    std::vector<size_t> order(count);
+    std::iota(order.begin(), order.end(), size_t{0});
+    if (shuffled_) std::shuffle(order.begin(), order.end(), random_);
+    return order;
+  }
+
   void Reserve(size_t threads) {
-    threads_ = threads;
-    while (fibers_.size() < threads) {
-      Fiber fiber;
-      fiber.stack = static_cast<char*>(
-          mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-      if (fiber.stack == MAP_FAILED) Die("no memory for a fiber's stack");
-      fibers_.push_back(fiber);
-    }
+    while (threads_.size() < threads) threads_.push_back(std::make_unique<Thread>());
+    count_ = threads;
     warps_.resize((threads + kWarp - 1) / kWarp);
   }
 
-  void RunBlock(dim3 grid, dim3 block, dim3 at, size_t threads) {
+  void RunBlock(dim3 grid, dim3 block, dim3 at) {
+    std::memset(dynamic_shared, 0xff, shared_bytes_);  // NaN: nobody may read what nobody wrote
+    unsigned char* const guard = static_cast<unsigned char*>(dynamic_shared) + shared_bytes_;
+    std::memset(guard, kGuard, kGuardBytes);
     for (Warp& warp : warps_) warp.arrived = 0;
-    for (size_t i = 0; i < threads; ++i) {
-      Fiber& fiber = fibers_[i];
-      fiber.started = fiber.finished = fiber.waiting = false;
-      fiber.parity = 0;
-      fiber.place = {dim3(static_cast<unsigned>(i % block.x), static_cast<unsigned>(i / block.x % block.y),
-                          static_cast<unsigned>(i / block.x / block.y)),
-                     at, block, grid, static_cast<int>(i % kWarp), static_cast<int>(i / kWarp)};
+    for (size_t i = 0; i < count_; ++i) {
+      Thread& thread = *threads_[i];
+      thread.ended = thread.waiting = false;
+      thread.place = {
+          dim3(static_cast<unsigned>(i % block.x), static_cast<unsigned>(i / block.x % block.y),
+               static_cast<unsigned>(i / block.x / block.y)),
+          at,
+          block,
+          grid,
+          static_cast<int>(i % kWarp),
+          static_cast<int>(i / kWarp)};
+      thread.fiber.Start(body_, context_);
     }
-    live_ = threads;
+    TakeTurns();
+    for (size_t i = 0; i < kGuardBytes; ++i) {
+      if (guard[i] != kGuard) Die("the block wrote beyond its dynamic shared memory");
+    }
+  }
+
+  // Every thread that does not wait runs until it waits or ends, round after round.
+  void TakeTurns() {
+    live_ = count_;
     block_arrived_ = 0;
-    std::vector<size_t> order(threads);
-    std::iota(order.begin(), order.end(), size_t{0});
+    std::vector<size_t> order = Order(count_);
     while (live_ > 0) {
       if (shuffled_) std::shuffle(order.begin(), order.end(), random_);
       bool progress = false;
       for (const size_t i : order) {
-        Fiber& fiber = fibers_[i];
-        if (fiber.finished || fiber.waiting) continue;
+        Thread& thread = *threads_[i];
+        if (thread.ended || thread.waiting) continue;
         progress = true;
-        Resume(fiber);
+        Resume(thread);
       }
       if (block_arrived_ > 0 && block_arrived_ == live_) {
         // As on hardware, threads that have returned count as arrived.
         block_arrived_ = 0;
-        for (size_t i = 0; i < threads; ++i) fibers_[i].waiting = false;
+        for (size_t i = 0; i < count_; ++i) threads_[i]->waiting = false;
         progress = true;
       }
-      if (!progress) Die("threads wait for each other: a barrier or shuffle that not all of its threads reach");
+      if (!progress)
+        Die("threads wait for each other: a barrier or exchange that not all of its threads reach");
     }
   }
 
-  void Resume(Fiber& fiber) {
-    current_ = &fiber;
-    place = fiber.place;
-    if (_setjmp(scheduler_) != 0) return;
-    if (fiber.started) _longjmp(fiber.resume, 1);
-    fiber.started = true;
-    getcontext(&fiber.first);
-    fiber.first.uc_stack.ss_sp = fiber.stack;
-    fiber.first.uc_stack.ss_size = kStackBytes;
-    fiber.first.uc_link = nullptr;
-    makecontext(&fiber.first, Enter, 0);
-    setcontext(&fiber.first);
-  }
-
-  static void Enter() {
-    Machine& machine = Get();
-    machine.body_(machine.context_);
-    machine.current_->finished = true;
-    --machine.live_;
-    _longjmp(machine.scheduler_, 1);
+  void Resume(Thread& thread) {
+    current_ = &thread;
+    place = thread.place;
+    if (thread.fiber.Resume()) return;
+    thread.ended = true;
+    --live_;
+    Release(thread);
   }
 
   void Wait() {
-    current_->waiting = true;
-    if (_setjmp(current_->resume) == 0) _longjmp(scheduler_, 1);
+    Thread& self = *current_;
+    self.waiting = true;
+    self.fiber.Yield();
   }
 
-  [[noreturn]] void Die(const char* what) {
-    std::fprintf(stderr, "emulated kernel %s, block (%u, %u, %u): %s\n", kernel_, place.block.x, place.block.y,
-                 place.block.z, what);
-    std::abort();
+  // All lanes of the mask are there: they get one snapshot, and lanes that are not in the mask read as NaN from it.
+  void Complete(Warp& warp, unsigned mask, size_t bytes) {
+    if (free_.empty()) {
+      snapshots_.push_back(std::make_unique<Snapshot>());
+      free_.push_back(snapshots_.back().get());
+    }
+    Snapshot* const snapshot = free_.back();
+    free_.pop_back();
+    snapshot->holders = 0;
+    const size_t first = static_cast<size_t>(current_->place.warp) * kWarp;
+    for (size_t lane = 0; lane < kWarp; ++lane) {
+      char* const slot = snapshot->values + lane * kSlotBytes;
+      if ((mask >> lane & 1u) == 0) {
+        std::memset(slot, 0xff, kSlotBytes);
+        continue;
+      }
+      if (warp.masks[lane] != mask) Die("lanes of one exchange name different masks");
+      if (warp.bytes[lane] != bytes) Die("lanes of one exchange bring values of different sizes");
+      std::memcpy(slot, warp.values + lane * kSlotBytes, bytes);
+      Thread& thread = *threads_[first + lane];
+      thread.snapshot = snapshot;
+      thread.waiting = false;
+      ++snapshot->holders;
+    }
+    warp.arrived &= ~mask;
+  }
+
+  void Release(Thread& thread) {
+    if (thread.snapshot != nullptr && --thread.snapshot->holders == 0)
+      free_.push_back(thread.snapshot);
+    thread.snapshot = nullptr;
   }
 
   const char* kernel_ = "";
@@ -177,21 +221,64 @@ class Machine {
   bool shuffled_ = false;
   std::mt19937_64 random_;
   std::vector<char> shared_;
-  std::vector<Fiber> fibers_;
+  size_t shared_bytes_ = 0;
+  std::vector<std::unique_ptr<Thread>> threads_;
   std::vector<Warp> warps_;
-  Fiber* current_ = nullptr;
-  jmp_buf scheduler_;
-  size_t threads_ = 0, live_ = 0, block_arrived_ = 0;
+  std::vector<std::unique_ptr<Snapshot>> snapshots_;
+  std::vector<Snapshot*> free_;
+  Thread* current_ = nullptr;
+  size_t count_ = 0, live_ = 0, block_arrived_ = 0;
 };
+
+// Dynamic shared memory that a kernel was allowed by cudaFuncSetAttribute.
+class SharedLimits {
+ public:
+  static SharedLimits& Get() {
+    static SharedLimits limits;
+    return limits;
+  }
+  void Set(const void* kernel, size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    bytes_[kernel] = bytes;
+  }
+  size_t Of(const void* kernel) {
+    const std::lock_guard lock(mutex_);
+    const auto found = bytes_.find(kernel);
+    return found == bytes_.end() ? size_t{48} << 10 : std::max(found->second, size_t{48} << 10);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::unordered_map<const void*, size_t> bytes_;
+};
+
+constexpr size_t kMostSharedBytes = size_t{227} << 10;  // compute capability 9.0
 
 }  // namespace
 
-void Launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, Body body, void* context) {
+cudaError_t AllowShared(const void* kernel, int bytes) {
+  if (bytes < 0 || static_cast<size_t>(bytes) > kMostSharedBytes) return cudaErrorInvalidValue;
+  SharedLimits::Get().Set(kernel, static_cast<size_t>(bytes));
+  return cudaSuccess;
+}
+
+cudaError_t CheckLaunch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes) {
+  const uint64_t threads = uint64_t{block.x} * block.y * block.z;
+  const bool grid_fits = grid.x > 0 && grid.y > 0 && grid.z > 0 && grid.x <= 0x7fffffffu &&
+                         grid.y <= 0xffff && grid.z <= 0xffff;
+  const bool block_fits = threads > 0 && threads <= 1024 && block.z <= 64;
+  if (!grid_fits || !block_fits) return cudaErrorInvalidConfiguration;
+  return shared_bytes <= SharedLimits::Get().Of(kernel) ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+void Launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, Body body,
+            void* context) {
   Machine::Get().Run(kernel, grid, block, shared_bytes, body, context);
 }
 void SyncBlock() { Machine::Get().SyncBlock(); }
 const char* Exchange(unsigned mask, const void* value, size_t bytes) {
   return Machine::Get().Exchange(mask, value, bytes);
 }
+void Die(const char* what) { Machine::Get().Die(what); }
 
 }  // namespace mt::emulator

@@ -2,8 +2,10 @@
 // barriers and shuffles, in order or, with a seed, in an order that changes at every turn, so that a missing barrier shows as a
 // wrong result. Blocks run one after the other (in a seeded order too: a result may not depend on it).
 //
-// A launch finishes before MT_LAUNCH returns. Threads that wait for each other forever (a barrier that only some reach) end the
-// program with the kernel's name. MT_EMULATOR_SEED=<n> sets the order; 0 or nothing is in order.
+// A launch finishes before MT_LAUNCH returns. What a device leaves undefined ends the program with the kernel's name: threads that
+// wait for each other forever (a barrier that only some reach), exchanges under masks that do not agree, writes just beyond the
+// dynamic shared memory. Dynamic shared memory and the values of lanes outside a mask are NaN; `__shared__` variables are not
+// cleared, so that one which is read before it is written shows only where blocks leave different values. MT_EMULATOR_SEED=<n> sets the order; 0 or nothing is in order.
 //
 // Invariant: one operating-system thread per launch, so `__shared__` is a thread_local of the function and device-wide atomics
 // are plain arithmetic.
@@ -56,27 +58,31 @@ inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline double2 make_double2(double x, double y) { return {x, y}; }
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInvalidConfiguration = 9
+};
 struct mt_host_stream;
 using cudaStream_t = mt_host_stream*;
-inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "invalid value"; }
-inline const char* cudaGetErrorName(cudaError_t error) { return error == cudaSuccess ? "cudaSuccess" : "cudaErrorInvalidValue"; }
+inline const char* cudaGetErrorName(cudaError_t error) {
+  return error == cudaSuccess                     ? "cudaSuccess"
+         : error == cudaErrorInvalidConfiguration ? "cudaErrorInvalidConfiguration"
+                                                  : "cudaErrorInvalidValue";
+}
+inline const char* cudaGetErrorString(cudaError_t error) { return cudaGetErrorName(error); }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
   std::memset(data, value, bytes);
   return cudaSuccess;
 }
 enum cudaMemcpyKind { cudaMemcpyDefault = 4, cudaMemcpyDeviceToDevice = 3 };
-inline cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+inline cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes,
+                                   cudaMemcpyKind, cudaStream_t) {
   std::memmove(destination, source, bytes);
   return cudaSuccess;
 }
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
-  return cudaSuccess;
-}
-
 namespace mt::emulator {
 
 // Where the running fiber is.
@@ -88,20 +94,36 @@ extern thread_local Place place;
 extern thread_local void* dynamic_shared;
 
 using Body = void (*)(void* context);
+// What cudaFuncSetAttribute does to the kernel's dynamic shared memory: at most 227 KiB.
+cudaError_t AllowShared(const void* kernel, int bytes);
+// Refuses what a device refuses: empty or too large grids and blocks, dynamic shared memory beyond 48 KiB that was not allowed.
+cudaError_t CheckLaunch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes);
 // Runs body(context) once per thread of every block.
-void Launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, Body body, void* context);
+void Launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, Body body,
+            void* context);
 
 // All threads of the block that have not returned.
 void SyncBlock();
-// Waits for all lanes of `mask`, then returns the 32 values that they brought (`bytes` each, at most 64), lane l's at
-// l * 64; valid until the lane's next call.
+// Waits for all lanes of `mask`, which has the caller's own, then returns the 32 values that they brought (`bytes` each, at most
+// 64), lane l's at l * 64 and NaN for lanes that are not in the mask; valid until the lane's next call. Lanes that name different
+// masks end the program.
 const char* Exchange(unsigned mask, const void* value, size_t bytes);
+// Ends the program with the kernel's name and the thread's place.
+[[noreturn]] void Die(const char* what);
 
 template <typename Kernel, typename... Arguments>
-cudaError_t LaunchKernel(const char* name, Kernel* kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
-                         Arguments... arguments) {
+cudaError_t LaunchKernel(const char* name, Kernel* kernel, dim3 grid, dim3 block,
+                         size_t shared_bytes, cudaStream_t, Arguments... arguments) {
+  static_assert((size_t{0} + ... + sizeof(Arguments)) <= 4096,
+                "a kernel's parameters are at most 4 KiB");
+  if (const cudaError_t error =
+          CheckLaunch(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes);
+      error != cudaSuccess)
+    return error;
   auto body = [&] { kernel(arguments...); };
-  Launch(name, grid, block, shared_bytes, [](void* context) { (*static_cast<decltype(body)*>(context))(); }, &body);
+  Launch(
+      name, grid, block, shared_bytes,
+      [](void* context) { (*static_cast<decltype(body)*>(context))(); }, &body);
   return cudaSuccess;
 }
 
@@ -115,34 +137,50 @@ T Shuffle(unsigned mask, T value, int source) {
   return result;
 }
 
+inline void CheckWidth(int width) {
+  if (width != 32) Die("a shuffle over another width than 32");
+}
+
 }  // namespace mt::emulator
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int value) {
+  return mt::emulator::AllowShared(reinterpret_cast<const void*>(kernel), value);
+}
 
 #define threadIdx (::mt::emulator::place.thread)
 #define blockIdx (::mt::emulator::place.block)
 #define blockDim (::mt::emulator::place.block_size)
 #define gridDim (::mt::emulator::place.grid_size)
 
-#define MT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  ::mt::emulator::LaunchKernel(#kernel, (kernel), (grid), (block), (shared_bytes), (stream), __VA_ARGS__)
-#define MT_DYNAMIC_SHARED(type, name) type* const name = static_cast<type*>(::mt::emulator::dynamic_shared)
+#define MT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                            \
+  ::mt::emulator::LaunchKernel(#kernel, (kernel), (grid), (block), (shared_bytes), (stream), \
+                               __VA_ARGS__)
+#define MT_DYNAMIC_SHARED(type, name) \
+  type* const name = static_cast<type*>(::mt::emulator::dynamic_shared)
 
 inline void __syncthreads() { mt::emulator::SyncBlock(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { mt::emulator::Exchange(mask, "", 1); }
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int source, int = 32) {
+T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
+  mt::emulator::CheckWidth(width);
   return mt::emulator::Shuffle(mask, value, source);
 }
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int lanes, int = 32) {
+T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
+  mt::emulator::CheckWidth(width);
   return mt::emulator::Shuffle(mask, value, mt::emulator::place.lane ^ lanes);
 }
 template <typename T>
-T __shfl_up_sync(unsigned mask, T value, int delta, int = 32) {
+T __shfl_up_sync(unsigned mask, T value, int delta, int width = 32) {
+  mt::emulator::CheckWidth(width);
   const int lane = mt::emulator::place.lane;
   return mt::emulator::Shuffle(mask, value, lane >= delta ? lane - delta : lane);
 }
 template <typename T>
-T __shfl_down_sync(unsigned mask, T value, int delta, int = 32) {
+T __shfl_down_sync(unsigned mask, T value, int delta, int width = 32) {
+  mt::emulator::CheckWidth(width);
   const int lane = mt::emulator::place.lane;
   return mt::emulator::Shuffle(mask, value, lane + delta < 32 ? lane + delta : lane);
 }
@@ -201,7 +239,9 @@ inline float __int_as_float(int bits) {
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
-inline unsigned __float_as_uint(float value) { return static_cast<unsigned>(__float_as_int(value)); }
+inline unsigned __float_as_uint(float value) {
+  return static_cast<unsigned>(__float_as_int(value));
+}
 inline float __uint_as_float(unsigned bits) { return __int_as_float(static_cast<int>(bits)); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
