@@ -20,6 +20,7 @@ int32_t OperationByName(const std::string& name) {
 absl::StatusOr<std::unique_ptr<Operations>> Operations::Create(const Options& options) {
   std::unique_ptr<Operations> operations(new Operations);
   MT_ASSIGN_OR_RETURN(const Backend* own, ChooseBackend(options.backend));
+  operations->observer_ = options.observer;
   operations->candidates_.push_back(own);
   for (const auto& [name, backend_name] : options.overrides) {
     const int32_t operation = OperationByName(name);

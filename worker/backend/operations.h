@@ -74,6 +74,13 @@ MT_OPERATION_ARGUMENTS(MT_OP_QUANTIZE, mt_quantize_args);
 template <mt_operation Op>
 using Arguments = typename OperationArguments<Op>::type;
 
+// Makes every call itself, so as to measure it; what it returns is the call's code.
+class OperationObserver {
+ public:
+  virtual ~OperationObserver() = default;
+  virtual int32_t Run(const mt_backend& backend, int32_t operation, const void* arguments) = 0;
+};
+
 class Operations {
  public:
   struct Options {
@@ -82,6 +89,7 @@ class Operations {
         overrides;  // operation name -> backend name (RuntimeSpec.operations)
     int device = 0;
     int threads = 0;  // CPU backends; 0 = all cores
+    OperationObserver* observer = nullptr;  // for benchmarks; outlives this
   };
   // INVALID_ARGUMENT: an override names no operation; else what LoadBackend and ChooseBackend
   // return.
@@ -110,7 +118,9 @@ class Operations {
     }
     const Entry& entry = entries_[Op];
     if (entry.backend == nullptr) return NotResolved(Op);
-    const int32_t code = entry.backend->abi().run(Op, &arguments, nullptr);
+    const mt_backend& abi = entry.backend->abi();
+    const int32_t code = observer_ == nullptr ? abi.run(Op, &arguments, nullptr)
+                                              : observer_->Run(abi, Op, &arguments);
     if (code != MT_OK) return Failed(Op, code);
     return absl::OkStatus();
   }
@@ -141,6 +151,7 @@ class Operations {
   absl::Status NotResolved(mt_operation operation) const;
   absl::Status Failed(mt_operation operation, int32_t code) const;
 
+  OperationObserver* observer_ = nullptr;
   std::vector<const Backend*> candidates_;  // the job's own first
   std::map<int32_t, const Backend*> overrides_;
   Entry entries_[MT_OP_END];
