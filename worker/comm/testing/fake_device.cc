@@ -424,7 +424,7 @@ size_t FakeMachine::events() const {
 void FakeMachine::RunLocked() {
   for (bool progress = true; progress;) {
     progress = false;
-    for (auto* streams : {&compute_, &streams_}) {
+    for (auto* streams : {&streams_, &compute_}) {  // what waits for too little runs too early
       for (auto& stream : *streams) {
         while (!stream->tasks.empty() && RunHead(*stream)) progress = true;
       }
