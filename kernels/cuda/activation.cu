@@ -38,49 +38,33 @@ struct GeluArguments {
 template <int N>
 inline constexpr int kInFlight = N == 1 ? 4 : 2;
 
-// Calls body(items) for each of a block's pieces: the thread's pack i is pack items[i].item of row items[i].row; rows past the
-// last one are not there.
-template <int N, typename Body>
-__device__ __forceinline__ void ForEachPiece(int64_t rows, int64_t columns, Body&& body) {
-  constexpr int kItems = kInFlight<N>;
-  const uint32_t items_per_row = static_cast<uint32_t>(columns / N);
-  const int64_t pieces = DivideUp(rows * items_per_row, int64_t{kStreamThreads} * kItems);
-  for (int64_t piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
-    const RowItem first = FirstItem(piece, kStreamThreads * kItems, items_per_row);
-    RowItem items[kItems];
-#pragma unroll
-    for (int i = 0; i < kItems; ++i)
-      items[i] = ItemAfter(first, i * kStreamThreads + threadIdx.x, items_per_row);
-    body(items);
-  }
-}
-
 template <typename T, int N>
 __global__ void __launch_bounds__(kStreamThreads) SwigluForwardKernel(SwigluArguments<T> a) {
   constexpr int kItems = kInFlight<N>;
   int most = 0;
-  ForEachPiece<N>(a.rows, a.columns, [&](const RowItem(&items)[kItems]) {
-    Pack<T, N> gate[kItems], up[kItems];
+  ForEachPiece<kItems>(
+      a.rows, static_cast<uint32_t>(a.columns / N), [&](const RowItem(&items)[kItems]) {
+        Pack<T, N> gate[kItems], up[kItems];
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      if (items[i].row >= a.rows) continue;
-      const T* at = a.gate_up + items[i].row * 2 * a.columns + int64_t{items[i].item} * N;
-      gate[i] = LoadPack<N>(at);
-      up[i] = LoadPack<N>(at + a.columns);
-    }
+        for (int i = 0; i < kItems; ++i) {
+          if (items[i].row >= a.rows) continue;
+          const T* at = a.gate_up + items[i].row * 2 * a.columns + int64_t{items[i].item} * N;
+          gate[i] = LoadPack<N>(at);
+          up[i] = LoadPack<N>(at + a.columns);
+        }
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      if (items[i].row >= a.rows) continue;
-      Pack<T, N> output;
+        for (int i = 0; i < kItems; ++i) {
+          if (items[i].row >= a.rows) continue;
+          Pack<T, N> output;
 #pragma unroll
-      for (int k = 0; k < N; ++k) {
-        const float g = ToFloat(gate[i].at[k]);
-        output.at[k] = FromFloat<T>(g * Sigmoid<T>(g) * ToFloat(up[i].at[k]));
-        most = max(most, MagnitudeBits(output.at[k]));
-      }
-      StorePack(a.output + items[i].row * a.columns + int64_t{items[i].item} * N, output);
-    }
-  });
+          for (int k = 0; k < N; ++k) {
+            const float g = ToFloat(gate[i].at[k]);
+            output.at[k] = FromFloat<T>(g * Sigmoid<T>(g) * ToFloat(up[i].at[k]));
+            most = max(most, MagnitudeBits(output.at[k]));
+          }
+          StorePack(a.output + items[i].row * a.columns + int64_t{items[i].item} * N, output);
+        }
+      });
   if (a.amax != nullptr) StoreAmax<kStreamThreads>(a.amax, most);
 }
 
@@ -89,38 +73,39 @@ template <typename T, int N>
 __global__ void __launch_bounds__(kStreamThreads) SwigluBackwardKernel(SwigluArguments<T> a) {
   constexpr int kItems = kInFlight<N>;
   int most = 0;
-  ForEachPiece<N>(a.rows, a.columns, [&](const RowItem(&items)[kItems]) {
-    Pack<T, N> gate[kItems], up[kItems], dy[kItems];
+  ForEachPiece<kItems>(
+      a.rows, static_cast<uint32_t>(a.columns / N), [&](const RowItem(&items)[kItems]) {
+        Pack<T, N> gate[kItems], up[kItems], dy[kItems];
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      if (items[i].row >= a.rows) continue;
-      const int64_t column = int64_t{items[i].item} * N;
-      const T* at = a.gate_up + items[i].row * 2 * a.columns + column;
-      gate[i] = LoadPack<N>(at);
-      up[i] = LoadPack<N>(at + a.columns);
-      dy[i] = LoadPack<N>(a.output_gradient + items[i].row * a.columns + column);
-    }
+        for (int i = 0; i < kItems; ++i) {
+          if (items[i].row >= a.rows) continue;
+          const int64_t column = int64_t{items[i].item} * N;
+          const T* at = a.gate_up + items[i].row * 2 * a.columns + column;
+          gate[i] = LoadPack<N>(at);
+          up[i] = LoadPack<N>(at + a.columns);
+          dy[i] = LoadPack<N>(a.output_gradient + items[i].row * a.columns + column);
+        }
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      if (items[i].row >= a.rows) continue;
-      Pack<T, N> gate_gradient, up_gradient, output;
+        for (int i = 0; i < kItems; ++i) {
+          if (items[i].row >= a.rows) continue;
+          Pack<T, N> gate_gradient, up_gradient, output;
 #pragma unroll
-      for (int k = 0; k < N; ++k) {
-        const float g = ToFloat(gate[i].at[k]), u = ToFloat(up[i].at[k]);
-        const float d = ToFloat(dy[i].at[k]), sigmoid = Sigmoid<T>(g);
-        gate_gradient.at[k] = FromFloat<T>(d * u * sigmoid * (1.0f + g * (1.0f - sigmoid)));
-        up_gradient.at[k] = FromFloat<T>(d * g * sigmoid);
-        output.at[k] = FromFloat<T>(g * sigmoid * u);
-        most = max(most, MagnitudeBits(gate_gradient.at[k]));
-        most = max(most, MagnitudeBits(up_gradient.at[k]));
-      }
-      const int64_t column = int64_t{items[i].item} * N;
-      T* at = a.gate_up_gradient + items[i].row * 2 * a.columns + column;
-      StorePack(at, gate_gradient);
-      StorePack(at + a.columns, up_gradient);
-      if (a.output != nullptr) StorePack(a.output + items[i].row * a.columns + column, output);
-    }
-  });
+          for (int k = 0; k < N; ++k) {
+            const float g = ToFloat(gate[i].at[k]), u = ToFloat(up[i].at[k]);
+            const float d = ToFloat(dy[i].at[k]), sigmoid = Sigmoid<T>(g);
+            gate_gradient.at[k] = FromFloat<T>(d * u * sigmoid * (1.0f + g * (1.0f - sigmoid)));
+            up_gradient.at[k] = FromFloat<T>(d * g * sigmoid);
+            output.at[k] = FromFloat<T>(g * sigmoid * u);
+            most = max(most, MagnitudeBits(gate_gradient.at[k]));
+            most = max(most, MagnitudeBits(up_gradient.at[k]));
+          }
+          const int64_t column = int64_t{items[i].item} * N;
+          T* at = a.gate_up_gradient + items[i].row * 2 * a.columns + column;
+          StorePack(at, gate_gradient);
+          StorePack(at + a.columns, up_gradient);
+          if (a.output != nullptr) StorePack(a.output + items[i].row * a.columns + column, output);
+        }
+      });
   if (a.amax != nullptr) StoreAmax<kStreamThreads>(a.amax, most);
 }
 
@@ -149,34 +134,35 @@ template <typename T, int N, bool kTanh, bool kBackward>
 __global__ void __launch_bounds__(kStreamThreads) GeluKernel(GeluArguments<T> a) {
   constexpr int kItems = kInFlight<N>;
   int most = 0;
-  ForEachPiece<N>(a.rows, a.columns, [&](const RowItem(&items)[kItems]) {
-    Pack<T, N> x[kItems] = {}, bias[kItems] = {}, dy[kItems] = {};
+  ForEachPiece<kItems>(
+      a.rows, static_cast<uint32_t>(a.columns / N), [&](const RowItem(&items)[kItems]) {
+        Pack<T, N> x[kItems] = {}, bias[kItems] = {}, dy[kItems] = {};
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      if (items[i].row >= a.rows) continue;
-      const int64_t column = int64_t{items[i].item} * N;
-      x[i] = LoadPack<N>(a.x + items[i].row * a.columns + column);
-      if (a.bias != nullptr) bias[i] = LoadPack<N>(a.bias + column);
-      if constexpr (kBackward)
-        dy[i] = LoadPack<N>(a.output_gradient + items[i].row * a.columns + column);
-    }
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      if (items[i].row >= a.rows) continue;
-      Pack<T, N> result;
-#pragma unroll
-      for (int k = 0; k < N; ++k) {
-        const float z = ToFloat(x[i].at[k]) + ToFloat(bias[i].at[k]);
-        if constexpr (kBackward) {
-          result.at[k] = FromFloat<T>(ToFloat(dy[i].at[k]) * GeluDerivative<T, kTanh>(z));
-        } else {
-          result.at[k] = FromFloat<T>(z * GeluFactor<T, kTanh>(z));
+        for (int i = 0; i < kItems; ++i) {
+          if (items[i].row >= a.rows) continue;
+          const int64_t column = int64_t{items[i].item} * N;
+          x[i] = LoadPack<N>(a.x + items[i].row * a.columns + column);
+          if (a.bias != nullptr) bias[i] = LoadPack<N>(a.bias + column);
+          if constexpr (kBackward)
+            dy[i] = LoadPack<N>(a.output_gradient + items[i].row * a.columns + column);
         }
-        most = max(most, MagnitudeBits(result.at[k]));
-      }
-      StorePack(a.output + items[i].row * a.columns + int64_t{items[i].item} * N, result);
-    }
-  });
+#pragma unroll
+        for (int i = 0; i < kItems; ++i) {
+          if (items[i].row >= a.rows) continue;
+          Pack<T, N> result;
+#pragma unroll
+          for (int k = 0; k < N; ++k) {
+            const float z = ToFloat(x[i].at[k]) + ToFloat(bias[i].at[k]);
+            if constexpr (kBackward) {
+              result.at[k] = FromFloat<T>(ToFloat(dy[i].at[k]) * GeluDerivative<T, kTanh>(z));
+            } else {
+              result.at[k] = FromFloat<T>(z * GeluFactor<T, kTanh>(z));
+            }
+            most = max(most, MagnitudeBits(result.at[k]));
+          }
+          StorePack(a.output + items[i].row * a.columns + int64_t{items[i].item} * N, result);
+        }
+      });
   if (a.amax != nullptr) StoreAmax<kStreamThreads>(a.amax, most);
 }
 

@@ -39,6 +39,21 @@ __host__ __device__ __forceinline__ RowItem ItemAfter(RowItem first, uint32_t of
 }
 inline constexpr int64_t kMostItems = 0x7fffffff;  // of a row
 
+// Calls body(items) for each piece of kItems items a thread that the block takes; items whose row is past the last are not there.
+template <int kItems, typename Body>
+__device__ __forceinline__ void ForEachPiece(int64_t rows, uint32_t items_per_row, Body&& body) {
+  constexpr uint32_t kPiece = kStreamThreads * kItems;
+  const int64_t pieces = DivideUp(rows * items_per_row, kPiece);
+  for (int64_t piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
+    const RowItem first = FirstItem(piece, kPiece, items_per_row);
+    RowItem items[kItems];
+#pragma unroll
+    for (int i = 0; i < kItems; ++i)
+      items[i] = ItemAfter(first, i * kStreamThreads + threadIdx.x, items_per_row);
+    body(items);
+  }
+}
+
 // ---- A row at any address: single elements up to a 16-byte boundary, packs, single elements again.
 struct SplitRow {
   int head;       // elements before the first pack

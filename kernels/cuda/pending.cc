@@ -12,8 +12,4 @@ namespace mt::cuda {
 PENDING(EmbeddingForward, mt_embedding_args)
 PENDING(EmbeddingBackward, mt_embedding_args)
 PENDING_BYTES(EmbeddingBackwardWorkspace, mt_embedding_args)
-PENDING(Rope, mt_rope_args)
-PENDING(QkNormRopeForward, mt_qk_norm_rope_args)
-PENDING(QkNormRopeBackward, mt_qk_norm_rope_args)
-PENDING_BYTES(QkNormRopeBackwardWorkspace, mt_qk_norm_rope_args)
 }  // namespace mt::cuda
