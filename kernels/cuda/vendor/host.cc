@@ -142,19 +142,21 @@ class Machine {
     }
   }
 
-  // Every thread that does not wait runs until it waits or ends, round after round.
+  // Every thread that does not wait runs until it waits or ends, round after round. With a seed the order changes from round to
+  // round, and in half of the rounds one warp after the other runs until all its threads wait for the block: warps run ahead of
+  // each other as far as barriers let them.
   void TakeTurns() {
     live_ = count_;
     block_arrived_ = 0;
-    std::vector<size_t> order = Order(count_);
     while (live_ > 0) {
-      if (shuffled_) std::shuffle(order.begin(), order.end(), random_);
       bool progress = false;
-      for (const size_t i : order) {
-        Thread& thread = *threads_[i];
-        if (thread.ended || thread.waiting) continue;
-        progress = true;
-        Resume(thread);
+      if (shuffled_ && random_() % 2 == 0) {
+        for (const size_t warp : Order(warps_.size())) {
+          const size_t first = warp * kWarp, lanes = std::min<size_t>(kWarp, count_ - first);
+          while (RunOnce(first, lanes)) progress = true;
+        }
+      } else {
+        progress = RunOnce(0, count_);
       }
       if (block_arrived_ > 0 && block_arrived_ == live_) {
         // As on hardware, threads that have returned count as arrived.
@@ -165,6 +167,18 @@ class Machine {
       if (!progress)
         Die("threads wait for each other: a barrier or exchange that not all of its threads reach");
     }
+  }
+
+  // Resumes those of `count` threads that can go on; false if there are none.
+  bool RunOnce(size_t first, size_t count) {
+    bool progress = false;
+    for (const size_t i : Order(count)) {
+      Thread& thread = *threads_[first + i];
+      if (thread.ended || thread.waiting) continue;
+      progress = true;
+      Resume(thread);
+    }
+    return progress;
   }
 
   void Resume(Thread& thread) {

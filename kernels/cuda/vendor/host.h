@@ -1,6 +1,6 @@
 // No device: kernels compiled for the processor. Every thread of a block is a fiber; the fibers of a block take turns between
-// barriers and shuffles, in order or, with a seed, in an order that changes at every turn, so that a missing barrier shows as a
-// wrong result. Blocks run one after the other (in a seeded order too: a result may not depend on it).
+// barriers and shuffles, in order or, with a seed, in an order that changes at every turn and lets warps run ahead, so that a
+// missing barrier shows as a wrong result. Blocks run one after the other (in a seeded order too: a result may not depend on it).
 //
 // A launch finishes before MT_LAUNCH returns. What a device leaves undefined ends the program with the kernel's name: threads that
 // wait for each other forever (a barrier that only some reach), exchanges under masks that do not agree, writes just beyond the

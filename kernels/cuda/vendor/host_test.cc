@@ -198,13 +198,13 @@ __global__ void SumTwice(const int* in, int* out) {
   const int first = BlockReduce<128>(in[i]);
   const int second = BlockReduce<128>(in[i] * first);
   const int largest = BlockReduce<128>(in[i], 0, Maximum{});
-  out[i] = second + largest;
+  out[blockIdx.x * blockDim.x + threadIdx.x] = second + largest;
 }
 
 TEST_P(EmulatorTest, BlockReductionsFollowEachOtherAtOnce) {
-  std::vector<int> in(128), out(128);
+  std::vector<int> in(128), out(10 * 128);
   std::iota(in.begin(), in.end(), 1);
-  ASSERT_EQ(MT_LAUNCH(SumTwice, dim3(1), dim3(128), 0, nullptr, in.data(), out.data()),
+  ASSERT_EQ(MT_LAUNCH(SumTwice, dim3(10), dim3(128), 0, nullptr, in.data(), out.data()),
             cudaSuccess);
   EXPECT_THAT(out, Each(8256 * 8256 + 128));
 }
