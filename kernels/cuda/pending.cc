@@ -9,7 +9,4 @@ namespace mt::cuda {
   }
 #define PENDING_BYTES(name, args) \
   __attribute__((weak)) int64_t name(const args&) { return 0; }
-PENDING(EmbeddingForward, mt_embedding_args)
-PENDING(EmbeddingBackward, mt_embedding_args)
-PENDING_BYTES(EmbeddingBackwardWorkspace, mt_embedding_args)
 }  // namespace mt::cuda
