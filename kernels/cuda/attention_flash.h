@@ -15,4 +15,14 @@ int32_t PortableAttentionForward(const mt_attention_args& args, const Launch& la
 int32_t PortableAttentionBackward(const mt_attention_args& args, const float* delta,
                                   const Launch& launch);
 
+// attention_flash_mma.cu; absent where a vendor has other matrix instructions (MT_HAS_MMA_ATTENTION). `Supports` looks at types and
+// sizes, `Fits` at how the pointers are aligned: rows have to be readable in 16 bytes.
+#if !defined(MT_VENDOR_HIP) && !defined(MT_VENDOR_MUSA)
+#define MT_HAS_MMA_ATTENTION 1
+bool MmaAttentionSupports(const mt_attention_args& args, bool backward);
+bool MmaAttentionFits(const mt_attention_args& args, bool backward);
+int32_t MmaAttentionForward(const mt_attention_args& args, const Launch& launch);
+int32_t MmaAttentionBackward(const mt_attention_args& args, float* delta, const Launch& launch);
+#endif
+
 }  // namespace mt::cuda

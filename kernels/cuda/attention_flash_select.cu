@@ -1,3 +1,5 @@
+// Which of our own attention kernels runs: tensor cores where type, sizes and strides allow, else the portable ones. The choice
+// is known from the sizes, but for pointers that are not aligned to 16 bytes, which take the portable kernels too.
 #include "kernels/cuda/attention_flash.h"
 
 #include "kernels/host/host.h"
@@ -7,6 +9,14 @@ namespace {
 
 constexpr int64_t kLargestHead = 256;
 constexpr int64_t kLargestGrid = 65535;  // blocks in y and z: heads and sequences
+
+bool UsesMma([[maybe_unused]] const mt_attention_args& args, [[maybe_unused]] bool backward) {
+#if MT_HAS_MMA_ATTENTION
+  return MmaAttentionSupports(args, backward);
+#else
+  return false;
+#endif
+}
 
 float* Delta(const mt_attention_args& args) { return static_cast<float*>(args.workspace); }
 
@@ -31,7 +41,9 @@ bool FlashAttentionSupports(const mt_attention_args& args, bool backward) {
   return true;
 }
 
-const char* FlashAttentionName(const mt_attention_args&, bool) { return "mt:flash:portable"; }
+const char* FlashAttentionName(const mt_attention_args& args, bool backward) {
+  return UsesMma(args, backward) ? "mt:flash:mma" : "mt:flash:portable";
+}
 
 int64_t FlashAttentionWorkspace(const mt_attention_args& args, bool backward) {
   return backward ? args.batch * args.heads * args.sequence * static_cast<int64_t>(sizeof(float))
@@ -40,11 +52,19 @@ int64_t FlashAttentionWorkspace(const mt_attention_args& args, bool backward) {
 
 int32_t FlashAttentionForward(const mt_attention_args& args, const Launch& launch) {
   if (args.sequence == 0 || args.batch == 0 || args.heads == 0) return MT_OK;
+#if MT_HAS_MMA_ATTENTION
+  if (UsesMma(args, false) && MmaAttentionFits(args, false))
+    return MmaAttentionForward(args, launch);
+#endif
   return PortableAttentionForward(args, launch);
 }
 
 int32_t FlashAttentionBackward(const mt_attention_args& args, const Launch& launch) {
   if (args.sequence == 0 || args.batch == 0 || args.heads == 0) return MT_OK;
+#if MT_HAS_MMA_ATTENTION
+  if (UsesMma(args, true) && MmaAttentionFits(args, true))
+    return MmaAttentionBackward(args, Delta(args), launch);
+#endif
   if (const int32_t status = AttentionDelta(args, Delta(args), launch); status != MT_OK)
     return status;
   return PortableAttentionBackward(args, Delta(args), launch);

@@ -1,0 +1,154 @@
+// Tiles of bf16 rows in shared memory and their products on the tensor cores: what the kernels of attention_flash_mma.cu are made
+// of. A warp holds kTiles x 16 rows of a product; the layouts are those of vendor/mma.h.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/types.h"
+#include "kernels/cuda/vendor/mma.h"
+
+namespace mt::cuda::mma {
+
+// The rows of one head: row t is at data + t * step and has `columns` elements, a multiple of 8; there are `rows`.
+template <typename T>
+struct HeadRows {
+  T* data;
+  int64_t step;
+  int rows, columns;
+};
+
+inline constexpr int kChunkElements = 8;  // of 16 bytes, the widest access
+
+// Bytes of a row of a tile. Rows are multiples of 128 bytes (all 32 banks); the 16-byte chunks of row r are stored with
+// the low three bits of their number exclusive-or'ed with those of r, so that the 8 rows of a matrix that ldmatrix reads at one
+// chunk lie in 8 different groups of banks.
+template <int kHead>
+inline constexpr int kRowBytes = (kHead + 63) / 64 * 128;
+template <int kHead>
+__device__ __forceinline__ int Offset(int row, int chunk) {
+  return row * kRowBytes<kHead> + ((chunk ^ (row & 7)) << 4);
+}
+
+__device__ __forceinline__ int Lane() { return static_cast<int>(threadIdx.x) % 32; }
+__device__ __forceinline__ int WarpIndex() { return static_cast<int>(threadIdx.x) / 32; }
+
+// Starts to copy rows [first_row, first_row + kRows) to a tile, all threads of the block together; zeros where there are none.
+template <int kHead, int kRows, int kThreads>
+__device__ __forceinline__ void CopyTile(SharedAddress tile, const HeadRows<const bf16>& from,
+                                         int first_row) {
+  constexpr int kRowChunks = kRowBytes<kHead> / 16, kStep = kThreads / kRowChunks;
+  static_assert(kRows % kStep == 0);
+  const int chunk = static_cast<int>(threadIdx.x) % kRowChunks,
+            row = static_cast<int>(threadIdx.x) / kRowChunks;
+  if (chunk * kChunkElements >= kHead) return;
+  const bool column = chunk * kChunkElements < from.columns;
+  const bf16* source = from.data + (first_row + row) * from.step + chunk * kChunkElements;
+#pragma unroll
+  for (int r = 0; r < kRows; r += kStep) {
+    const bool present = column && first_row + row + r < from.rows;
+    CopyAsync(tile + static_cast<SharedAddress>(Offset<kHead>(row + r, chunk)),
+              present ? source : from.data, present);
+    source += kStep * from.step;
+  }
+}
+
+// s = A B^T: A's rows [a_row, a_row + 16 kTiles) of one tile, B all kColumns rows of another.
+template <int kTiles, int kColumns, int kHead>
+__device__ __forceinline__ void Products(float (&s)[kTiles][kColumns / 8][4], SharedAddress a_tile,
+                                         int a_row, SharedAddress b_tile) {
+  const int lane = Lane();
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) s[i][n][e] = 0;
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < kHead / 16; ++k) {
+    uint32_t a[kTiles][4];
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+      LoadMatrices(a[i], a_tile + static_cast<SharedAddress>(Offset<kHead>(
+                                      a_row + 16 * i + lane % 16, 2 * k + lane / 16)));
+    }
+#pragma unroll
+    for (int n = 0; n < kColumns / 16; ++n) {
+      uint32_t b[4];
+      const int row = 16 * n + lane % 8 + lane / 16 * 8;
+      LoadMatrices(b,
+                   b_tile + static_cast<SharedAddress>(Offset<kHead>(row, 2 * k + lane / 8 % 2)));
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+        MultiplyAdd(s[i][2 * n], a[i], b[0], b[1]);
+        MultiplyAdd(s[i][2 * n + 1], a[i], b[2], b[3]);
+      }
+    }
+  }
+}
+
+// sum += W X: W (16 kTiles, kRows) is in the registers of a product, rounded to bf16 here; X all kRows rows of a tile.
+template <int kTiles, int kRows, int kHead>
+__device__ __forceinline__ void AddProduct(float (&sum)[kTiles][kHead / 8][4],
+                                           const float (&w)[kTiles][kRows / 8][4],
+                                           SharedAddress x_tile) {
+  const int lane = Lane();
+#pragma unroll
+  for (int k = 0; k < kRows / 16; ++k) {
+    uint32_t a[kTiles][4];
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+      a[i][0] = PackBf16(w[i][2 * k][0], w[i][2 * k][1]);
+      a[i][1] = PackBf16(w[i][2 * k][2], w[i][2 * k][3]);
+      a[i][2] = PackBf16(w[i][2 * k + 1][0], w[i][2 * k + 1][1]);
+      a[i][3] = PackBf16(w[i][2 * k + 1][2], w[i][2 * k + 1][3]);
+    }
+#pragma unroll
+    for (int c = 0; c < kHead / 16; ++c) {
+      uint32_t b[4];
+      LoadMatricesTransposed(b, x_tile + static_cast<SharedAddress>(
+                                             Offset<kHead>(16 * k + lane % 16, 2 * c + lane / 16)));
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+        MultiplyAdd(sum[i][2 * c], a[i], b[0], b[1]);
+        MultiplyAdd(sum[i][2 * c + 1], a[i], b[2], b[3]);
+      }
+    }
+  }
+}
+
+// The warp's rows, times factor[i][0] (row g of tile i) and factor[i][1] (row g + 8), rounded, to rows first_row + warp_row.. of
+// memory in 16-byte stores, by way of the same rows of a tile in shared memory, which no other warp may be reading.
+template <int kTiles, int kHead>
+__device__ __forceinline__ void StoreRows(const HeadRows<bf16>& to, int first_row, char* tile,
+                                          int warp_row, const float (&values)[kTiles][kHead / 8][4],
+                                          const float (&factor)[kTiles][2]) {
+  const int lane = Lane();
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+    for (int c = 0; c < kHead / 8; ++c) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = warp_row + 16 * i + 8 * half + lane / 4;
+        *reinterpret_cast<uint32_t*>(tile + Offset<kHead>(row, c) + lane % 4 * 4) = PackBf16(
+            values[i][c][2 * half] * factor[i][half], values[i][c][2 * half + 1] * factor[i][half]);
+      }
+    }
+  }
+  __syncwarp();
+  constexpr int kRowChunks = kRowBytes<kHead> / 16, kStep = 32 / kRowChunks;
+  const int chunk = lane % kRowChunks;
+#pragma unroll
+  for (int r = 0; r < 16 * kTiles; r += kStep) {
+    const int row = warp_row + r + lane / kRowChunks;
+    if (first_row + row < to.rows && chunk * kChunkElements < to.columns) {
+      *reinterpret_cast<uint4*>(to.data + (first_row + row) * to.step + chunk * kChunkElements) =
+          *reinterpret_cast<const uint4*>(tile + Offset<kHead>(row, chunk));
+    }
+  }
+}
+
+}  // namespace mt::cuda::mma
