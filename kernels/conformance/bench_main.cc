@@ -1,70 +1,139 @@
-// mt-kernel-bench LIBRARY [THREADS] [FILTER]: what each operation of a training step takes at the
-// default benchmark shape, how near it is to the limits of the machine, and its share of the step. With one thread the clock is the thread's own, so that
-// what else runs on the machine counts less.
+// mt-kernel-bench LIBRARY [THREADS] [FILTER] [--dtype float32|bfloat16] [--shape default|1.3b|0.4b] [--json FILE]: what each
+// operation of a training step takes at the shapes of a model, how near it is to the limits of the machine, and its share of
+// the step.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <ctime>
+#include <string>
 
+#include "kernels/conformance/measure.h"
 #include "kernels/conformance/runner.h"
 
+namespace mt::conformance {
 namespace {
 
-double Now(bool one_thread) {
-  timespec time;
-  clock_gettime(one_thread ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+struct Options {
+  const char* library = nullptr;
+  int threads = 0;
+  const char* filter = "";
+  int32_t dtype = MT_F32;
+  const BenchmarkModel* model = FindBenchmarkModel("default");
+  const char* json = nullptr;
+};
+
+// False if the command line makes no sense.
+bool Parse(int argc, char** argv, Options* options) {
+  int position = 0;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strncmp(argv[i], "--", 2) != 0) {
+      if (position == 0) options->library = argv[i];
+      if (position == 1) options->threads = std::atoi(argv[i]);
+      if (position == 2) options->filter = argv[i];
+      if (++position > 3) return false;
+      continue;
+    }
+    if (i + 1 >= argc) return false;
+    const std::string key = argv[i], value = argv[++i];
+    if (key == "--dtype" && (value == "bfloat16" || value == "bf16")) {
+      options->dtype = MT_BF16;
+    } else if (key == "--shape") {
+      options->model = FindBenchmarkModel(value);
+    } else if (key == "--json") {
+      options->json = argv[i];
+    } else if (key != "--dtype" || (value != "float32" && value != "f32")) {
+      return false;
+    }
+  }
+  return options->library != nullptr && options->model != nullptr;
 }
 
-}  // namespace
+void PrintRow(const BenchmarkCase& each, const Measured& measured, int32_t dtype, double copy,
+              std::FILE* json, bool first) {
+  const double bytes = TrafficBytes(each.item, dtype), seconds = measured.seconds;
+  const double share = copy > 0 ? 100 * bytes / seconds / copy : 0;
+  std::printf("%-62s %9.3f %8.1f %5.0f %9.2f %5lld %9.2f  %s\n", each.item.name.c_str(),
+              seconds * 1e3, bytes / seconds / 1e9, share, each.item.flops / seconds / 1e12,
+              static_cast<long long>(each.runs_per_step),
+              seconds * 1e3 * static_cast<double>(each.runs_per_step), measured.kernel.c_str());
+  std::fflush(stdout);
+  if (json == nullptr) return;
+  std::fprintf(json,
+               "%s\n    {\"operation\": \"%s\", \"dtype\": \"%s\", \"kernel\": \"%s\", "
+               "\"milliseconds\": %.6f, \"gigabytes_per_second\": %.2f, "
+               "\"percent_of_copy\": %.1f, \"teraflops\": %.3f, \"runs_per_step\": %lld}",
+               first ? "" : ",", each.item.name.c_str(), TypeName(dtype), measured.kernel.c_str(),
+               seconds * 1e3, bytes / seconds / 1e9, share, each.item.flops / seconds / 1e12,
+               static_cast<long long>(each.runs_per_step));
+}
 
-int main(int argc, char** argv) {
-  using mt::conformance::BenchmarkCase;
-  if (argc < 2) {
-    std::fprintf(stderr, "usage: %s LIBRARY [THREADS] [FILTER]\n", argv[0]);
+int Main(int argc, char** argv) {
+  Options options;
+  if (!Parse(argc, argv, &options)) {
+    std::fprintf(stderr,
+                 "usage: %s LIBRARY [THREADS] [FILTER] [--dtype float32|bfloat16] "
+                 "[--shape default|1.3b|0.4b] [--json FILE]\n",
+                 argv[0]);
     return 2;
   }
   std::string error;
-  const mt_backend* backend = mt::conformance::LoadLibrary(argv[1], &error);
-  if (backend == nullptr || backend->open(0, argc > 2 ? std::atoi(argv[2]) : 0) != MT_OK) {
-    std::fprintf(stderr, "%s\n", backend == nullptr ? error.c_str() : backend->error_message());
-    return 1;
+  bool declined = false;
+  const mt_backend* backend = LoadLibrary(options.library, &error, &declined);
+  if (backend == nullptr || backend->open(0, options.threads) != MT_OK) {
+    std::fprintf(stderr, "%s%s\n", declined ? "skipped: " : "",
+                 backend == nullptr ? error.c_str() : backend->error_message());
+    return declined ? 77 : 1;
   }
   mt_device_info info = {};
   info.struct_size = sizeof info;
   backend->probe(&info);
-  std::printf("%s: %s, %s, peak %.0f GFLOP/s\n", backend->name, info.name, info.detail,
-              info.peak_flops / 1e9);
-  std::printf("%-56s %9s %8s %9s %5s %9s\n", "operation", "ms", "GB/s", "GFLOP/s", "runs",
-              "ms/step");
-  const bool one_thread = argc > 2 && std::atoi(argv[2]) == 1;
+  const MeasureOptions measure = {.dtype = options.dtype,
+                                  .one_thread = options.threads == 1,
+                                  .device = (info.capabilities & MT_CAPABILITY_HOST_MEMORY) == 0};
+  const double copy = MeasureCopy(backend, measure);
+  const double peak =
+      options.dtype == MT_BF16 && info.bf16_flops > 0 ? info.bf16_flops : info.peak_flops;
+  std::printf("%s: %s, %s, %s, peak %.2f TFLOP/s, copies at %.0f GB/s\n", backend->name, info.name,
+              info.detail, TypeName(options.dtype), peak / 1e12, copy / 1e9);
+  std::printf("%-62s %9s %8s %5s %9s %5s %9s  %s\n", "operation", "ms", "GB/s", "%copy", "TFLOP/s",
+              "runs", "ms/step", "kernel");
+  std::FILE* json = options.json != nullptr ? std::fopen(options.json, "w") : nullptr;
+  if (options.json != nullptr && json == nullptr) {
+    std::perror(options.json);
+    return 1;
+  }
+  if (json != nullptr) {
+    std::fprintf(json,
+                 "{\"backend\": \"%s\", \"device\": \"%s\", \"detail\": \"%s\", \"shape\": \"%s\", "
+                 "\"peak_flops\": %.6g, \"copy_bytes_per_second\": %.6g, \"operations\": [",
+                 backend->name, info.name, info.detail, options.model->name, peak, copy);
+  }
   double total = 0;
-  for (const BenchmarkCase& each : mt::conformance::BenchmarkCases()) {
-    if (argc > 3 && std::strstr(each.item.name.c_str(), argv[3]) == nullptr) continue;
-    const auto values = mt::conformance::MakeValues(each.item, 1);
-    mt::conformance::Problem problem(backend, each.item, MT_F32, values);
-    if (!problem.supported()) {
-      std::printf("%-56s not supported\n", each.item.name.c_str());
+  bool first = true, failed = false;
+  for (const BenchmarkCase& each : BenchmarkCases(*options.model)) {
+    const auto& types = each.item.types;
+    if (std::strstr(each.item.name.c_str(), options.filter) == nullptr ||
+        std::find(types.begin(), types.end(), options.dtype) == types.end())
+      continue;
+    const Measured measured = Measure(backend, each.item, measure);
+    if (!measured.failure.empty()) {
+      std::printf("%-62s %s\n", each.item.name.c_str(), measured.failure.c_str());
+      failed |= each.runs_per_step > 0;
       continue;
     }
-    double best = 1e9, spent = 0;
-    for (int run = 0; run < 20 && (run < 3 || spent < 0.3); ++run) {
-      const double start = Now(one_thread);
-      if (problem.Run() != MT_OK) {
-        std::fprintf(stderr, "%s: %s\n", each.item.name.c_str(), backend->error_message());
-        return 1;
-      }
-      const double seconds = Now(one_thread) - start;
-      if (run > 0) best = std::min(best, seconds);
-      spent += seconds;
-    }
-    const double step = best * static_cast<double>(each.runs_per_step);
-    total += step;
-    std::printf("%-56s %9.3f %8.1f %9.1f %5lld %9.2f\n", each.item.name.c_str(), best * 1e3,
-                each.item.bytes / best / 1e9, each.item.flops / best / 1e9,
-                static_cast<long long>(each.runs_per_step), step * 1e3);
+    total += measured.seconds * static_cast<double>(each.runs_per_step);
+    PrintRow(each, measured, options.dtype, copy, json, first);
+    first = false;
   }
-  std::printf("%-56s %43.2f\n", "sum of one step", total * 1e3);
-  return 0;
+  std::printf("%-62s %50.2f\n", "sum of one step", total * 1e3);
+  if (json != nullptr) {
+    std::fprintf(json, "\n  ],\n  \"milliseconds_per_step\": %.4f}\n", total * 1e3);
+    if (std::fclose(json) != 0) return 1;
+  }
+  return failed ? 1 : 0;
 }
+
+}  // namespace
+}  // namespace mt::conformance
+
+int main(int argc, char** argv) { return mt::conformance::Main(argc, argv); }

@@ -14,22 +14,41 @@
 namespace mt::conformance {
 
 enum class Role {
-  kInput,   // must not change
-  kOutput,  // filled with NaN before
-  kUpdate,  // read and written
+  kInput,        // must not change
+  kOutput,       // filled with NaN before
+  kUpdate,       // read and written
+  kUnspecified,  // written, but the contract does not say with what
 };
-enum class Element { kData, kInt32, kDouble };  // kData: the type under test
+enum class Element {
+  kData,  // the type under test
+  kWide,  // statistics, main gradients, optimizer state: float32, float64 with float64 data
+  kFloat,
+  kDouble,
+  kInt32,
+  kE4M3,  // numbers; float64 for the reference
+  kE5M2,
+  kCode,  // bytes
+};
+// The mt_dtype of an element in memory when data are of `dtype`.
+int32_t TypeOf(Element element, int32_t dtype);
+int64_t SizeOf(int32_t dtype);
 
 struct Tensor {
   std::string name;
   int64_t count = 0;
   Role role = Role::kInput;
   Element element = Element::kData;
-  // From a standard normal number and the element's index; null = the normal itself.
+  // mean + spread * normal, or, if there is a function, what it makes of the normal and the index.
+  double mean = 0, spread = 1;
   std::function<double(double normal, int64_t index)> value;
-  int alias = -1;  // shares the memory of this earlier tensor
-  bool long_sum =
-      false;  // a sum over many terms of either sign: judged against the tensor's own size
+  int alias = -1;          // shares the memory of this earlier tensor
+  int64_t misaligned = 0;  // elements past an aligned address
+  // How it is judged (Compare in runner.h): as a sum over many terms of either sign, against the
+  // tensor's own size; a statistic of data that were rounded, with the tolerance of the data; with
+  // no tolerance at all.
+  bool long_sum = false, rounded = false, exact = false;
+  double slack = 1;      // times the tolerance
+  int64_t traffic = -1;  // elements that must be moved, where that is not `count`
 };
 
 struct Case {
@@ -38,17 +57,28 @@ struct Case {
   std::vector<Tensor> tensors;
   // The operation's struct, for data of `dtype` and one pointer per tensor.
   std::function<std::vector<char>(int32_t dtype, void* const* pointers)> arguments;
-  double flops = 0;  // that the operation cannot do without
-  double bytes = 0;  // of memory traffic that it cannot do without, in float32
+  double flops = 0;                                        // that the operation cannot do without
+  std::vector<int32_t> types = {MT_F32, MT_F64, MT_BF16};  // that it makes sense for
+  bool slow = false;                                       // many rows: not in every run
 };
+// Bytes of memory traffic that the operation cannot do without.
+double TrafficBytes(const Case& item, int32_t dtype);
 
 std::vector<Case> ConformanceCases();
-// The shapes of one training step of the default benchmark model (bench/README.md), with how often
-// a step runs each.
+// `per_operation` cases of every operation with random sizes, strides and options.
+std::vector<Case> RandomCases(uint64_t seed, int per_operation);
+
+// The shapes of one training step, with how often a step runs each.
 struct BenchmarkCase {
   Case item;
   int64_t runs_per_step = 1;
 };
-std::vector<BenchmarkCase> BenchmarkCases();
+struct BenchmarkModel {
+  const char* name;
+  int64_t layers, hidden, heads, kv_heads, head_dim, ffn, vocabulary, sequence, batch;
+};
+// default (bench/README.md), 1.3b, 0.4b; null for another name.
+const BenchmarkModel* FindBenchmarkModel(const std::string& name);
+std::vector<BenchmarkCase> BenchmarkCases(const BenchmarkModel& model);
 
 }  // namespace mt::conformance

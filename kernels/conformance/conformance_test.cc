@@ -1,8 +1,15 @@
-// kernels_conformance_test REFERENCE_LIBRARY [BACKEND_LIBRARY...]: every case of the table on every
-// library, against the first library in float64. Inputs are fresh in every run;
-// MT_CONFORMANCE_SEED=<n> repeats one.
+// kernels_conformance_test [--slow] REFERENCE_LIBRARY [BACKEND_LIBRARY...]: every case of the table on
+// every library, against the first library in float64. Inputs are fresh in every run.
+//
+//   --slow                    the cases with very many rows as well, and only they
+//   MT_CONFORMANCE_SEED=<n>   repeats the inputs of a run
+//   MT_CONFORMANCE_RANDOM=<n> instead of the table, n cases of every operation with random sizes
+//   MT_EMULATOR_SEED=random   draws the emulator's order of threads, and prints it
+//
+// A library that declines (no device) is skipped; if none is left the program exits with 77.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -19,6 +26,17 @@ namespace {
 uint64_t seed = 0;
 const mt_backend* reference = nullptr;
 
+// The numbers of threads to run a case with, one after the other: the bits may not change. Where
+// threads are not the processor's, twice the same.
+std::vector<int> ThreadCounts(const mt_backend* backend) {
+  mt_device_info info = {};
+  info.struct_size = sizeof info;
+  backend->probe(&info);
+  const bool emulated = std::strcmp(backend->name, "emulated") == 0;
+  if (emulated || (info.capabilities & MT_CAPABILITY_HOST_MEMORY) == 0) return {0, 0};
+  return {1, 2, 3, 2};
+}
+
 bool SameBits(const Values& a, const Values& b) {
   for (size_t t = 0; t < a.size(); ++t) {
     if (!a[t].empty() && std::memcmp(a[t].data(), b[t].data(), a[t].size() * sizeof(double)) != 0)
@@ -33,14 +51,9 @@ class ConformanceTest : public ::testing::Test {
       : backend_(backend), case_(item), dtype_(dtype) {}
 
   void TestBody() override {
-    const Values values = MakeValues(case_, seed);
-    Problem exact(reference, case_, MT_F64, values);
-    ASSERT_TRUE(exact.supported()) << reference->error_message();
-    ASSERT_EQ(exact.Run(), MT_OK) << reference->error_message();
-    const Values expected = exact.Read();
-
+    const Values values = MakeValues(case_, dtype_, seed);
     Values first;
-    for (const int threads : {1, 2, 3, 2}) {
+    for (const int threads : ThreadCounts(backend_)) {
       ASSERT_EQ(backend_->open(0, threads), MT_OK) << backend_->error_message();
       Problem problem(backend_, case_, dtype_, values);
       if (!problem.supported()) GTEST_SKIP() << backend_->error_message();
@@ -49,7 +62,7 @@ class ConformanceTest : public ::testing::Test {
       EXPECT_EQ(problem.CheckGuards(), "");
       if (first.empty()) {
         first = actual;
-        EXPECT_EQ(Compare(case_, dtype_, values, actual, expected), "")
+        EXPECT_EQ(Compare(case_, dtype_, values, actual, Expected(values)), "")
             << "MT_CONFORMANCE_SEED=" << seed << " repeats it";
       } else {
         EXPECT_TRUE(SameBits(first, actual))
@@ -59,6 +72,14 @@ class ConformanceTest : public ::testing::Test {
   }
 
  private:
+  Values Expected(const Values& values) {
+    Problem exact(reference, case_, MT_F64, values);
+    EXPECT_TRUE(exact.supported()) << reference->error_message();
+    if (!exact.supported()) return values;
+    EXPECT_EQ(exact.Run(), MT_OK) << reference->error_message();
+    return exact.Read();
+  }
+
   const mt_backend* backend_;
   const Case& case_;
   int32_t dtype_;
@@ -68,23 +89,26 @@ class ConformanceTest : public ::testing::Test {
 // may spread further).
 class NotANumberTest : public ::testing::Test {
  public:
-  NotANumberTest(const mt_backend* backend, const Case& item) : backend_(backend), case_(item) {}
+  NotANumberTest(const mt_backend* backend, const Case& item, int32_t dtype)
+      : backend_(backend), case_(item), dtype_(dtype) {}
 
   void TestBody() override {
-    Values values = MakeValues(case_, seed);
+    Values values = MakeValues(case_, dtype_, seed);
     for (size_t t = 0; t < values.size(); ++t) {
       const Tensor& tensor = case_.tensors[t];
-      if (tensor.element != Element::kData || tensor.role == Role::kOutput || values[t].empty())
+      if ((tensor.element != Element::kData && tensor.element != Element::kWide) ||
+          tensor.role == Role::kOutput || tensor.alias >= 0 || values[t].empty())
         continue;
       values[t][values[t].size() / 2] = NAN;
       break;
     }
-    Problem exact(reference, case_, MT_F64, values), problem(backend_, case_, MT_F32, values);
+    Problem exact(reference, case_, MT_F64, values), problem(backend_, case_, dtype_, values);
     if (!problem.supported()) GTEST_SKIP() << backend_->error_message();
     ASSERT_EQ(exact.Run(), MT_OK) << reference->error_message();
     ASSERT_EQ(problem.Run(), MT_OK) << backend_->error_message();
     const Values expected = exact.Read(), actual = problem.Read();
     for (size_t t = 0; t < expected.size(); ++t) {
+      if (case_.tensors[t].role == Role::kUnspecified) continue;
       for (size_t i = 0; i < expected[t].size(); ++i) {
         ASSERT_TRUE(!std::isnan(expected[t][i]) || std::isnan(actual[t][i]))
             << case_.tensors[t].name << "[" << i << "] = " << actual[t][i] << " hides a NaN";
@@ -95,6 +119,7 @@ class NotANumberTest : public ::testing::Test {
  private:
   const mt_backend* backend_;
   const Case& case_;
+  int32_t dtype_;
 };
 
 // Several ranks share a host: a backend that was told to use one thread starts no others. Runs before any other test.
@@ -114,10 +139,12 @@ class OneThreadTest : public ::testing::Test {
       if (item.name != "matmul/m300_n520_k40_nt_strided" &&
           item.name != "attention_backward/t130_b2_h8_k2_d20_causal")
         continue;
-      Problem problem(backend_, item, MT_F32, MakeValues(item, seed));
-      if (!problem.supported()) continue;
-      ASSERT_EQ(problem.Run(), MT_OK) << backend_->error_message();
-      EXPECT_EQ(threads(), before) << item.name << " started threads";
+      for (const int32_t dtype : {MT_F32, MT_BF16}) {
+        Problem problem(backend_, item, dtype, MakeValues(item, dtype, seed));
+        if (!problem.supported()) continue;
+        ASSERT_EQ(problem.Run(), MT_OK) << backend_->error_message();
+        EXPECT_EQ(threads(), before) << item.name << " started threads";
+      }
     }
   }
 
@@ -126,8 +153,7 @@ class OneThreadTest : public ::testing::Test {
   const std::vector<Case>& cases_;
 };
 
-// A library either runs all operations in float32 or says which it lacks; the table must reach each
-// one.
+// A library either runs an operation or says that it lacks it; the table must reach each one.
 class CoverageTest : public ::testing::Test {
  public:
   explicit CoverageTest(const std::vector<Case>& cases) : cases_(cases) {}
@@ -144,43 +170,77 @@ class CoverageTest : public ::testing::Test {
   const std::vector<Case>& cases_;
 };
 
+template <typename Make>
+void Register(const std::string& suite, const std::string& name, const Make& make) {
+  ::testing::RegisterTest(suite.c_str(), name.c_str(), nullptr, nullptr, __FILE__, __LINE__,
+                          [=]() -> ::testing::Test* { return make(); });
+}
+
+void RegisterCases(const mt_backend* backend, const std::vector<Case>& cases) {
+  if (ThreadCounts(backend).size() > 2) {
+    Register(backend->name, "OneThreadMeansOne",
+             [=, &cases] { return new OneThreadTest(backend, cases); });
+  }
+  for (const int32_t dtype : {MT_F32, MT_BF16, MT_F64}) {
+    if (backend != reference && dtype == MT_F64) continue;
+    const std::string suite = std::string(backend->name) + "_" + TypeName(dtype);
+    for (const Case& item : cases) {
+      if (std::find(item.types.begin(), item.types.end(), dtype) == item.types.end()) continue;
+      Register(suite, item.name, [=, &item] { return new ConformanceTest(backend, item, dtype); });
+      if (backend == reference || item.slow) continue;
+      Register(suite + "_nan", item.name,
+               [=, &item] { return new NotANumberTest(backend, item, dtype); });
+    }
+  }
+}
+
+uint64_t Number(const char* variable, uint64_t otherwise) {
+  const char* given = std::getenv(variable);
+  return given != nullptr ? std::strtoull(given, nullptr, 10) : otherwise;
+}
+
+std::vector<Case> ChooseCases(bool slow) {
+  if (const uint64_t each = Number("MT_CONFORMANCE_RANDOM", 0); each > 0)
+    return RandomCases(seed, static_cast<int>(each));
+  std::vector<Case> cases = ConformanceCases();
+  std::erase_if(cases, [=](const Case& item) { return item.slow != slow; });
+  return cases;
+}
+
 int Main(int argc, char** argv) {
   ::testing::InitGoogleTest(&argc, argv);
-  if (argc < 2) {
-    std::fprintf(stderr, "usage: %s REFERENCE_LIBRARY [BACKEND_LIBRARY...]\n", argv[0]);
+  std::vector<std::string> libraries(argv + 1, argv + argc);
+  const bool slow = !libraries.empty() && libraries[0] == "--slow";
+  if (slow) libraries.erase(libraries.begin());
+  if (libraries.empty()) {
+    std::fprintf(stderr, "usage: %s [--slow] REFERENCE_LIBRARY [BACKEND_LIBRARY...]\n", argv[0]);
     return 2;
   }
-  const char* given = std::getenv("MT_CONFORMANCE_SEED");
-  seed = given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device{}();
-  static const std::vector<Case> cases = ConformanceCases();
-  for (int i = 1; i < argc; ++i) {
-    std::string error;
-    const mt_backend* backend = LoadLibrary(argv[i], &error);
-    if (backend == nullptr) {
-      std::fprintf(stderr, "%s\n", error.c_str());
-      return 2;
-    }
-    if (i == 1) reference = backend;
-    ::testing::RegisterTest(
-        backend->name, "OneThreadMeansOne", nullptr, nullptr, __FILE__, __LINE__,
-        [=]() -> ::testing::Test* { return new OneThreadTest(backend, cases); });
-    for (const int32_t dtype : {MT_F32, MT_F64}) {
-      if (backend != reference && dtype == MT_F64) continue;
-      const std::string suite =
-          std::string(backend->name) + (dtype == MT_F64 ? "_float64" : "_float32");
-      for (const Case& item : cases) {
-        ::testing::RegisterTest(
-            suite.c_str(), item.name.c_str(), nullptr, nullptr, __FILE__, __LINE__,
-            [=, &item]() -> ::testing::Test* { return new ConformanceTest(backend, item, dtype); });
-        if (backend == reference) continue;
-        ::testing::RegisterTest(
-            (suite + "_nan").c_str(), item.name.c_str(), nullptr, nullptr, __FILE__, __LINE__,
-            [=, &item]() -> ::testing::Test* { return new NotANumberTest(backend, item); });
-      }
-    }
+  seed = Number("MT_CONFORMANCE_SEED", std::random_device{}());
+  std::printf("MT_CONFORMANCE_SEED=%llu", static_cast<unsigned long long>(seed));
+  if (const char* order = std::getenv("MT_EMULATOR_SEED"); order != nullptr) {
+    if (std::strcmp(order, "random") == 0)
+      setenv("MT_EMULATOR_SEED", std::to_string(1 + std::random_device{}() % 1000000).c_str(), 1);
+    std::printf(" MT_EMULATOR_SEED=%s", std::getenv("MT_EMULATOR_SEED"));
   }
-  ::testing::RegisterTest("Table", "ReachesEveryOperation", nullptr, nullptr, __FILE__, __LINE__,
-                          []() -> ::testing::Test* { return new CoverageTest(cases); });
+  std::printf("\n");
+  static const std::vector<Case> cases = ChooseCases(slow);
+  size_t declined = 0;
+  for (const std::string& library : libraries) {
+    std::string error;
+    bool no_device = false;
+    const mt_backend* backend = LoadLibrary(library, &error, &no_device);
+    if (backend == nullptr) {
+      std::fprintf(stderr, "%s%s\n", no_device ? "skipped: " : "", error.c_str());
+      if (!no_device || reference == nullptr) return 2;
+      ++declined;
+      continue;
+    }
+    if (reference == nullptr) reference = backend;
+    RegisterCases(backend, cases);
+  }
+  if (declined > 0 && declined + 1 == libraries.size()) return 77;
+  if (!slow) Register("Table", "ReachesEveryOperation", [] { return new CoverageTest(cases); });
   return RUN_ALL_TESTS();
 }
 

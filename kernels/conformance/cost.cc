@@ -184,7 +184,9 @@ Cost CostOf(int32_t operation, const void* arguments) {
     }
     case MT_OP_CROSS_ENTROPY_COMBINE: {
       const auto& a = As<mt_cross_entropy_combine_args>(arguments);
-      return Columns(a.rows, a.world, 3 * StatisticBytes(a.dtype), a.dtype);
+      // Three statistics of every rank; targets, lse and loss of every row.
+      const double bytes = D(a.rows) * ((3 * D(a.world) + 2) * StatisticBytes(a.dtype) + 4);
+      return {bytes, 0, a.dtype, Rows(a.rows, a.world)};
     }
     case MT_OP_MATMUL:
       return MatmulCost(As<mt_matmul_args>(arguments));

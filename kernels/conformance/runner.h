@@ -1,7 +1,6 @@
-// Runs cases of the table on a backend library.
+// Runs cases of the table on a backend library, in host or device memory.
 #pragma once
 
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -9,13 +8,22 @@
 
 namespace mt::conformance {
 
-// Loads a backend library by path; null with a reason in `error`.
-const mt_backend* LoadLibrary(const std::string& path, std::string* error);
+// Loads a backend library by path; null with a reason in `error`. `declined` (may be null): the
+// library is sound but cannot work on this machine; then `error` is its reason alone.
+const mt_backend* LoadLibrary(const std::string& path, std::string* error,
+                              bool* declined = nullptr);
+// "float32", "bfloat16", "float64"
+const char* TypeName(int32_t dtype);
 
-// Host copies of one case's tensors as float64 (integers too).
+// `value` rounded to `type`, at `out`; NaN, where a type has none, is something that no case uses.
+void Encode(int32_t type, double value, char* out);
+
+// Host copies of one case's tensors as float64 (integers and codes too).
 using Values = std::vector<std::vector<double>>;
-// Fresh inputs for a seed, already rounded to float32; NaN where the operation has to write.
-Values MakeValues(const Case& item, uint64_t seed);
+// Fresh inputs for a seed, already rounded to what the tensors are in memory with data of `dtype`
+// (float64 data: to float32), so that a comparison sees the operation's own error only; NaN where
+// the operation has to write.
+Values MakeValues(const Case& item, int32_t dtype, uint64_t seed);
 
 // A case's tensors in the backend's memory, with guard bands around each and a poisoned workspace.
 class Problem {
@@ -26,30 +34,44 @@ class Problem {
   Problem& operator=(const Problem&) = delete;
 
   bool supported() const { return supported_; }
+  // Runs and waits; an error of the device in between is the result too.
   int32_t Run();
   // Tensors as they are now.
-  Values Read() const;
-  // Empty, or which guard band was written.
-  std::string CheckGuards() const;
+  Values Read();
+  // Empty, or which guard band was written or which copy failed.
+  std::string CheckGuards();
 
  private:
   struct Block {
     void* device = nullptr;  // guard, data, guard
-    std::vector<char> host;
+    size_t bytes = 0, start = 0;
   };
+  std::vector<char> Fetch(const Block& block);
+
   const mt_backend* backend_;
   const Case& case_;
   int32_t dtype_;
   std::vector<Block> blocks_;
   std::vector<char> arguments_;
   void* workspace_ = nullptr;
+  size_t workspace_bytes_ = 0;
   bool supported_ = false;
+  std::string failure_;
 };
 
+// Tells an operation's struct where its workspace is; false if the struct cannot carry one.
+bool SetWorkspace(int32_t operation, std::vector<char>& arguments, void* workspace, size_t bytes);
+
 // Empty if `actual` agrees with `expected` (from float64) within the project's tolerances, else
-// what differs most. float32: 1e-6 + 5e-6 |expected|, where long sums of either sign are judged
-// against the tensor's root mean square instead of |expected| when that is larger. float64: 1e-12
-// in place of both.
+// what differs most.
+//
+//   float64   1e-12 + 1e-12 |expected|
+//   float32   1e-6  + 5e-6  |expected|
+//   bfloat16  1e-5  + 1e-2  |expected|   and so for products of FP8 numbers
+//
+// Long sums of either sign are judged against the tensor's root mean square instead of |expected|
+// when that is larger. Statistics and main gradients of bfloat16 data are float32 and judged so,
+// unless they are made from something that was rounded. Moves, maxima and FP8 codes are exact.
 std::string Compare(const Case& item, int32_t dtype, const Values& before, const Values& actual,
                     const Values& expected);
 
