@@ -3,6 +3,8 @@
 #   tests/run.sh                   all: unit, cluster, slow
 #   tests/run.sh unit cluster      only these ctest labels
 #   tests/run.sh -R regex [...]    further arguments go to ctest
+# Where there is a CUDA toolkit its backend is built too, for one architecture, which takes a third of the time of all;
+# CUDA_ARCHITECTURES=... names others.
 # JOBS=n sets how much runs at once (default: the number of cores).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,7 +31,8 @@ run_quietly() {  # what, command...: shows the output only of a command that fai
     exit 1
   fi
 }
-run_quietly configure cmake --preset release -DMT_WERROR=ON -DMT_BUILD_TESTS=ON
+run_quietly configure cmake --preset release -DMT_WERROR=ON -DMT_BUILD_TESTS=ON \
+  -DMT_CUDA_ARCHITECTURES="${CUDA_ARCHITECTURES:-90a-real}"
 run_quietly build cmake --build build -j "$jobs"
 
 started=$(date +%s)

@@ -1,6 +1,7 @@
 // The cuda backend's entry: the operations of dispatch.h on one GPU, matrix products by cuBLASLt.
 #include <atomic>
 #include <cstdio>
+#include <cstring>
 #include <mutex>
 
 #include "kernels/cuda/collectives_nccl.h"
@@ -34,10 +35,14 @@ const Provided& Operations() {
 
 int32_t Probe(mt_device_info* info) {
   if (ProbeDevice(info) <= 0) return 0;
-  if (LoadCublasLt() == nullptr) {
+  const CublasLt* lt = LoadCublasLt();
+  if (lt == nullptr) {
     std::snprintf(info->detail, sizeof info->detail, "%s", host::ErrorMessage());
     return 0;
   }
+  const size_t used = std::strlen(info->detail);
+  std::snprintf(info->detail + used, sizeof info->detail - used, ", cuBLASLt %s",
+                VersionText(lt->version).c_str());
   if (opened) {
     if (BindThread() != MT_OK) return 0;
     if (const double measured = MeasureGemmPeak(); measured > 0) info->peak_flops = measured;

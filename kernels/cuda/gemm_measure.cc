@@ -16,6 +16,7 @@ constexpr size_t kPatternBytes = 1 << 20;
 constexpr int kRounds = 7;
 // Before anything is timed: clocks of an idle GPU take a while to rise.
 constexpr double kWarmUpSeconds = 0.005;
+constexpr double kMeasuredSeconds = 0.0002;
 
 // Device memory, a stream and events of one measurement.
 class Scratch {
@@ -94,7 +95,10 @@ int32_t MakeOperands(const GemmProblem& p, Scratch* scratch, GemmOperands* opera
   if (code == MT_OK && ElementBytes(p.a_type) == 1) {
     code = scratch->Allocate(sizeof(float), &scale);
     const float one = 1.0f;
-    if (code == MT_OK) MT_CUDA(cudaMemcpy(scale, &one, sizeof one, cudaMemcpyHostToDevice));
+    if (code == MT_OK) {
+      MT_CUDA(cudaMemcpyAsync(scale, &one, sizeof one, cudaMemcpyHostToDevice, scratch->stream));
+      MT_CUDA(cudaStreamSynchronize(scratch->stream));
+    }
   }
   *operands = {a, b, d, bias, static_cast<const float*>(scale), static_cast<const float*>(scale)};
   return code;
@@ -118,24 +122,29 @@ std::vector<double> MeasureAlgorithms(const CublasLt& lt, cublasLtHandle_t handl
     return RunLt(lt, handle, p, layouts, operands, algorithms[index], 1.0f, workspace,
                  workspace_bytes, scratch.stream) == MT_OK;
   };
-  // Seconds of one product; infinity if it fails.
-  const auto seconds = [&](size_t index) {
+  // Seconds of one product out of `count` in a row; infinity if one fails.
+  const auto seconds = [&](size_t index, int count) {
+    bool done = cudaEventRecord(scratch.first, scratch.stream) == cudaSuccess;
+    for (int i = 0; i < count; ++i) done = done && enqueue(index);
     float milliseconds = 0;
-    const bool done =
-        cudaEventRecord(scratch.first, scratch.stream) == cudaSuccess && enqueue(index) &&
-        cudaEventRecord(scratch.last, scratch.stream) == cudaSuccess &&
-        cudaEventSynchronize(scratch.last) == cudaSuccess &&
-        cudaEventElapsedTime(&milliseconds, scratch.first, scratch.last) == cudaSuccess;
+    done = done && cudaEventRecord(scratch.last, scratch.stream) == cudaSuccess &&
+           cudaEventSynchronize(scratch.last) == cudaSuccess &&
+           cudaEventElapsedTime(&milliseconds, scratch.first, scratch.last) == cudaSuccess;
     if (!done) cudaGetLastError();
-    return done ? milliseconds * 1e-3 : std::numeric_limits<double>::infinity();
+    return done ? milliseconds * 1e-3 / count : std::numeric_limits<double>::infinity();
   };
-  double spent = 0;
-  for (int i = 0; i < 1000 && spent < kWarmUpSeconds; ++i)
-    spent += seconds(static_cast<size_t>(i) % algorithms.size());
+  double spent = 0, shortest = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < 1000 && spent < kWarmUpSeconds; ++i) {
+    const double one = seconds(static_cast<size_t>(i) % algorithms.size(), 1);
+    spent += one;
+    shortest = std::min(shortest, one);
+  }
+  // Short products several at a time, so that what is compared is not the time of a launch.
+  const int count = static_cast<int>(std::clamp(kMeasuredSeconds / shortest, 1.0, 20.0));
   // In turns, so that a drift of the clock is everyone's.
   std::vector<std::vector<double>> times(algorithms.size());
   for (int round = 0; round < kRounds; ++round) {
-    for (size_t i = 0; i < algorithms.size(); ++i) times[i].push_back(seconds(i));
+    for (size_t i = 0; i < algorithms.size(); ++i) times[i].push_back(seconds(i, count));
   }
   std::vector<double> medians;
   for (std::vector<double>& each : times) {

@@ -10,6 +10,7 @@
 namespace mt {
 namespace {
 
+using ::testing::Contains;
 using ::testing::HasSubstr;
 
 TEST(BackendTest, MissingLibraryNamesTheFoldersAndTheVariable) {
@@ -41,6 +42,24 @@ TEST(BackendTest, ReferenceIsOnlyChosenWhenAsked) {
   if (best.ok()) {
     EXPECT_NE((*best)->name(), "reference");
   }
+}
+
+// The plug-in for NVIDIA's GPUs, where it was built, on a machine that has none.
+TEST(BackendTest, CudaWithoutADeviceDeclinesAndTheProcessorIsChosen) {
+#ifndef MT_HAS_CUDA
+  GTEST_SKIP() << "skipped: built without CUDA";
+#endif
+  const auto cuda = LoadBackend("cuda");
+  if (cuda.ok()) GTEST_SKIP() << "skipped: there is a CUDA device";
+  ASSERT_TRUE(absl::IsFailedPrecondition(cuda.status())) << cuda.status();
+  EXPECT_THAT(std::string(cuda.status().message()), HasSubstr("no CUDA device"));
+  EXPECT_THAT(DescribeBackends(), Contains(HasSubstr("cuda: no CUDA device")));
+  const auto best = ChooseBackend("auto");
+  ASSERT_TRUE(best.ok()) << best.status();
+  EXPECT_EQ((*best)->name(), "cpu");
+  const auto operations = Operations::Create({});
+  ASSERT_TRUE(operations.ok()) << operations.status();
+  EXPECT_EQ((*operations)->backend().name(), "cpu");
 }
 
 TEST(OperationsTest, RunsAndReportsWhatWasResolved) {
