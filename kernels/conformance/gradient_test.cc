@@ -109,32 +109,178 @@ TEST(GradientTest, Swiglu) {
   ExpectGradient(gate_up, gradient, forward, "gate_up");
 }
 
-TEST(GradientTest, RopeBackwardIsItsInverse) {
-  const int64_t T = 4, B = 2, H = 2, d = 6;
-  Vector table(T * d);
-  for (int64_t p = 0; p < T; ++p) {
-    for (int64_t j = 0; j < d / 2; ++j) {
+// cos and sin of any angles: (positions, rotated).
+Vector RotationTable(int64_t positions, int64_t rotated) {
+  Vector table(static_cast<size_t>(positions * rotated));
+  for (int64_t p = 0; p < positions; ++p) {
+    for (int64_t j = 0; j < rotated / 2; ++j) {
       const double angle =
           static_cast<double>(p) *
-          std::pow(10000.0, -2.0 * static_cast<double>(j) / static_cast<double>(d));
-      table[p * d + j] = std::cos(angle);
-      table[p * d + d / 2 + j] = std::sin(angle);
+          std::pow(10000.0, -2.0 * static_cast<double>(j) / static_cast<double>(rotated));
+      table[p * rotated + j] = std::cos(angle);
+      table[p * rotated + rotated / 2 + j] = std::sin(angle);
     }
   }
-  Vector x = Normals(T * B * H * d, 1), dy = Normals(T * B * H * d, 2);
-  const auto rotate = [&](Vector v, int32_t inverse) {
-    Call(MT_OP_ROPE, mt_rope_args{.data = v.data(),
-                                  .sequence = T,
-                                  .batch = B,
-                                  .heads = H,
-                                  .head_dim = d,
-                                  .row_stride = H * d,
+  return table;
+}
+
+TEST(GradientTest, RopeBackwardIsItsInverse) {
+  const int64_t T = 4, B = 2, H = 2, d = 6, first = 1;
+  for (const int32_t rotated : {0, 4}) {
+    for (const int32_t interleaved : {0, 1}) {
+      const Vector table = RotationTable(first + T, rotated != 0 ? rotated : d);
+      Vector x = Normals(T * B * H * d, 1), dy = Normals(T * B * H * d, 2);
+      const auto rotate = [&](Vector v, int32_t inverse) {
+        Call(MT_OP_ROPE, mt_rope_args{.data = v.data(),
+                                      .sequence = T,
+                                      .batch = B,
+                                      .heads = H,
+                                      .head_dim = d,
+                                      .row_stride = H * d,
+                                      .first_position = first,
+                                      .cos_sin = table.data(),
+                                      .inverse = inverse,
+                                      .rotary_dim = rotated,
+                                      .interleaved = interleaved});
+        return v;
+      };
+      ExpectGradient(
+          x, rotate(dy, 1), [&] { return Dot(rotate(x, 0), dy); }, "x");
+    }
+  }
+}
+
+// Which elements of a head turn together, and which stay: by the definition, not by the code.
+TEST(RopeTest, PairsAreHalvesOrNeighboursAndTheRestStays) {
+  const double c = std::cos(0.5), s = std::sin(0.5);
+  const auto rotate = [&](int32_t rotated, int32_t interleaved) {
+    Vector x = {1, 2, 3, 4, 5, 6};
+    Vector table(static_cast<size_t>(rotated), c);  // one position: cosines, then sines
+    std::fill(table.begin() + rotated / 2, table.end(), s);
+    Call(MT_OP_ROPE, mt_rope_args{.data = x.data(),
+                                  .sequence = 1,
+                                  .batch = 1,
+                                  .heads = 1,
+                                  .head_dim = 6,
+                                  .row_stride = 6,
                                   .cos_sin = table.data(),
-                                  .inverse = inverse});
-    return v;
+                                  .rotary_dim = rotated,
+                                  .interleaved = interleaved});
+    return x;
   };
-  ExpectGradient(
-      x, rotate(dy, 1), [&] { return Dot(rotate(x, 0), dy); }, "x");
+  EXPECT_EQ(rotate(6, 0), (Vector{1 * c - 4 * s, 2 * c - 5 * s, 3 * c - 6 * s, 4 * c + 1 * s,
+                                  5 * c + 2 * s, 6 * c + 3 * s}));
+  EXPECT_EQ(rotate(4, 0),
+            (Vector{1 * c - 3 * s, 2 * c - 4 * s, 3 * c + 1 * s, 4 * c + 2 * s, 5, 6}));
+  EXPECT_EQ(rotate(4, 1),
+            (Vector{1 * c - 2 * s, 2 * c + 1 * s, 3 * c - 4 * s, 4 * c + 3 * s, 5, 6}));
+}
+
+TEST(GradientTest, QkNormRope) {
+  const int64_t T = 3, B = 2, H = 2, d = 6, stride = H * d + 1;
+  const Vector table = RotationTable(T, 4);
+  Vector x = Normals(T * B * stride, 1), weight = Normals(d, 2), dy = Normals(T * B * H * d, 3),
+         y(T * B * H * d), rstd(T * B * H), dx(T * B * stride, 0.0), dw(d, 0.0);
+  mt_qk_norm_rope_args args = {.gradient_dtype = MT_F64,
+                               .sequence = T,
+                               .batch = B,
+                               .heads = H,
+                               .head_dim = d,
+                               .x_stride = stride,
+                               .y_stride = H * d,
+                               .rotary_dim = 4,
+                               .interleaved = 1,
+                               .eps = 1e-3,
+                               .cos_sin = table.data(),
+                               .weight = weight.data(),
+                               .x = x.data(),
+                               .y = y.data(),
+                               .rstd = rstd.data(),
+                               .output_gradient = dy.data(),
+                               .input_gradient = dx.data(),
+                               .weight_gradient = dw.data()};
+  const auto forward = [&] {
+    Call(MT_OP_QK_NORM_ROPE_FORWARD, args);
+    return Dot(y, dy);
+  };
+  forward();
+  Call(MT_OP_QK_NORM_ROPE_BACKWARD, args);
+  ExpectGradient(x, dx, forward, "x");
+  ExpectGradient(weight, dw, forward, "weight");
+}
+
+TEST(GradientTest, LayerNorm) {
+  const int64_t rows = 3, C = 5;
+  Vector x = Normals(rows * C, 1), residual = Normals(rows * C, 2), weight = Normals(C, 3),
+         bias = Normals(C, 6), dy = Normals(rows * C, 4), extra = Normals(rows * C, 5);
+  Vector sum(rows * C), y(rows * C), mean(rows), rstd(rows), dx(rows * C), dw(C, 0.0), db(C, 0.0);
+  mt_layernorm_args args = {.gradient_dtype = MT_F64,
+                            .rows = rows,
+                            .columns = C,
+                            .eps = 1e-3,
+                            .x = x.data(),
+                            .residual = residual.data(),
+                            .sum = sum.data(),
+                            .weight = weight.data(),
+                            .bias = bias.data(),
+                            .output = y.data(),
+                            .mean = mean.data(),
+                            .rstd = rstd.data(),
+                            .output_gradient = dy.data(),
+                            .residual_gradient = extra.data(),
+                            .input_gradient = dx.data(),
+                            .weight_gradient = dw.data(),
+                            .bias_gradient = db.data()};
+  const auto forward = [&] {
+    Call(MT_OP_LAYERNORM_FORWARD, args);
+    return Dot(y, dy) + Dot(sum, extra);
+  };
+  forward();
+  Call(MT_OP_LAYERNORM_BACKWARD, args);
+  ExpectGradient(x, dx, forward, "x");
+  ExpectGradient(residual, dx, forward, "residual");
+  ExpectGradient(weight, dw, forward, "weight");
+  ExpectGradient(bias, db, forward, "bias");
+}
+
+TEST(GradientTest, GeluAndItsBias) {
+  const int64_t rows = 4, C = 5;
+  for (const int32_t tanh : {0, 1}) {
+    Vector x = Normals(rows * C, 1), bias = Normals(C, 2), dy = Normals(rows * C, 3), y(rows * C),
+           dx(rows * C), db(C, 0.0);
+    mt_gelu_args args = {.rows = rows,
+                         .columns = C,
+                         .x = x.data(),
+                         .bias = bias.data(),
+                         .output = y.data(),
+                         .output_gradient = dy.data(),
+                         .input_gradient = dx.data(),
+                         .tanh_approximation = tanh};
+    const auto forward = [&] {
+      Call(MT_OP_GELU_FORWARD, args);
+      return Dot(y, dy);
+    };
+    Call(MT_OP_GELU_BACKWARD, args);
+    Call(MT_OP_COLUMN_SUM, mt_column_sum_args{.gradient_dtype = MT_F64,
+                                              .rows = rows,
+                                              .columns = C,
+                                              .row_stride = C,
+                                              .data = dx.data(),
+                                              .result = db.data()});
+    ExpectGradient(x, dx, forward, "x");
+    ExpectGradient(bias, db, forward, "bias");
+  }
+}
+
+// The two forms at a point where anyone can look them up.
+TEST(GeluTest, KnownValues) {
+  for (const auto& [tanh, expected] : {std::pair<int32_t, double>{0, 0.8413447460685429},
+                                       std::pair<int32_t, double>{1, 0.8411919906082768}}) {
+    double x = 1, y = 0;
+    Call(MT_OP_GELU_FORWARD,
+         mt_gelu_args{.rows = 1, .columns = 1, .x = &x, .output = &y, .tanh_approximation = tanh});
+    EXPECT_NEAR(y, expected, 1e-15);
+  }
 }
 
 TEST(GradientTest, Attention) {
@@ -244,34 +390,6 @@ TEST(GradientTest, Embedding) {
     return Dot(y, dy);
   };
   ExpectGradient(table, gradient, forward, "table");
-}
-
-// Numbers of the paper's own test vectors (Random123 kat_vectors, philox4x32 10 rounds).
-TEST(PhiloxTest, KnownAnswers) {
-  const mt_philox_block zeros = mt_philox(0, 0, 0);
-  EXPECT_EQ(zeros.word[0], 0x6627e8d5u);
-  EXPECT_EQ(zeros.word[1], 0xe169c58du);
-  EXPECT_EQ(zeros.word[2], 0xbc57ac4cu);
-  EXPECT_EQ(zeros.word[3], 0x9b00dbd8u);
-  const mt_philox_block ones = mt_philox(~uint64_t{0}, ~uint64_t{0}, ~uint64_t{0});
-  EXPECT_EQ(ones.word[0], 0x408f276du);
-  EXPECT_EQ(ones.word[1], 0x41c83b0eu);
-  EXPECT_EQ(ones.word[2], 0xa20bc7c6u);
-  EXPECT_EQ(ones.word[3], 0x6d5451fdu);
-}
-
-TEST(PhiloxTest, NormalsHaveTheRightMoments) {
-  const int64_t n = 200000;
-  double sum = 0, square = 0, fourth = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const double x = mt_normal(42, 3, static_cast<uint64_t>(i));
-    sum += x;
-    square += x * x;
-    fourth += x * x * x * x;
-  }
-  EXPECT_NEAR(sum / n, 0, 0.01);
-  EXPECT_NEAR(square / n, 1, 0.015);
-  EXPECT_NEAR(fourth / n, 3, 0.1);
 }
 
 }  // namespace

@@ -1,0 +1,174 @@
+// Arguments that break the contract are refused with the field's name before a kernel reads them.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "kernels/host/host.h"
+
+namespace mt::host {
+namespace {
+
+using ::testing::HasSubstr;
+
+float memory[64];
+
+template <typename Args>
+std::string Refusal(int32_t operation, Args args) {
+  args.struct_size = sizeof args;
+  const int32_t code = CheckArguments(operation, &args, true);
+  if (code == MT_OK) return "";
+  EXPECT_EQ(code, MT_ERROR_INVALID);
+  return ErrorMessage();
+}
+
+mt_matmul_args Product() {
+  return {.dtype = MT_F32,
+          .output_dtype = MT_F32,
+          .m = 2,
+          .n = 3,
+          .k = 4,
+          .a = memory,
+          .lda = 4,
+          .b = memory,
+          .ldb = 3,
+          .d = memory,
+          .ldd = 3,
+          .alpha = 1};
+}
+
+TEST(ArgumentsTest, ProductsOfFp8NeedScalesAndTheirOwnKind) {
+  mt_matmul_args args = Product();
+  EXPECT_EQ(Refusal(MT_OP_MATMUL, args), "");
+  args.b_dtype = MT_BF16;
+  EXPECT_THAT(Refusal(MT_OP_MATMUL, args), HasSubstr("b_dtype = 3"));
+  args = Product();
+  args.output_dtype = MT_F8_E4M3;
+  EXPECT_THAT(Refusal(MT_OP_MATMUL, args), HasSubstr("output_dtype = 4"));
+  args = Product();
+  args.dtype = MT_F8_E4M3;
+  args.b_dtype = MT_F8_E5M2;
+  EXPECT_THAT(Refusal(MT_OP_MATMUL, args), HasSubstr("a_scale is null"));
+  args.a_scale = args.b_scale = memory;
+  EXPECT_EQ(Refusal(MT_OP_MATMUL, args), "");
+  args.b_dtype = 0;  // as A
+  EXPECT_EQ(Refusal(MT_OP_MATMUL, args), "");
+  args.output_dtype = MT_F64;
+  EXPECT_THAT(Refusal(MT_OP_MATMUL, args), HasSubstr("output_dtype = 2"));
+  args.output_dtype = MT_BF16;
+  EXPECT_EQ(Refusal(MT_OP_MATMUL, args), "");
+  args.b_dtype = MT_F32;
+  EXPECT_THAT(Refusal(MT_OP_MATMUL, args), HasSubstr("b_dtype = 1"));
+}
+
+TEST(ArgumentsTest, TheRotatedPartIsEvenAndNotLargerThanAHead) {
+  mt_rope_args args = {.dtype = MT_F32,
+                       .data = memory,
+                       .sequence = 1,
+                       .batch = 1,
+                       .heads = 1,
+                       .head_dim = 8,
+                       .row_stride = 8,
+                       .cos_sin = memory};
+  EXPECT_EQ(Refusal(MT_OP_ROPE, args), "");
+  args.rotary_dim = 8;
+  EXPECT_EQ(Refusal(MT_OP_ROPE, args), "");
+  args.rotary_dim = 10;
+  EXPECT_THAT(Refusal(MT_OP_ROPE, args), HasSubstr("rotary_dim = 10"));
+  args.rotary_dim = 3;
+  EXPECT_THAT(Refusal(MT_OP_ROPE, args), HasSubstr("rotary_dim = 3 is odd"));
+  args.rotary_dim = -2;
+  EXPECT_THAT(Refusal(MT_OP_ROPE, args), HasSubstr("rotary_dim = -2"));
+  args.rotary_dim = 0;
+  args.head_dim = 7;
+  EXPECT_THAT(Refusal(MT_OP_ROPE, args), HasSubstr("head_dim = 7 is odd"));
+  args.rotary_dim = 6;
+  EXPECT_EQ(Refusal(MT_OP_ROPE, args), "");
+}
+
+TEST(ArgumentsTest, NormedHeadsFitTheirRows) {
+  mt_qk_norm_rope_args args = {.dtype = MT_F32,
+                               .sequence = 1,
+                               .batch = 1,
+                               .heads = 2,
+                               .head_dim = 8,
+                               .x_stride = 16,
+                               .y_stride = 16,
+                               .eps = 1e-6,
+                               .cos_sin = memory,
+                               .weight = memory,
+                               .x = memory,
+                               .y = memory + 16,
+                               .rstd = memory};
+  EXPECT_EQ(Refusal(MT_OP_QK_NORM_ROPE_FORWARD, args), "");
+  args.x_stride = 15;
+  EXPECT_THAT(Refusal(MT_OP_QK_NORM_ROPE_FORWARD, args), HasSubstr("x_stride = 15"));
+  args.x_stride = 16;
+  args.y_stride = 0;
+  EXPECT_THAT(Refusal(MT_OP_QK_NORM_ROPE_FORWARD, args), HasSubstr("y_stride = 0"));
+  args.y_stride = 16;
+  args.eps = -1;
+  EXPECT_THAT(Refusal(MT_OP_QK_NORM_ROPE_FORWARD, args), HasSubstr("eps"));
+  args.eps = 0;
+  EXPECT_THAT(Refusal(MT_OP_QK_NORM_ROPE_BACKWARD, args), HasSubstr("output_gradient is null"));
+}
+
+TEST(ArgumentsTest, QuantizingIsToFp8AndOfSomethingElse) {
+  mt_quantize_args args = {.dtype = MT_BF16,
+                           .output_dtype = MT_F8_E4M3,
+                           .rows = 2,
+                           .columns = 2,
+                           .source = memory,
+                           .amax = memory,
+                           .output_scale = memory};
+  EXPECT_EQ(Refusal(MT_OP_QUANTIZE, args), "");
+  args.output_dtype = MT_BF16;
+  EXPECT_THAT(Refusal(MT_OP_QUANTIZE, args), HasSubstr("output_dtype = 3 is no FP8 type"));
+  args.output_dtype = MT_F8_E5M2;
+  args.dtype = MT_F8_E4M3;
+  EXPECT_THAT(Refusal(MT_OP_QUANTIZE, args), HasSubstr("dtype = 4 is FP8 already"));
+  args.dtype = MT_F32;
+  args.amax = nullptr;
+  EXPECT_THAT(Refusal(MT_OP_QUANTIZE, args), HasSubstr("amax is null"));
+  args.rows = -1;
+  EXPECT_THAT(Refusal(MT_OP_QUANTIZE, args), HasSubstr("rows = -1"));
+}
+
+TEST(ArgumentsTest, NullPointersAndSizesOfTheOthers) {
+  mt_clip_factor_args clip = {.squared_norm = nullptr};
+  EXPECT_THAT(Refusal(MT_OP_CLIP_FACTOR, clip), HasSubstr("squared_norm is null"));
+  mt_column_sum_args sum = {
+      .dtype = MT_F32, .gradient_dtype = MT_F32, .rows = 1, .columns = 4, .row_stride = 3};
+  EXPECT_THAT(Refusal(MT_OP_COLUMN_SUM, sum), HasSubstr("row_stride = 3"));
+  mt_layernorm_args norm = {.dtype = MT_F32,
+                            .rows = 1,
+                            .columns = 4,
+                            .x = memory,
+                            .weight = memory,
+                            .output = memory,
+                            .mean = memory,
+                            .rstd = memory};
+  EXPECT_THAT(Refusal(MT_OP_LAYERNORM_FORWARD, norm), HasSubstr("bias is null"));
+  norm.columns = 0;
+  EXPECT_THAT(Refusal(MT_OP_LAYERNORM_FORWARD, norm), HasSubstr("columns = 0"));
+  mt_gelu_args gelu = {.dtype = MT_F32, .rows = 1, .columns = 4, .x = memory};
+  EXPECT_THAT(Refusal(MT_OP_GELU_FORWARD, gelu), HasSubstr("output is null"));
+  EXPECT_THAT(Refusal(MT_OP_GELU_BACKWARD, gelu), HasSubstr("output_gradient is null"));
+  mt_amax_args amax = {.dtype = MT_F32, .data = memory, .count = -1, .amax = memory};
+  EXPECT_THAT(Refusal(MT_OP_AMAX, amax), HasSubstr("count = -1"));
+  amax.struct_size = 8;
+  EXPECT_EQ(CheckArguments(MT_OP_AMAX, &amax, true), MT_ERROR_INVALID);
+  EXPECT_THAT(std::string(ErrorMessage()), HasSubstr("struct_size = 8"));
+}
+
+TEST(ArgumentsTest, ShapesAloneAreEnoughForSupports) {
+  mt_quantize_args args = {.struct_size = sizeof args,
+                           .dtype = MT_BF16,
+                           .output_dtype = MT_F8_E4M3,
+                           .rows = 2,
+                           .columns = 2};
+  EXPECT_EQ(CheckArguments(MT_OP_QUANTIZE, &args, false), MT_OK);
+}
+
+}  // namespace
+}  // namespace mt::host
