@@ -115,6 +115,9 @@ Case Attention(bool backward, const Attend& size) {
     tensors.push_back(Long(Out("o", rows * o_stride)));
     tensors.push_back(Wide(Out("lse", B * H * T)));
   }
+  // Tensor cores get the probabilities and their gradients in the data's type: a bfloat16 kernel rounds every term of the sums,
+  // of which one may be much larger than the result.
+  tensors[backward ? 4 : 1].slack = 3;
   const double products = (backward ? 5 : 2) * (causal ? 0.5 : 1.0);
   return {Name(operation, {{"t", T}, {"b", B}, {"h", H}, {"k", K}, {"d", d}},
                causal ? "causal" : "full"),
