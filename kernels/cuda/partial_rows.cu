@@ -6,9 +6,9 @@
 namespace mt::cuda {
 namespace {
 
-constexpr int kColumns = 32, kLanes = 32;
+constexpr int kColumns = 32, kLanes = 16;
 
-// A block has 32 columns. Lane l of a column adds the rows l, l + 32, ... in that order; then the lanes are added in order.
+// A block has 32 columns. Lane l of a column adds the rows l, l + 16, ... in that order; then the lanes are added in order.
 __global__ void __launch_bounds__(kColumns* kLanes)
     AddPartialRowsKernel(const float* partials, int64_t rows, int64_t columns, float* destination) {
   __shared__ float sums[kLanes][kColumns + 1];
