@@ -246,89 +246,138 @@ const PlannedTensor* ActivationPlan::Find(absl::string_view name) const {
   return nullptr;
 }
 
-ActivationPlan PlanActivations(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
-  const RankShape s = ShapeOf(spec, mesh, rank);
-  const bool first_stage = mesh.IsFirstStage(rank), last_stage = mesh.IsLastStage(rank);
-  const bool recompute = spec.training().recompute() == v1::TrainingSpec::RECOMPUTE_BLOCK;
-  const int64_t N = s.rows, S = s.stream_rows, C = s.hidden;
-  ActivationPlan plan;
-  auto add = [&](const char* name, std::vector<int64_t> shape, KeepPolicy policy, int64_t copies,
-                 int first_use, int last_use, int64_t element_bytes) {
-    plan.tensors.push_back({.name = name,
-                            .shape = std::move(shape),
-                            .element_bytes = element_bytes,
-                            .policy = policy,
-                            .first_use = first_use,
-                            .last_use = last_use,
-                            .copies = copies});
-  };
-  auto keep = [&](const char* name, std::vector<int64_t> shape, int64_t copies, int64_t bytes) {
-    add(name, std::move(shape), KeepPolicy::kKeep, copies, kInput, kInputBackward, bytes);
-  };
+namespace {
+
+// Adds a rank's tensors to its plan.
+class PlanBuilder {
+ public:
+  PlanBuilder(const v1::JobSpec& spec, const Mesh& mesh, int rank)
+      : s_(ShapeOf(spec, mesh, rank)),
+        first_stage_(mesh.IsFirstStage(rank)),
+        last_stage_(mesh.IsLastStage(rank)),
+        recompute_(spec.training().recompute() == v1::TrainingSpec::RECOMPUTE_BLOCK),
+        fp8_(spec.training().precision() == v1::TrainingSpec::PRECISION_FP8),
+        tensor_(mesh.tensor()) {}
+
+  ActivationPlan Build() {
+    Keep("rope.table", {s_.sequence, s_.head_dim}, 1, s_.statistic_bytes);
+    if (first_stage_) Keep("tokens.input", {s_.rows}, s_.in_flight, 4);
+    if (last_stage_) Keep("tokens.target", {s_.rows}, s_.in_flight, 4);
+    Blocks();
+    BlockScratch();
+    if (fp8_) Fp8();
+    if (last_stage_) Head();
+    Place(&plan_);
+    return std::move(plan_);
+  }
+
+ private:
+  using Sizes = std::vector<int64_t>;
+
+  void Add(const char* name, Sizes shape, KeepPolicy policy, int64_t copies, int first_use,
+           int last_use, int64_t element_bytes) {
+    plan_.tensors.push_back({.name = name,
+                             .shape = std::move(shape),
+                             .element_bytes = element_bytes,
+                             .policy = policy,
+                             .first_use = first_use,
+                             .last_use = last_use,
+                             .copies = copies});
+  }
+  void Keep(const char* name, Sizes shape, int64_t copies, int64_t bytes) {
+    Add(name, std::move(shape), KeepPolicy::kKeep, copies, kInput, kInputBackward, bytes);
+  }
   // Made by a block's forward pass for its backward pass.
-  auto block_of = [&](const char* name, std::vector<int64_t> shape, int64_t bytes) {
-    if (recompute) {
-      add(name, std::move(shape), KeepPolicy::kRecompute, 1, kInput, kInputBackward, bytes);
+  void Block(const char* name, Sizes shape, int64_t bytes) {
+    if (recompute_) {
+      Add(name, std::move(shape), KeepPolicy::kRecompute, 1, kInput, kInputBackward, bytes);
     } else {
-      keep(name, std::move(shape), s.in_flight * s.blocks, bytes);
+      Keep(name, std::move(shape), s_.in_flight * s_.blocks, bytes);
     }
-  };
-  auto block = [&](const char* name, std::vector<int64_t> shape) {
-    block_of(name, std::move(shape), s.element_bytes);
-  };
-  auto scratch = [&](const char* name, std::vector<int64_t> shape, int first_use, int last_use) {
-    add(name, std::move(shape), KeepPolicy::kScratch, 1, first_use, last_use, s.element_bytes);
-  };
-
-  keep("rope.table", {s.sequence, s.head_dim}, 1, s.statistic_bytes);
-  if (first_stage) keep("tokens.input", {N}, s.in_flight, 4);
-  if (last_stage) keep("tokens.target", {N}, s.in_flight, 4);
-
-  keep("block.input", {S, C}, s.in_flight * s.blocks, s.element_bytes);
-  block_of("block.first_norm_rstd", {S}, s.statistic_bytes);
-  block("block.first_norm", {S, C});
-  block("block.qkv", {N, s.qkv});
-  block("block.attention", {N, s.query});
-  block_of("block.attention_lse", {s.heads, N}, s.statistic_bytes);
-  block("block.middle", {S, C});
-  block_of("block.second_norm_rstd", {S}, s.statistic_bytes);
-  block("block.second_norm", {S, C});
-  block("block.gate_up", {N, 2 * s.ffn});
-
-  // A projection's output before and after the sum over the tensor group; carried into the next
-  // block.
-  scratch("stream.delta", {N, C}, kInput, recompute ? kInputBackward : kHead);
-  scratch("block.activated", {N, s.ffn}, kGateUp, kDown);
-  scratch("stream.gradient", {S, C}, kHead, kInputBackward);
-  // Two buffers take turns, so that a weight gradient can still read what came in when its block's
-  // input gradient is made.
-  scratch("stream.middle_gradient", {S, C}, kSecondNormBackward, kInputBackward);
-  scratch("block.activated_gradient", {N, s.ffn}, kDownBackward, kSwigluBackward);
-  scratch("block.activated_again", {N, s.ffn}, kSwigluBackward, kSecondNormBackward);
-  scratch("block.norm_gradient", {N, C}, kGateUpBackward, kFirstNormBackward);
-  scratch("block.attention_gradient", {N, s.query}, kOutputBackward, kAttentionBackward);
-  scratch("block.qkv_gradient", {N, s.qkv}, kAttentionBackward, kInputBackward);
-  if (S != N) {
-    scratch("gathered.input", {N, C}, kFirstNorm, kInputBackward);
-    scratch("gathered.gradient", {N, C}, kDownBackward, kInputBackward);
   }
-  if (last_stage) {
-    auto statistic = [&](const char* name, std::vector<int64_t> shape, int last_use) {
-      add(name, std::move(shape), KeepPolicy::kScratch, 1, kHead, last_use, s.statistic_bytes);
-    };
-    scratch("head.sum", {S, C}, kHead, kStreamGradient);
-    statistic("head.rstd", {S}, kStreamGradient);
-    scratch("head.norm", {S, C}, kHead, kHead);
-    scratch("head.norm_gradient", {N, C}, kHead, kStreamGradient);
-    scratch("head.logits", {s.loss_chunk, s.vocab_rows}, kHead, kHead);
-    statistic("head.maximum", {mesh.tensor(), s.loss_chunk}, kHead);
-    statistic("head.sum_exp", {mesh.tensor(), s.loss_chunk}, kHead);
-    statistic("head.target_logit", {mesh.tensor(), s.loss_chunk}, kHead);
-    statistic("head.lse", {s.loss_chunk}, kHead);
-    statistic("head.row_loss", {N}, kHead);
+  void Scratch(const char* name, Sizes shape, int first_use, int last_use, int64_t bytes) {
+    Add(name, std::move(shape), KeepPolicy::kScratch, 1, first_use, last_use, bytes);
   }
-  Place(&plan);
-  return plan;
+  void Scratch(const char* name, Sizes shape, int first_use, int last_use) {
+    Scratch(name, std::move(shape), first_use, last_use, s_.element_bytes);
+  }
+
+  void Blocks() {
+    const int64_t N = s_.rows, S = s_.stream_rows, C = s_.hidden;
+    const int64_t data = s_.element_bytes, statistic = s_.statistic_bytes;
+    Keep("block.input", {S, C}, s_.in_flight * s_.blocks, data);
+    Block("block.first_norm_rstd", {S}, statistic);
+    Block("block.first_norm", {S, C}, data);
+    Block("block.qkv", {N, s_.qkv}, data);
+    Block("block.attention", {N, s_.query}, data);
+    Block("block.attention_lse", {s_.heads, N}, statistic);
+    Block("block.middle", {S, C}, data);
+    Block("block.second_norm_rstd", {S}, statistic);
+    Block("block.second_norm", {S, C}, data);
+    Block("block.gate_up", {N, 2 * s_.ffn}, data);
+  }
+
+  void BlockScratch() {
+    const int64_t N = s_.rows, S = s_.stream_rows, C = s_.hidden;
+    // A projection's output before and after the sum over the tensor group; carried into the next
+    // block.
+    Scratch("stream.delta", {N, C}, kInput, recompute_ ? kInputBackward : kHead);
+    Scratch("block.activated", {N, s_.ffn}, kGateUp, kDown);
+    Scratch("stream.gradient", {S, C}, kHead, kInputBackward);
+    // Two buffers take turns, so that a weight gradient can still read what came in when its
+    // block's input gradient is made.
+    Scratch("stream.middle_gradient", {S, C}, kSecondNormBackward, kInputBackward);
+    Scratch("block.activated_gradient", {N, s_.ffn}, kDownBackward, kSwigluBackward);
+    Scratch("block.activated_again", {N, s_.ffn}, kSwigluBackward, kSecondNormBackward);
+    Scratch("block.norm_gradient", {N, C}, kGateUpBackward, kFirstNormBackward);
+    Scratch("block.attention_gradient", {N, s_.query}, kOutputBackward, kAttentionBackward);
+    Scratch("block.qkv_gradient", {N, s_.qkv}, kAttentionBackward, kInputBackward);
+    if (S != N) {
+      Scratch("gathered.input", {N, C}, kFirstNorm, kInputBackward);
+      Scratch("gathered.gradient", {N, C}, kDownBackward, kInputBackward);
+    }
+  }
+
+  // Quantised operands of the blocks' products. An output gradient's transposed copy waits from its
+  // input gradient to its weight gradient, which is after the half block's norm.
+  void Fp8() {
+    const int64_t N = s_.rows, C = s_.hidden, D = s_.ffn;
+    const int64_t widest_in = std::max({C, s_.query, D}), widest = std::max({C, s_.qkv, 2 * D});
+    Keep("fp8.amax", {s_.blocks, kFp8ScalesPerBlock}, s_.in_flight, 4);
+    Keep("fp8.scale", {s_.blocks, kFp8ScalesPerBlock}, s_.in_flight, 4);
+    Scratch("fp8.rows", {N, std::max(widest, widest_in)}, kInput, kInputBackward, 1);
+    Scratch("fp8.columns", {widest_in, N}, kDownBackward, kInputBackward, 1);
+    Scratch("fp8.down_gradient", {C, N}, kDownBackward, kSecondNormBackward, 1);
+    Scratch("fp8.gate_up_gradient", {2 * D, N}, kGateUpBackward, kSecondNormBackward, 1);
+    Scratch("fp8.output_gradient", {C, N}, kOutputBackward, kInputBackward, 1);
+    Scratch("fp8.qkv_gradient", {s_.qkv, N}, kQkvBackward, kInputBackward, 1);
+  }
+
+  void Head() {
+    const int64_t N = s_.rows, S = s_.stream_rows, C = s_.hidden, chunk = s_.loss_chunk;
+    const int64_t statistic = s_.statistic_bytes;
+    Scratch("head.sum", {S, C}, kHead, kStreamGradient);
+    Scratch("head.rstd", {S}, kHead, kStreamGradient, statistic);
+    Scratch("head.norm", {S, C}, kHead, kHead);
+    Scratch("head.norm_gradient", {N, C}, kHead, kStreamGradient);
+    Scratch("head.logits", {chunk, s_.vocab_rows}, kHead, kHead);
+    Scratch("head.maximum", {tensor_, chunk}, kHead, kHead, statistic);
+    Scratch("head.sum_exp", {tensor_, chunk}, kHead, kHead, statistic);
+    Scratch("head.target_logit", {tensor_, chunk}, kHead, kHead, statistic);
+    Scratch("head.lse", {chunk}, kHead, kHead, statistic);
+    Scratch("head.row_loss", {N}, kHead, kHead, statistic);
+  }
+
+  const RankShape s_;
+  const bool first_stage_, last_stage_, recompute_, fp8_;
+  const int64_t tensor_;
+  ActivationPlan plan_;
+};
+
+}  // namespace
+
+ActivationPlan PlanActivations(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
+  return PlanBuilder(spec, mesh, rank).Build();
 }
 
 RankMemory PlanMemory(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
@@ -339,6 +388,11 @@ RankMemory PlanMemory(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
   const int64_t owned = sharded ? layout.size / mesh.data() : layout.size;
   RankMemory memory;
   memory.weights = layout.size * bytes.data;
+  if (spec.training().precision() == v1::TrainingSpec::PRECISION_FP8) {
+    // Every matrix of a block as stored and transposed, with its largest value and its scale.
+    const int64_t matrices = s.hidden * (s.qkv + s.query + 3 * s.ffn);
+    memory.weights += s.blocks * (2 * matrices + kFp8MatricesPerBlock * 8);
+  }
   memory.gradients = layout.size * bytes.gradient;
   memory.optimizer = (bytes.master_weights() ? 3 : 2) * owned * bytes.state;
   memory.activations = PlanActivations(spec, mesh, rank).arena_bytes;

@@ -46,6 +46,10 @@ struct RankShape {
 };
 RankShape ShapeOf(const v1::JobSpec& spec, const Mesh& mesh, int rank);
 
+// Under precision fp8 a block has four matrices whose products have two operands with a scale each.
+inline constexpr int64_t kFp8MatricesPerBlock = 4;
+inline constexpr int64_t kFp8ScalesPerBlock = 2 * kFp8MatricesPerBlock;
+
 enum class KeepPolicy {
   kKeep,       // written in the forward pass, read in the backward pass: one copy per block and
                // micro-batch in flight

@@ -40,6 +40,11 @@ class ModelContext {
   const mt_dtype dtype;  // types.data
   const double norm_eps;
   bool planning = false;
+  // One operand of an FP8 product at a time; null unless precision is fp8 (linear.h).
+  struct Fp8Scratch {
+    void* rows = nullptr;     // (N, widest)
+    void* columns = nullptr;  // (widest, N)
+  } fp8_scratch;
   // In the first micro-batch of a step the first product that makes a matrix's gradient overwrites what the step before left,
   // which saves clearing it. Embedding rows and norm weights are always added to.
   bool first_micro_batch = false;
@@ -49,6 +54,8 @@ class ModelContext {
   int tensor_size() const { return tensor_ == nullptr ? 1 : tensor_->size(); }
   int tensor_rank() const { return tensor_ == nullptr ? 0 : tensor_->rank(); }
   const Operations& operations() const { return *operations_; }
+
+  bool fp8() const { return fp8_scratch.rows != nullptr; }
 
   // `elements` past `base`.
   void* At(void* base, int64_t elements) const {
@@ -64,8 +71,8 @@ class ModelContext {
   }
 
   // y (rows, out) = x (rows, in) W^T, W (out, in).
-  absl::Status Linear(const void* x, const void* weight, void* y, int64_t rows, int64_t in,
-                      int64_t out) {
+  absl::Status Product(const void* x, const void* weight, void* y, int64_t rows, int64_t in,
+                       int64_t out) {
     return Run<MT_OP_MATMUL>({.dtype = dtype,
                               .output_dtype = dtype,
                               .transpose_b = 1,
@@ -81,8 +88,8 @@ class ModelContext {
                               .alpha = 1});
   }
   // dx (rows, in) = dy (rows, out) W
-  absl::Status LinearInputGradient(const void* dy, const void* weight, void* dx, int64_t rows,
-                                   int64_t in, int64_t out) {
+  absl::Status ProductInputGradient(const void* dy, const void* weight, void* dx, int64_t rows,
+                                    int64_t in, int64_t out) {
     return Run<MT_OP_MATMUL>({.dtype = dtype,
                               .output_dtype = dtype,
                               .m = rows,
@@ -97,8 +104,8 @@ class ModelContext {
                               .alpha = 1});
   }
   // dW (out, in) += dy^T x, or = if `overwrite`
-  absl::Status LinearWeightGradient(const void* dy, const void* x, void* dw, int64_t rows,
-                                    int64_t in, int64_t out, bool overwrite) {
+  absl::Status ProductWeightGradient(const void* dy, const void* x, void* dw, int64_t rows,
+                                     int64_t in, int64_t out, bool overwrite) {
     return Run<MT_OP_MATMUL>({.dtype = dtype,
                               .output_dtype = types.gradient,
                               .transpose_a = 1,
@@ -137,6 +144,19 @@ class ModelContext {
     void* rows = At(partial, tensor_rank() * count);
     if (!planning) MT_RETURN_IF_ERROR(tensor_->ReduceScatter(partial, rows, count, dtype));
     return rows;
+  }
+
+  // *amax = max(*amax, largest absolute value of `data`) where amax is not null.
+  absl::Status Measure(const void* data, int64_t count, float* amax) {
+    if (amax == nullptr) return absl::OkStatus();
+    return Run<MT_OP_AMAX>({.dtype = dtype, .data = data, .count = count, .amax = amax});
+  }
+
+  // Largest values over the tensor group, of tensors of which this rank has a part: because they are
+  // `split` over the group, or because their rows are.
+  absl::Status ShareAmax(float* amax, bool split, int64_t count = 1) {
+    if (tensor_size() == 1 || planning || !(split || sequence_parallel())) return absl::OkStatus();
+    return tensor_->AllReduce(amax, count, MT_F32, ReduceOp::kMax);
   }
 
   // output (tensor_size() * count): every member's `count` elements, this one's already in place.

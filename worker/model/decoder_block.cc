@@ -5,13 +5,13 @@
 namespace mt {
 namespace {
 
-mt_rmsnorm_args NormArguments(const ModelContext& context, const void* weight, void* rstd) {
+mt_rmsnorm_args NormArguments(const ModelContext& context, const NormWeight& norm, void* rstd) {
   return {.dtype = context.dtype,
           .gradient_dtype = context.types.gradient,
           .rows = context.shape.stream_rows,
           .columns = context.shape.hidden,
           .eps = context.norm_eps,
-          .weight = weight,
+          .weight = norm.weight,
           .rstd = rstd};
 }
 
@@ -70,32 +70,34 @@ absl::Status AttentionForward(ModelContext& context, const BlockWeights& w, cons
   norm.residual = input.residual;
   norm.sum = input.delta == nullptr ? nullptr : a.input;
   norm.output = a.first_norm;
+  norm.amax = a.qkv_scales.input.amax;
   MT_RETURN_IF_ERROR(context.Run<MT_OP_RMSNORM_FORWARD>(norm));
   MT_ASSIGN_OR_RETURN(const void* x, context.GatherRows(a.first_norm, scratch.gathered_input));
-  MT_RETURN_IF_ERROR(context.Linear(x, w.qkv, a.qkv, s.rows, s.hidden, s.qkv));
+  MT_RETURN_IF_ERROR(LinearForward(context, w.qkv, x, a.qkv_scales, a.qkv));
   MT_RETURN_IF_ERROR(Rope(context, a.qkv, scratch.rope_table, /*inverse=*/false));
   MT_RETURN_IF_ERROR(context.Run<MT_OP_ATTENTION_FORWARD>(AttentionArguments(context, a)));
-  MT_RETURN_IF_ERROR(
-      context.Linear(a.attention, w.output, scratch.delta, s.rows, s.query, s.hidden));
+  MT_RETURN_IF_ERROR(context.Measure(a.attention, s.rows * s.query, a.output_scales.input.amax));
+  MT_RETURN_IF_ERROR(LinearForward(context, w.output, a.attention, a.output_scales, scratch.delta));
   MT_ASSIGN_OR_RETURN(void* delta, context.SumToStream(scratch.delta));
   norm = NormArguments(context, w.second_norm, a.second_norm_rstd);
   norm.x = delta;
   norm.residual = a.input;
   norm.sum = a.middle;
   norm.output = a.second_norm;
+  norm.amax = a.gate_up_scales.input.amax;
   return context.Run<MT_OP_RMSNORM_FORWARD>(norm);
 }
 
 // scratch.middle_gradient (of `middle`) -> scratch.gradient (of `input`). Leaves
 // scratch.qkv_gradient for the weights. Returns all rows of the middle gradient.
 absl::StatusOr<const void*> AttentionBackwardInput(ModelContext& context, const BlockWeights& w,
-                                                   const BlockWeights& g, const BlockActivations& a,
+                                                   const BlockActivations& a,
                                                    const BlockScratch& scratch) {
   const RankShape& s = context.shape;
   MT_ASSIGN_OR_RETURN(const void* dy,
                       context.GatherRows(scratch.middle_gradient, scratch.gathered_gradient));
-  MT_RETURN_IF_ERROR(context.LinearInputGradient(dy, w.output, scratch.attention_gradient, s.rows,
-                                                 s.query, s.hidden));
+  MT_RETURN_IF_ERROR(
+      LinearInputGradient(context, w.output, dy, a.output_scales, scratch.attention_gradient));
   mt_attention_args attention = AttentionArguments(context, a);
   const PackedQkv packed(context, scratch.qkv_gradient);
   attention.o_gradient = scratch.attention_gradient;
@@ -106,37 +108,36 @@ absl::StatusOr<const void*> AttentionBackwardInput(ModelContext& context, const 
   attention.dq_stride = attention.dk_stride = attention.dv_stride = s.qkv;
   MT_RETURN_IF_ERROR(context.Run<MT_OP_ATTENTION_BACKWARD>(attention));
   MT_RETURN_IF_ERROR(Rope(context, scratch.qkv_gradient, scratch.rope_table, /*inverse=*/true));
-  MT_RETURN_IF_ERROR(context.LinearInputGradient(scratch.qkv_gradient, w.qkv, scratch.norm_gradient,
-                                                 s.rows, s.hidden, s.qkv));
+  MT_RETURN_IF_ERROR(
+      context.Measure(scratch.qkv_gradient, s.rows * s.qkv, a.qkv_scales.output_gradient.amax));
+  MT_RETURN_IF_ERROR(LinearInputGradient(context, w.qkv, scratch.qkv_gradient, a.qkv_scales,
+                                         scratch.norm_gradient));
   MT_ASSIGN_OR_RETURN(void* norm_gradient, context.SumToStream(scratch.norm_gradient));
   mt_rmsnorm_args norm = NormArguments(context, w.first_norm, a.first_norm_rstd);
   norm.sum = a.input;
   norm.output_gradient = norm_gradient;
   norm.residual_gradient = scratch.middle_gradient;
   norm.input_gradient = scratch.gradient;
-  norm.weight_gradient = g.first_norm;
+  norm.weight_gradient = w.first_norm.weight_gradient;
+  norm.amax = a.input_gradient_amax;
   MT_RETURN_IF_ERROR(context.Run<MT_OP_RMSNORM_BACKWARD>(norm));
   return dy;
 }
 
-absl::Status AttentionBackwardWeight(ModelContext& context, const BlockWeights& g,
+absl::Status AttentionBackwardWeight(ModelContext& context, const BlockWeights& w,
                                      const BlockActivations& a, const BlockScratch& scratch,
                                      const void* dy) {
-  const RankShape& s = context.shape;
-  MT_RETURN_IF_ERROR(context.LinearWeightGradient(dy, a.attention, g.output, s.rows, s.query,
-                                                  s.hidden, context.first_micro_batch));
+  MT_RETURN_IF_ERROR(LinearWeightGradient(context, w.output, dy, a.attention, a.output_scales));
   MT_ASSIGN_OR_RETURN(const void* x, context.GatherRows(a.first_norm, scratch.gathered_input));
-  return context.LinearWeightGradient(scratch.qkv_gradient, x, g.qkv, s.rows, s.hidden, s.qkv,
-                                      context.first_micro_batch);
+  return LinearWeightGradient(context, w.qkv, scratch.qkv_gradient, x, a.qkv_scales);
 }
 
 // ---- feed-forward half
 
 absl::Status GateUpForward(ModelContext& context, const BlockWeights& w, const BlockActivations& a,
                            const BlockScratch& scratch) {
-  const RankShape& s = context.shape;
   MT_ASSIGN_OR_RETURN(const void* x, context.GatherRows(a.second_norm, scratch.gathered_input));
-  return context.Linear(x, w.gate_up, a.gate_up, s.rows, s.hidden, 2 * s.ffn);
+  return LinearForward(context, w.gate_up, x, a.gate_up_scales, a.gate_up);
 }
 
 absl::StatusOr<void*> DownForward(ModelContext& context, const BlockWeights& w,
@@ -146,9 +147,10 @@ absl::StatusOr<void*> DownForward(ModelContext& context, const BlockWeights& w,
                                                         .rows = s.rows,
                                                         .columns = s.ffn,
                                                         .gate_up = a.gate_up,
-                                                        .output = scratch.activated}));
+                                                        .output = scratch.activated,
+                                                        .amax = a.down_scales.input.amax}));
   MT_RETURN_IF_ERROR(
-      context.Linear(scratch.activated, w.down, scratch.delta, s.rows, s.ffn, s.hidden));
+      LinearForward(context, w.down, scratch.activated, a.down_scales, scratch.delta));
   return context.SumToStream(scratch.delta);
 }
 
@@ -156,14 +158,13 @@ absl::StatusOr<void*> DownForward(ModelContext& context, const BlockWeights& w,
 // scratch.activated_again and, in a.gate_up, its gradient for the weights. Returns all rows of the
 // output gradient.
 absl::StatusOr<const void*> FeedForwardBackwardInput(ModelContext& context, const BlockWeights& w,
-                                                     const BlockWeights& g,
                                                      const BlockActivations& a,
                                                      const BlockScratch& scratch) {
   const RankShape& s = context.shape;
   MT_ASSIGN_OR_RETURN(const void* dy,
                       context.GatherRows(scratch.gradient, scratch.gathered_gradient));
   MT_RETURN_IF_ERROR(
-      context.LinearInputGradient(dy, w.down, scratch.activated_gradient, s.rows, s.ffn, s.hidden));
+      LinearInputGradient(context, w.down, dy, a.down_scales, scratch.activated_gradient));
   MT_RETURN_IF_ERROR(
       context.Run<MT_OP_SWIGLU_BACKWARD>({.dtype = context.dtype,
                                           .rows = s.rows,
@@ -171,29 +172,29 @@ absl::StatusOr<const void*> FeedForwardBackwardInput(ModelContext& context, cons
                                           .gate_up = a.gate_up,
                                           .output = scratch.activated_again,
                                           .output_gradient = scratch.activated_gradient,
-                                          .gate_up_gradient = a.gate_up}));
-  MT_RETURN_IF_ERROR(context.LinearInputGradient(a.gate_up, w.gate_up, scratch.norm_gradient,
-                                                 s.rows, s.hidden, 2 * s.ffn));
+                                          .gate_up_gradient = a.gate_up,
+                                          .amax = a.gate_up_scales.output_gradient.amax}));
+  MT_RETURN_IF_ERROR(
+      LinearInputGradient(context, w.gate_up, a.gate_up, a.gate_up_scales, scratch.norm_gradient));
   MT_ASSIGN_OR_RETURN(void* norm_gradient, context.SumToStream(scratch.norm_gradient));
   mt_rmsnorm_args norm = NormArguments(context, w.second_norm, a.second_norm_rstd);
   norm.sum = a.middle;
   norm.output_gradient = norm_gradient;
   norm.residual_gradient = scratch.gradient;
   norm.input_gradient = scratch.middle_gradient;
-  norm.weight_gradient = g.second_norm;
+  norm.weight_gradient = w.second_norm.weight_gradient;
+  norm.amax = a.output_scales.output_gradient.amax;
   MT_RETURN_IF_ERROR(context.Run<MT_OP_RMSNORM_BACKWARD>(norm));
   return dy;
 }
 
-absl::Status FeedForwardBackwardWeight(ModelContext& context, const BlockWeights& g,
+absl::Status FeedForwardBackwardWeight(ModelContext& context, const BlockWeights& w,
                                        const BlockActivations& a, const BlockScratch& scratch,
                                        const void* dy) {
-  const RankShape& s = context.shape;
-  MT_RETURN_IF_ERROR(context.LinearWeightGradient(dy, scratch.activated_again, g.down, s.rows,
-                                                  s.ffn, s.hidden, context.first_micro_batch));
+  MT_RETURN_IF_ERROR(
+      LinearWeightGradient(context, w.down, dy, scratch.activated_again, a.down_scales));
   MT_ASSIGN_OR_RETURN(const void* x, context.GatherRows(a.second_norm, scratch.gathered_input));
-  return context.LinearWeightGradient(a.gate_up, x, g.gate_up, s.rows, s.hidden, 2 * s.ffn,
-                                      context.first_micro_batch);
+  return LinearWeightGradient(context, w.gate_up, a.gate_up, x, a.gate_up_scales);
 }
 
 }  // namespace
@@ -213,15 +214,14 @@ absl::Status BlockRecompute(ModelContext& context, const BlockWeights& weights,
 }
 
 absl::Status BlockBackward(ModelContext& context, const BlockWeights& weights,
-                           const BlockWeights& gradients, const BlockActivations& activations,
-                           const BlockScratch& scratch) {
+                           const BlockActivations& activations, const BlockScratch& scratch) {
   MT_ASSIGN_OR_RETURN(const void* output_gradient,
-                      FeedForwardBackwardInput(context, weights, gradients, activations, scratch));
+                      FeedForwardBackwardInput(context, weights, activations, scratch));
   MT_RETURN_IF_ERROR(
-      FeedForwardBackwardWeight(context, gradients, activations, scratch, output_gradient));
+      FeedForwardBackwardWeight(context, weights, activations, scratch, output_gradient));
   MT_ASSIGN_OR_RETURN(const void* middle_gradient,
-                      AttentionBackwardInput(context, weights, gradients, activations, scratch));
-  return AttentionBackwardWeight(context, gradients, activations, scratch, middle_gradient);
+                      AttentionBackwardInput(context, weights, activations, scratch));
+  return AttentionBackwardWeight(context, weights, activations, scratch, middle_gradient);
 }
 
 }  // namespace mt

@@ -12,17 +12,23 @@
 
 #include "common/status.h"
 #include "worker/model/context.h"
+#include "worker/model/linear.h"
 
 namespace mt {
 
-// Borrowed from the flat buffers: the weights, or their gradients.
+struct NormWeight {
+  const void* weight = nullptr;     // (C)
+  void* weight_gradient = nullptr;  // (C) of the gradient type, added to
+};
+
+// Borrowed from the flat buffers: the weights and their gradients.
 struct BlockWeights {
-  void* first_norm = nullptr;   // (C)
-  void* qkv = nullptr;          // (P, C)
-  void* output = nullptr;       // (C, Q)
-  void* second_norm = nullptr;  // (C)
-  void* gate_up = nullptr;      // (2D, C)
-  void* down = nullptr;         // (C, D)
+  NormWeight first_norm;
+  LinearLayer qkv;     // (P, C)
+  LinearLayer output;  // (C, Q)
+  NormWeight second_norm;
+  LinearLayer gate_up;  // (2D, C)
+  LinearLayer down;     // (C, D)
 };
 
 // Made by the forward pass, read by the backward pass. Borrowed from the arena.
@@ -37,6 +43,10 @@ struct BlockActivations {
   void* second_norm_rstd = nullptr;  // (S)
   void* second_norm = nullptr;       // (S, C)
   void* gate_up = nullptr;           // (N, 2D); the backward pass turns it into its gradient
+
+  // Of what goes into the products; zeros before the forward pass.
+  LinearScales qkv_scales, output_scales, gate_up_scales, down_scales;
+  float* input_gradient_amax = nullptr;  // of the block before: it is that block's output gradient
 };
 
 // One for all blocks.
@@ -72,10 +82,10 @@ absl::StatusOr<void*> BlockForward(ModelContext& context, const BlockWeights& we
 absl::Status BlockRecompute(ModelContext& context, const BlockWeights& weights,
                             const BlockActivations& activations, const BlockScratch& scratch);
 
-// scratch.gradient: of the block's output -> of its input. `gradients` are added to. Each half's
-// input gradient comes first and its weight gradient right after, while what both read is at hand.
+// scratch.gradient: of the block's output -> of its input. Weight gradients are added to. Each
+// half's input gradient comes first and its weight gradient right after, while what both read is at
+// hand.
 absl::Status BlockBackward(ModelContext& context, const BlockWeights& weights,
-                           const BlockWeights& gradients, const BlockActivations& activations,
-                           const BlockScratch& scratch);
+                           const BlockActivations& activations, const BlockScratch& scratch);
 
 }  // namespace mt

@@ -24,7 +24,7 @@ absl::Status LossChunk(ModelContext& context, const HeadWeights& weights,
   const RankShape& s = context.shape;
   const int64_t mine = context.tensor_rank() * rows;
   const void* chunk = context.At(const_cast<void*>(x), first * s.hidden);
-  MT_RETURN_IF_ERROR(context.Linear(chunk, weights.head, t.logits, rows, s.hidden, s.vocab_rows));
+  MT_RETURN_IF_ERROR(context.Product(chunk, weights.head, t.logits, rows, s.hidden, s.vocab_rows));
   mt_cross_entropy_args cross_entropy = {.dtype = context.dtype,
                                          .rows = rows,
                                          .columns = s.vocab_rows,
@@ -55,11 +55,11 @@ absl::Status LossChunk(ModelContext& context, const HeadWeights& weights,
                                                 .row_loss = context.StatisticAt(t.row_loss, first),
                                                 .z_loss = loss.z_loss}));
   MT_RETURN_IF_ERROR(context.Run<MT_OP_CROSS_ENTROPY_GRADIENT>(cross_entropy));
-  MT_RETURN_IF_ERROR(context.LinearInputGradient(t.logits, weights.head,
-                                                 context.At(t.norm_gradient, first * s.hidden),
-                                                 rows, s.hidden, s.vocab_rows));
-  return context.LinearWeightGradient(t.logits, chunk, gradients.head, rows, s.hidden, s.vocab_rows,
-                                      context.first_micro_batch && first == 0);
+  MT_RETURN_IF_ERROR(context.ProductInputGradient(t.logits, weights.head,
+                                                  context.At(t.norm_gradient, first * s.hidden),
+                                                  rows, s.hidden, s.vocab_rows));
+  return context.ProductWeightGradient(t.logits, chunk, gradients.head, rows, s.hidden,
+                                       s.vocab_rows, context.first_micro_batch && first == 0);
 }
 
 }  // namespace
@@ -89,18 +89,19 @@ absl::Status HeadLogits(ModelContext& context, const HeadWeights& weights, const
   norm.residual = residual;
   norm.output = t.norm;
   MT_RETURN_IF_ERROR(context.Run<MT_OP_RMSNORM_FORWARD>(norm));
-  return context.Linear(context.At(t.norm, row * s.hidden), weights.head, t.logits, 1, s.hidden,
-                        s.vocab_rows);
+  return context.Product(context.At(t.norm, row * s.hidden), weights.head, t.logits, 1, s.hidden,
+                         s.vocab_rows);
 }
 
 absl::Status HeadBackward(ModelContext& context, const HeadWeights& weights,
-                          const HeadWeights& gradients, const HeadTensors& t,
-                          void* stream_gradient) {
+                          const HeadWeights& gradients, const HeadTensors& t, void* stream_gradient,
+                          float* stream_gradient_amax) {
   MT_ASSIGN_OR_RETURN(void* norm_gradient, context.SumToStream(t.norm_gradient));
   mt_rmsnorm_args norm = NormArguments(context, weights, t);
   norm.output_gradient = norm_gradient;
   norm.input_gradient = stream_gradient;
   norm.weight_gradient = gradients.norm;
+  norm.amax = stream_gradient_amax;
   return context.Run<MT_OP_RMSNORM_BACKWARD>(norm);
 }
 

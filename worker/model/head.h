@@ -43,9 +43,9 @@ absl::Status HeadForward(ModelContext& context, const HeadWeights& weights,
 absl::Status HeadLogits(ModelContext& context, const HeadWeights& weights, const void* delta,
                         const void* residual, int64_t row, const HeadTensors& tensors);
 
-// stream_gradient (S, C); adds to gradients.norm.
+// stream_gradient (S, C) and, if asked, its largest absolute value; adds to gradients.norm.
 absl::Status HeadBackward(ModelContext& context, const HeadWeights& weights,
                           const HeadWeights& gradients, const HeadTensors& tensors,
-                          void* stream_gradient);
+                          void* stream_gradient, float* stream_gradient_amax);
 
 }  // namespace mt

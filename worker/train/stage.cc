@@ -26,6 +26,8 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelContext& context
                       operations->Allocate(static_cast<size_t>(stage->plan_.arena_bytes)));
   stage->BindWeights();
   stage->BindActivations();
+  stage->BindScratch();
+  MT_RETURN_IF_ERROR(stage->BindFp8());
   MT_RETURN_IF_ERROR(stage->FillRopeTable());
   return stage;
 }
@@ -38,28 +40,30 @@ void* Stage::Tensor(absl::string_view name, int64_t copy) const {
 
 void Stage::BindWeights() {
   const RankShape& s = context_.shape;
-  auto bind = [&](auto&& find) {
-    std::vector<BlockWeights> blocks;
-    for (int64_t layer = s.first_layer; layer < s.first_layer + s.blocks; ++layer) {
-      const std::string at = absl::StrCat("model.layers.", layer, ".");
-      blocks.push_back({.first_norm = find(at + "input_layernorm.weight"),
-                        .qkv = find(at + "self_attn.q_proj.weight"),
-                        .output = find(at + "self_attn.o_proj.weight"),
-                        .second_norm = find(at + "post_attention_layernorm.weight"),
-                        .gate_up = find(at + "mlp.gate_proj.weight"),
-                        .down = find(at + "mlp.down_proj.weight")});
-    }
-    return blocks;
+  auto norm = [&](const std::string& name) {
+    return NormWeight{state_->Weight(name), state_->Gradient(name)};
   };
-  auto weight = [&](const std::string& name) { return state_->Weight(name); };
-  auto gradient = [&](const std::string& name) { return state_->Gradient(name); };
-  weights_ = bind(weight);
-  gradients_ = bind(gradient);
+  auto linear = [&](const std::string& name, int64_t in, int64_t out, bool column_parallel) {
+    return LinearLayer{.weight = state_->Weight(name),
+                       .weight_gradient = state_->Gradient(name),
+                       .in = in,
+                       .out = out,
+                       .column_parallel = column_parallel};
+  };
+  for (int64_t layer = s.first_layer; layer < s.first_layer + s.blocks; ++layer) {
+    const std::string at = absl::StrCat("model.layers.", layer, ".");
+    weights_.push_back({.first_norm = norm(at + "input_layernorm.weight"),
+                        .qkv = linear(at + "self_attn.q_proj.weight", s.hidden, s.qkv, true),
+                        .output = linear(at + "self_attn.o_proj.weight", s.query, s.hidden, false),
+                        .second_norm = norm(at + "post_attention_layernorm.weight"),
+                        .gate_up = linear(at + "mlp.gate_proj.weight", s.hidden, 2 * s.ffn, true),
+                        .down = linear(at + "mlp.down_proj.weight", s.ffn, s.hidden, false)});
+  }
   const char* head = options_.tied ? kEmbeddingName : kHeadName;
-  head_weights_ = {.norm = weight(kFinalNormName), .head = weight(head)};
-  head_gradients_ = {.norm = gradient(kFinalNormName), .head = gradient(head)};
-  table_ = weight(kEmbeddingName);
-  table_gradient_ = gradient(kEmbeddingName);
+  head_weights_ = {.norm = state_->Weight(kFinalNormName), .head = state_->Weight(head)};
+  head_gradients_ = {.norm = state_->Gradient(kFinalNormName), .head = state_->Gradient(head)};
+  table_ = state_->Weight(kEmbeddingName);
+  table_gradient_ = state_->Gradient(kEmbeddingName);
 }
 
 void Stage::BindActivations() {
@@ -76,6 +80,9 @@ void Stage::BindActivations() {
                             .second_norm = Tensor("block.second_norm", copy),
                             .gate_up = Tensor("block.gate_up", copy)});
   }
+}
+
+void Stage::BindScratch() {
   scratch_ = {.rope_table = Tensor("rope.table"),
               .delta = Tensor("stream.delta"),
               .activated = Tensor("block.activated"),
@@ -104,6 +111,43 @@ void Stage::BindActivations() {
   const PlannedTensor* tokens = plan_.Find(options_.first ? "tokens.input" : "tokens.target");
   token_stride_ =
       tokens == nullptr ? 0 : tokens->CopyBytes() / static_cast<int64_t>(sizeof(int32_t));
+}
+
+absl::Status Stage::BindFp8() {
+  if (plan_.Find("fp8.rows") == nullptr) return absl::OkStatus();
+  const RankShape& s = context_.shape;
+  context_.fp8_scratch = {.rows = Tensor("fp8.rows"), .columns = Tensor("fp8.columns")};
+  for (int64_t slot = 0; slot < s.in_flight; ++slot) {
+    for (int64_t block = 0; block < s.blocks; ++block) {
+      BlockActivations& a = activations_[static_cast<size_t>(slot * s.blocks + block)];
+      int64_t next = block * kFp8ScalesPerBlock;
+      auto take = [&] {
+        const TensorScale scale = {static_cast<float*>(Tensor("fp8.amax", slot)) + next,
+                                   static_cast<float*>(Tensor("fp8.scale", slot)) + next};
+        ++next;
+        return scale;
+      };
+      for (LinearScales* scales :
+           {&a.qkv_scales, &a.output_scales, &a.gate_up_scales, &a.down_scales})
+        *scales = {.input = take(), .output_gradient = take()};
+      if (block > 0)
+        a.input_gradient_amax = BlockOf(slot, block - 1).down_scales.output_gradient.amax;
+    }
+  }
+  std::vector<LinearLayer*> layers;
+  for (BlockWeights& w : weights_) {
+    w.qkv.output_gradient8_transposed = Tensor("fp8.qkv_gradient");
+    w.output.output_gradient8_transposed = Tensor("fp8.output_gradient");
+    w.gate_up.output_gradient8_transposed = Tensor("fp8.gate_up_gradient");
+    w.down.output_gradient8_transposed = Tensor("fp8.down_gradient");
+    layers.insert(layers.end(), {&w.qkv, &w.output, &w.gate_up, &w.down});
+  }
+  MT_ASSIGN_OR_RETURN(fp8_weights_, Fp8Weights::Create(std::move(layers), operations_));
+  return absl::OkStatus();
+}
+
+absl::Status Stage::WeightsChanged() {
+  return fp8_weights_ == nullptr ? absl::OkStatus() : fp8_weights_->Refresh(context_);
 }
 
 // [p, j] = cos(p theta^(-2j/d)), [p, d/2 + j] = sin, in float64, rounded once.
@@ -150,6 +194,12 @@ absl::Status Stage::RunBlocks(int64_t slot) {
 
 absl::Status Stage::Forward(int64_t slot) {
   const RankShape& s = context_.shape;
+  if (context_.fp8()) {
+    MT_RETURN_IF_ERROR(context_.Run<MT_OP_FILL>({.dtype = MT_F32,
+                                                 .data = Tensor("fp8.amax", slot),
+                                                 .count = s.blocks * kFp8ScalesPerBlock,
+                                                 .value = 0}));
+  }
   MT_RETURN_IF_ERROR(RunBlocks(slot));
   const void* residual = BlockOf(slot, s.blocks - 1).middle;
   if (options_.last) {
@@ -164,16 +214,19 @@ absl::Status Stage::Forward(int64_t slot) {
 }
 
 absl::Status Stage::Backward(int64_t slot) {
+  const RankShape& s = context_.shape;
+  float* const amax = BlockOf(slot, s.blocks - 1).down_scales.output_gradient.amax;
   if (options_.last) {
     MT_RETURN_IF_ERROR(
-        HeadBackward(context_, head_weights_, head_gradients_, head_, scratch_.gradient));
+        HeadBackward(context_, head_weights_, head_gradients_, head_, scratch_.gradient, amax));
+  } else {
+    MT_RETURN_IF_ERROR(context_.Measure(scratch_.gradient, s.stream_rows * s.hidden, amax));
   }
-  for (int64_t block = context_.shape.blocks - 1; block >= 0; --block) {
+  for (int64_t block = s.blocks - 1; block >= 0; --block) {
     const BlockActivations& a = BlockOf(slot, block);
     const BlockWeights& weights = weights_[static_cast<size_t>(block)];
     if (options_.recompute) MT_RETURN_IF_ERROR(BlockRecompute(context_, weights, a, scratch_));
-    MT_RETURN_IF_ERROR(
-        BlockBackward(context_, weights, gradients_[static_cast<size_t>(block)], a, scratch_));
+    MT_RETURN_IF_ERROR(BlockBackward(context_, weights, a, scratch_));
   }
   if (!options_.first) return absl::OkStatus();
   return EmbeddingBackward(context_, input_ids(slot), scratch_.gradient, scratch_.gathered_gradient,

@@ -13,6 +13,7 @@
 #include "common/status.h"
 #include "worker/model/context.h"
 #include "worker/model/decoder_block.h"
+#include "worker/model/fp8_weights.h"
 #include "worker/model/head.h"
 #include "worker/train/flat_state.h"
 
@@ -51,6 +52,8 @@ class Stage {
   // On the last stage from the loss, else from gradient(), which the caller has filled with the
   // gradient of output(). Afterwards gradient() holds the gradient of input().
   absl::Status Backward(int64_t slot);
+  // After every change of the weights, before the next pass. All of the tensor group call it.
+  absl::Status WeightsChanged();
   // For generating text: logits of the token after row `row` (batch of one), in logits(). First and
   // last stage in one.
   absl::Status Logits(int64_t row);
@@ -62,6 +65,8 @@ class Stage {
 
   ModelContext& context() { return context_; }
   int64_t arena_bytes() const { return plan_.arena_bytes; }
+  // Of copies of weights that the stage makes for itself.
+  int64_t weight_copy_bytes() const { return fp8_weights_ == nullptr ? 0 : fp8_weights_->bytes(); }
 
  private:
   Stage(const ModelContext& context, ActivationPlan plan, const Options& options, FlatState* state,
@@ -69,6 +74,9 @@ class Stage {
   absl::Status FillRopeTable();
   void BindWeights();
   void BindActivations();
+  void BindScratch();
+  // Slots and scratch of precision fp8; nothing otherwise.
+  absl::Status BindFp8();
   void* Tensor(absl::string_view name, int64_t copy = 0) const;
   const BlockActivations& BlockOf(int64_t slot, int64_t block) const {
     return activations_[static_cast<size_t>(slot * context_.shape.blocks + block)];
@@ -82,9 +90,10 @@ class Stage {
   FlatState* const state_;
   Operations* const operations_;
   void* arena_ = nullptr;
+  std::unique_ptr<Fp8Weights> fp8_weights_;  // null unless precision is fp8
 
-  std::vector<BlockWeights> weights_, gradients_;  // by block
-  std::vector<BlockActivations> activations_;      // by slot, then block
+  std::vector<BlockWeights> weights_;          // by block
+  std::vector<BlockActivations> activations_;  // by slot, then block
   BlockScratch scratch_;
   HeadWeights head_weights_, head_gradients_;
   HeadTensors head_;

@@ -171,6 +171,7 @@ absl::Status Trainer::State::BuildStage(const RankShape& shape) {
   stage->context().planning = true;
   MT_RETURN_IF_ERROR(stage->Forward(0));
   MT_RETURN_IF_ERROR(stage->Backward(0));
+  MT_RETURN_IF_ERROR(stage->WeightsChanged());
   stage->context().planning = false;
   return absl::OkStatus();
 }
@@ -318,6 +319,7 @@ absl::Status Trainer::InitialiseWeights() {
   MT_RETURN_IF_ERROR(
       state_->flat->Initialise(static_cast<uint64_t>(state_->options.spec.training().seed())));
   MT_RETURN_IF_ERROR(state_->flat->FinishWeights(state_->data));
+  MT_RETURN_IF_ERROR(state_->stage->WeightsChanged());
   position_ = {};
   return absl::OkStatus();
 }
@@ -341,6 +343,7 @@ absl::StatusOr<StepResult> Trainer::Step(StepVotes votes) {
   MT_RETURN_IF_ERROR(step(s.Update(result.lr, result.step), "updating weights"));
   MT_RETURN_IF_ERROR(s.clock->Enter(&PhaseSeconds::grad_sync));
   MT_RETURN_IF_ERROR(step(s.flat->GatherWeights(s.data), "gathering weights"));
+  MT_RETURN_IF_ERROR(step(s.stage->WeightsChanged(), "quantising weights"));
   MT_RETURN_IF_ERROR(s.scalars->End());
   MT_RETURN_IF_ERROR(s.clock->EndStep());
   MT_RETURN_IF_ERROR(s.step_done->Record());
@@ -374,12 +377,13 @@ std::vector<TensorBox> Trainer::Gradients() { return state_->flat->GradientBoxes
 
 absl::Status Trainer::FinishLoad(const TrainingPosition& position) {
   MT_RETURN_IF_ERROR(state_->flat->FinishWeights(state_->data));
+  MT_RETURN_IF_ERROR(state_->stage->WeightsChanged());
   position_ = position;
   return absl::OkStatus();
 }
 
 TrainerMemory Trainer::memory() const {
-  return {.weights = state_->flat->weight_bytes(),
+  return {.weights = state_->flat->weight_bytes() + state_->stage->weight_copy_bytes(),
           .gradients = state_->flat->gradient_bytes(),
           .optimizer = state_->flat->optimizer_bytes(),
           .activations = state_->stage->arena_bytes()};

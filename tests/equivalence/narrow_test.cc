@@ -1,0 +1,164 @@
+// bf16 and fp8: layouts agree as far as the types go, what is promised bit by bit is kept bit by
+// bit, checkpoints are those of float32, and fp8 learns as bf16 does.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "tests/equivalence/harness.h"
+
+namespace mt::equivalence {
+namespace {
+
+constexpr auto kFp32 = v1::TrainingSpec::PRECISION_FP32, kBf16 = v1::TrainingSpec::PRECISION_BF16,
+               kFp8 = v1::TrainingSpec::PRECISION_FP8;
+constexpr Layout kAll = {.tensor = 2, .data = 2, .pipeline = 2, .sequence = true, .zero = true};
+
+// SmallJob with sizes that FP8 products have.
+v1::JobSpec NarrowJob(v1::TrainingSpec::Precision precision) {
+  v1::JobSpec spec = SmallJob();
+  v1::ModelSpec& model = *spec.mutable_model();
+  model.set_layers(3);
+  model.set_hidden(32);
+  model.set_heads(4);
+  model.set_kv_heads(2);
+  model.set_head_dim(16);
+  model.set_ffn(64);
+  spec.mutable_training()->set_precision(precision);
+  return spec;
+}
+
+Outcome Go(const RunOptions& options) {
+  absl::StatusOr<Outcome> outcome = RunJob(options);
+  EXPECT_TRUE(outcome.ok()) << outcome.status();
+  return outcome.ok() ? *std::move(outcome) : Outcome{};
+}
+
+void ExpectSameBits(const Outcome& a, const Outcome& b) {
+  EXPECT_EQ(a.losses, b.losses);
+  ASSERT_EQ(a.state.size(), b.state.size());
+  ASSERT_GT(a.state.size(), 0u);
+  for (const auto& [name, tensor] : b.state) {
+    ASSERT_TRUE(a.state.contains(name)) << name;
+    EXPECT_EQ(a.state.at(name).bytes, tensor.bytes) << name;
+  }
+}
+
+// Angle and length of the whole tensor: single elements of a narrow type say little.
+void ExpectAligned(const LogicalTensor& a, const LogicalTensor& b, double cosine, double length,
+                   const std::string& name) {
+  double product = 0, a_square = 0, b_square = 0;
+  for (int64_t i = 0; i < b.Elements(); ++i) {
+    product += a.At(i) * b.At(i);
+    a_square += a.At(i) * a.At(i);
+    b_square += b.At(i) * b.At(i);
+  }
+  EXPECT_GE(product / std::sqrt(a_square * b_square), cosine) << name;
+  EXPECT_NEAR(std::sqrt(a_square / b_square), 1, length) << name;
+}
+
+struct Case {
+  v1::TrainingSpec::Precision precision;
+  double cosine, length, loss;
+};
+constexpr Case kCases[] = {{kBf16, 0.999, 0.01, 0.005}, {kFp8, 0.99, 0.05, 0.02}};
+
+class NarrowTest : public testing::TestWithParam<Case> {
+ protected:
+  RunOptions Options(const Layout& layout, int64_t steps) {
+    return {.spec = NarrowJob(GetParam().precision), .layout = layout, .steps = steps};
+  }
+};
+
+TEST_P(NarrowTest, LayoutsAgreeAsFarAsTheTypeGoes) {
+  const Outcome one = Go(Options({}, 4));
+  for (const Layout& layout :
+       {Layout{.tensor = 2}, Layout{.tensor = 2, .sequence = true}, Layout{.pipeline = 3},
+        Layout{.data = 2}, Layout{.data = 4, .zero = true}, kAll}) {
+    const Outcome run = Go(Options(layout, 4));
+    ASSERT_EQ(run.losses.size(), one.losses.size());
+    for (size_t step = 0; step < one.losses.size(); ++step)
+      EXPECT_NEAR(run.losses[step], one.losses[step], GetParam().loss * one.losses[step])
+          << layout.Name() << " step " << step + 1;
+    ASSERT_EQ(run.gradients.size(), one.gradients.size());
+    for (const auto& [name, gradient] : one.gradients) {
+      ExpectAligned(run.gradients.at(name), gradient, GetParam().cosine, GetParam().length,
+                    absl::StrCat(layout.Name(), " ", name));
+    }
+    for (const auto& [name, tensor] : run.state) {
+      EXPECT_EQ(tensor.dtype, MT_F32) << name;
+      EXPECT_THAT(tensor.times_written, testing::Each(1)) << name;
+    }
+  }
+}
+
+TEST_P(NarrowTest, AgainAndAfterAResumeTheSameBits) {
+  for (const Layout& layout : {Layout{}, kAll}) {
+    const Outcome undisturbed = Go(Options(layout, 6));
+    ExpectSameBits(Go(Options(layout, 6)), undisturbed);
+    const Outcome half = Go(Options(layout, 2));
+    RunOptions rest = Options(layout, 4);
+    rest.resume = &half.state;
+    rest.position = half.position;
+    Outcome resumed = Go(rest);
+    resumed.losses.insert(resumed.losses.begin(), half.losses.begin(), half.losses.end());
+    ExpectSameBits(resumed, undisturbed);
+  }
+}
+
+// In fp8 a tensor that is made again must meet the scale it had.
+TEST_P(NarrowTest, RecomputationChangesNoBit) {
+  for (const Layout& layout : {Layout{}, kAll}) {
+    RunOptions options = Options(layout, 3);
+    const Outcome kept = Go(options);
+    options.spec.mutable_training()->set_recompute(v1::TrainingSpec::RECOMPUTE_BLOCK);
+    ExpectSameBits(Go(options), kept);
+  }
+}
+
+// A checkpoint holds float32 master weights: a run may change its precision.
+TEST_P(NarrowTest, Float32GoesOnFromItsCheckpointAndBack) {
+  const Outcome narrow = Go(Options(kAll, 3));
+  RunOptions wide{.spec = NarrowJob(kFp32), .steps = 3, .resume = &narrow.state};
+  wide.position = narrow.position;
+  const Outcome undisturbed = Go(Options({}, 6)), middle = Go(wide);
+  for (size_t step = 0; step < 3; ++step)
+    EXPECT_NEAR(middle.losses[step], undisturbed.losses[step + 3],
+                2 * GetParam().loss * undisturbed.losses[step + 3]);
+  RunOptions back = Options(kAll, 1);
+  back.resume = &middle.state;
+  back.position = middle.position;
+  EXPECT_LT(Go(back).losses.at(0), narrow.losses.at(0));
+}
+
+INSTANTIATE_TEST_SUITE_P(Precisions, NarrowTest, testing::ValuesIn(kCases), [](const auto& info) {
+  return info.param.precision == kBf16 ? "bf16" : "fp8";
+});
+
+TEST(InitialWeightsTest, AreThoseOfFloat32UnderAnyLayout) {
+  const Outcome wide = Go({.spec = NarrowJob(kFp32), .steps = 0});
+  for (const Layout& layout : {Layout{}, kAll}) {
+    const Outcome narrow = Go({.spec = NarrowJob(kBf16), .layout = layout, .steps = 0});
+    for (const auto& [name, tensor] : wide.state)
+      EXPECT_EQ(narrow.state.at(name).bytes, tensor.bytes) << name;
+  }
+}
+
+TEST(Fp8Test, LearnsAsBf16DoesOverAHundredSteps) {
+  RunOptions options{.spec = NarrowJob(kBf16), .backend = "cpu", .steps = 100};
+  v1::TrainingSpec& training = *options.spec.mutable_training();
+  training.set_steps(100);
+  training.mutable_optimizer()->set_lr(3e-3);
+  const Outcome bf16 = Go(options);
+  training.set_precision(kFp8);
+  const Outcome fp8 = Go(options);
+  ASSERT_EQ(fp8.losses.size(), 100u);
+  EXPECT_NE(fp8.losses, bf16.losses);
+  EXPECT_LT(bf16.losses.back(), 0.5 * bf16.losses.front());
+  for (size_t step = 0; step < 100; ++step)
+    EXPECT_NEAR(fp8.losses[step], bf16.losses[step], 0.01 * bf16.losses[step]) << "step " << step;
+}
+
+}  // namespace
+}  // namespace mt::equivalence
