@@ -153,7 +153,8 @@ void AdamW(const mt_adamw_args& args) {
           exp_avg[i] = static_cast<S>(m);
           exp_avg_sq[i] = static_cast<S>(v);
           master[i] = static_cast<S>(p);
-          parameter[i] = static_cast<P>(p);
+          // From the master weight as stored: the same bits as a cast of a loaded checkpoint.
+          parameter[i] = static_cast<P>(static_cast<double>(master[i]));
         }
       });
     });

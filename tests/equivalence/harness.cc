@@ -224,7 +224,7 @@ absl::StatusOr<Outcome> RunRank(const RunOptions& options, int rank, RankGroups*
                       Operations::Create({.backend = options.backend, .threads = 1}));
   HashedSamples samples(options.spec.model().vocab(), options.spec.data().sequence_length());
   trainer_options.operations = operations.get();
-  trainer_options.samples = &samples;
+  trainer_options.samples = options.samples != nullptr ? options.samples : &samples;
   MT_ASSIGN_OR_RETURN(const std::unique_ptr<Trainer> trainer, Trainer::Create(trainer_options));
   if (options.resume != nullptr) {
     MT_RETURN_IF_ERROR(FillBoxes(*options.resume, trainer->LoadTargets()));

@@ -82,6 +82,7 @@ struct RunOptions {
   GroupFactory groups;                   // empty: InProcessGroups()
   const LogicalState* resume = nullptr;  // start here instead of fresh weights
   TrainingPosition position;             // of `resume`
+  BatchSource* samples = nullptr;        // of all ranks, thread-safe; null: HashedSamples
 };
 // The first error of any rank; the other ranks are then aborted.
 absl::StatusOr<Outcome> RunJob(const RunOptions& options);

@@ -258,8 +258,9 @@ INSTANTIATE_TEST_SUITE_P(
     Models, GoldenTest,
     testing::Combine(testing::Values("llama", "llama_tied"),
                      testing::Values(Target{"reference", kFp32}, Target{"cpu", kFp32},
-                                     Target{"cuda", kFp32}, Target{"reference", kBf16},
-                                     Target{"cpu", kBf16}, Target{"cuda", kBf16})),
+                                     Target{"emulated", kFp32}, Target{"cuda", kFp32},
+                                     Target{"reference", kBf16}, Target{"cpu", kBf16},
+                                     Target{"emulated", kBf16}, Target{"cuda", kBf16})),
     [](const auto& info) {
       const Target& target = std::get<1>(info.param);
       return absl::StrCat(std::get<0>(info.param), "_", target.backend,
