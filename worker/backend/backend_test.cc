@@ -116,6 +116,11 @@ TEST(OperationsTest, UndeclaredAndUnsupportedAndInvalidAreErrorsNotCrashes) {
   EXPECT_THAT(std::string(null.message()), HasSubstr("data is null"));
 }
 
+TEST(OperationsTest, OptionsThatABackendDoesNotHaveAreSkipped) {
+  EXPECT_TRUE(
+      Operations::Create({.backend = "reference", .configuration = {{"gemm_cache", "/a"}}}).ok());
+}
+
 TEST(OperationsTest, OverridesAreCheckedByName) {
   EXPECT_TRUE(absl::IsInvalidArgument(
       Operations::Create({.backend = "reference", .overrides = {{"attention", "reference"}}})

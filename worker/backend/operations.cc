@@ -45,6 +45,10 @@ absl::StatusOr<std::unique_ptr<Operations>> Operations::Create(const Options& op
   for (const auto& [operation, backend] : operations->overrides_) {
     if (std::find(all.begin(), all.end(), backend) == all.end()) all.push_back(backend);
   }
+  for (const auto& [key, value] : options.configuration) {
+    const int32_t code = own->abi().configure(key.c_str(), value.c_str());
+    if (code != MT_ERROR_UNSUPPORTED) MT_RETURN_IF_ERROR(own->ToStatus(code, "configure"));
+  }
   for (const Backend* backend : all) {
     // A backend in host memory has one device, however many slots its node has.
     const int device = backend == own && !backend->host_memory() ? options.device : 0;

@@ -89,10 +89,13 @@ class Operations {
         overrides;  // operation name -> backend name (RuntimeSpec.operations)
     int device = 0;
     int threads = 0;  // CPU backends; 0 = all cores
+    // Told to the job's backend before it is opened (mt_backend.configure); it skips keys that it
+    // does not have.
+    std::map<std::string, std::string> configuration;
     OperationObserver* observer = nullptr;  // for benchmarks; outlives this
   };
-  // INVALID_ARGUMENT: an override names no operation; else what LoadBackend and ChooseBackend
-  // return.
+  // INVALID_ARGUMENT: an override names no operation, or a value of the configuration is not
+  // allowed; else what LoadBackend and ChooseBackend return.
   static absl::StatusOr<std::unique_ptr<Operations>> Create(const Options& options);
   ~Operations();
   Operations(const Operations&) = delete;

@@ -168,6 +168,12 @@ absl::Status RankRun::Prepare() {
   MT_ASSIGN_OR_RETURN(const Backend* chosen, ChooseBackend(spec_.runtime().backend()));
   operations_options_.device = chosen->host_memory() ? 0 : start_.slot();
   operations_options_.threads = start_.threads();
+  if (!chosen->host_memory()) {
+    // Beside the checkpoints, so that whoever resumes from them computes with the same algorithms.
+    const std::string& folder = start_.checkpoint_root();
+    MT_RETURN_IF_ERROR(Env::Real()->CreateDirectories(folder));
+    operations_options_.configuration["gemm_cache"] = folder + "/gemm-algorithms";
+  }
   MT_ASSIGN_OR_RETURN(operations_, Operations::Create(operations_options_));
   options.operations = operations_.get();
   if (mesh_->IsFirstStage(start_.rank()) || mesh_->IsLastStage(start_.rank())) {
