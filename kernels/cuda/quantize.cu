@@ -121,7 +121,8 @@ __device__ __forceinline__ void StoreTransposed(const uint2* tile, int64_t first
   auto* const transposed = static_cast<uint8_t*>(args.transposed);
   constexpr int kUnits = kPieces / 2;  // of 16 bytes in a row of the tile
 #pragma unroll
-  for (int i = static_cast<int>(threadIdx.x); i < kTile * kUnits; i += kThreads) {
+  for (int n = 0; n < kTile * kUnits / kThreads; ++n) {
+    const int i = n * kThreads + static_cast<int>(threadIdx.x);
     const int c = i / kUnits, unit = i % kUnits, p = c / kPiece;
     const int64_t row = first_row + unit * 2 * kPiece, column = first_column + c;
     if (column >= args.columns || row >= args.rows) continue;

@@ -10,7 +10,7 @@
 namespace mt::cuda {
 
 inline int32_t CudaFailed(cudaError_t error, const char* call, const char* file, int line) {
-  cudaGetLastError();  // told here: the next launch must not take it for its own
+  (void)cudaGetLastError();  // told here: the next launch must not take it for its own
   return host::Fail(error == cudaErrorMemoryAllocation ? MT_ERROR_MEMORY : MT_ERROR_DEVICE, 0,
                     "%s at %s:%d: %s (%s)", call, file, line, cudaGetErrorString(error),
                     cudaGetErrorName(error));
