@@ -103,9 +103,11 @@ std::optional<GemmAlgorithm> GemmCache::Find(const std::string& key) const {
 }
 
 GemmAlgorithm GemmCache::Store(const std::string& key, const GemmAlgorithm& algorithm,
-                               std::string* error) {
+                               const std::optional<GemmAlgorithm>& unfit, std::string* error) {
   const std::string name = NameOf(Plain(key));
   error->clear();
+  if (unfit.has_value() && entries_.count(name) > 0 && entries_[name] == *unfit)
+    entries_.erase(name);
   const FileLock lock(path_ + ".lock");
   if (!lock.held()) {
     *error = path_ + ".lock: " + std::strerror(errno);
@@ -113,9 +115,13 @@ GemmAlgorithm GemmCache::Store(const std::string& key, const GemmAlgorithm& algo
   }
   Entries all = Read();
   for (const auto& entry : entries_) all.insert(entry);
-  const auto [it, added] = all.emplace(name, algorithm);
+  auto [it, changed] = all.emplace(name, algorithm);
+  if (!changed && unfit.has_value() && it->second == *unfit) {
+    it->second = algorithm;
+    changed = true;
+  }
   const GemmAlgorithm counts = it->second;
-  if (added) *error = Write(all);
+  if (changed) *error = Write(all);
   entries_ = std::move(all);
   return counts;
 }

@@ -27,9 +27,11 @@ class GemmCache {
   GemmCache(std::string path, std::string environment);
 
   std::optional<GemmAlgorithm> Find(const std::string& key) const;
-  // Adds an entry unless the file has come to hold one for this key; returns the one that counts. If the file cannot be written,
-  // `*error` says why and the entry counts for this process alone.
-  GemmAlgorithm Store(const std::string& key, const GemmAlgorithm& algorithm, std::string* error);
+  // Adds an entry unless the file has come to hold one for this key; returns the one that counts. An entry equal to `unfit`, which
+  // the caller has found and could not use, is replaced. If the file cannot be written, `*error` says why and the entry counts for
+  // this process alone.
+  GemmAlgorithm Store(const std::string& key, const GemmAlgorithm& algorithm,
+                      const std::optional<GemmAlgorithm>& unfit, std::string* error);
 
  private:
   using Entries = std::map<std::string, GemmAlgorithm>;  // by "ENVIRONMENT|KEY"

@@ -32,7 +32,7 @@ class GemmCacheTest : public ::testing::Test {
   void Put(const std::string& text) const { std::ofstream(path_) << text; }
   GemmAlgorithm Store(GemmCache& cache, const std::string& key, const GemmAlgorithm& algorithm) {
     std::string error;
-    const GemmAlgorithm counts = cache.Store(key, algorithm, &error);
+    const GemmAlgorithm counts = cache.Store(key, algorithm, std::nullopt, &error);
     EXPECT_EQ(error, "");
     return counts;
   }
@@ -69,6 +69,17 @@ TEST_F(GemmCacheTest, TheFirstOfTwoProcessesDecides) {
   EXPECT_EQ(GemmCache(path_, "env").Find("key"), kFirst);
 }
 
+TEST_F(GemmCacheTest, AnEntryThatCannotBeUsedIsReplacedUnlessAnotherProcessHasDoneSo) {
+  constexpr GemmAlgorithm kThird = {3, 3, 3, 3, 3, 3, 3, 3};
+  GemmCache old(path_, "env");
+  Store(old, "key", kFirst);
+  GemmCache one(path_, "env"), other(path_, "env");
+  std::string error;
+  EXPECT_EQ(one.Store("key", kSecond, kFirst, &error), kSecond);
+  EXPECT_EQ(other.Store("key", kThird, kFirst, &error), kSecond);
+  EXPECT_EQ(GemmCache(path_, "env").Find("key"), kSecond);
+}
+
 TEST_F(GemmCacheTest, NoEntryOfProcessesThatWriteTogetherIsLost) {
   constexpr int kProcesses = 4, kKeys = 25;
   std::vector<pid_t> children;
@@ -79,7 +90,8 @@ TEST_F(GemmCacheTest, NoEntryOfProcessesThatWriteTogetherIsLost) {
       GemmCache cache(path_, "env");
       std::string error;
       for (int k = 0; k < kKeys; ++k)
-        cache.Store("key " + std::to_string(p) + " " + std::to_string(k), kFirst, &error);
+        cache.Store("key " + std::to_string(p) + " " + std::to_string(k), kFirst, std::nullopt,
+                    &error);
       _exit(error.empty() ? 0 : 1);
     }
     children.push_back(child);
@@ -135,7 +147,7 @@ TEST_F(GemmCacheTest, EveryDamageOfAnEntryIsSeen) {
 TEST_F(GemmCacheTest, WhereNothingCanBeWrittenTheChoiceCountsForTheProcess) {
   GemmCache cache(folder_ / "absent" / "gemm", "env");
   std::string error;
-  EXPECT_EQ(cache.Store("key", kFirst, &error), kFirst);
+  EXPECT_EQ(cache.Store("key", kFirst, std::nullopt, &error), kFirst);
   EXPECT_NE(error, "");
   EXPECT_EQ(cache.Find("key"), kFirst);
 }
