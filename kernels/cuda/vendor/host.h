@@ -5,7 +5,8 @@
 // A launch finishes before MT_LAUNCH returns. What a device leaves undefined ends the program with the kernel's name: threads that
 // wait for each other forever (a barrier that only some reach), exchanges under masks that do not agree, writes just beyond the
 // dynamic shared memory. Dynamic shared memory and the values of lanes outside a mask are NaN; `__shared__` variables are not
-// cleared, so that one which is read before it is written shows only where blocks leave different values. MT_EMULATOR_SEED=<n> sets the order; 0 or nothing is in order.
+// cleared, so that one which is read before it is written shows only where blocks leave different values. MT_EMULATOR_SEED=<n>
+// sets the order; 0 or nothing is in order.
 //
 // Invariant: one operating-system thread per launch, so `__shared__` is a thread_local of the function and device-wide atomics
 // are plain arithmetic.
