@@ -27,11 +27,6 @@ __device__ __forceinline__ Pack<T, N> LoadPack(const T* data) {
     return pack;
   }
 }
-template <typename T, int N>
-__device__ __forceinline__ void StorePack(T* data, const Pack<T, N>& pack) {
-  *reinterpret_cast<Pack<T, N>*>(data) = pack;
-}
-
 // Work has two members, for N elements from element i on, aligned for packs of N (N is also 1):
 //   template <int N> Loaded Load(int64_t i) const;
 //   template <int N> void Store(int64_t i, const Loaded& loaded) const;

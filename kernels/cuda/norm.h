@@ -45,6 +45,11 @@ struct NormBackward {
 template <int kThreads>
 inline constexpr int kNormBlock = kThreads == 32 ? 128 : kThreads;
 
+// Blocks of one multiprocessor: registers for 768 threads, or for the fewer that need no spilling.
+template <typename T, bool kCentered, int kThreads>
+inline constexpr int kNormBlocks =
+    kThreads == 512 ? 1 : (kCentered && sizeof(T) == 4 ? 512 : 768) / kNormBlock<kThreads>;
+
 template <typename T, int N>
 __device__ __forceinline__ Pack<T, N> AddPacks(Pack<T, N> a, const Pack<T, N>& b) {
 #pragma unroll
@@ -77,8 +82,7 @@ __device__ __forceinline__ Pack<T, N> Normalize(const Pack<T, N>& s, float mean,
 
 // Aligned rows of up to kThreads * kElements columns: one read, one write.
 template <typename T, bool kCentered, int kThreads, int kElements>
-__global__ void __launch_bounds__(kNormBlock<kThreads>,
-                                  kThreads == 512 ? 1 : 768 / kNormBlock<kThreads>)
+__global__ void __launch_bounds__(kNormBlock<kThreads>, kNormBlocks<T, kCentered, kThreads>)
     NormForwardRows(NormForward<T> a) {
   constexpr int N = kPackElements<T>, kPacks = kElements / N,
                 kTeams = kNormBlock<kThreads> / kThreads;
@@ -118,15 +122,15 @@ __global__ void __launch_bounds__(kNormBlock<kThreads>,
       a.rstd[row] = rstd;
       if constexpr (kCentered) a.mean[row] = mean;
     }
+    Pack<T, N> bias[kPacks] = {};
+    if constexpr (kCentered) LoadRow<kThreads>(a.bias, packs, thread, bias);
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
       const int index = p * kThreads + thread;
       if (index >= packs) continue;
-      Pack<T, N> bias{};
-      if constexpr (kCentered) bias = LoadPack<N>(a.bias + index * N);
       if (a.sum != nullptr) StorePack(a.sum + offset + index * N, s[p]);
       StorePack(a.output + offset + index * N,
-                Normalize<kCentered>(s[p], mean, rstd, weight[p], bias, most));
+                Normalize<kCentered>(s[p], mean, rstd, weight[p], bias[p], most));
     }
   }
   if (a.amax != nullptr) StoreAmax<kNormBlock<kThreads>>(a.amax, most);
@@ -134,7 +138,7 @@ __global__ void __launch_bounds__(kNormBlock<kThreads>,
 
 // Rows that are too long for registers, or not aligned (N = 1): x and residual are read again for every reduction.
 template <typename T, bool kCentered, int N>
-__global__ void __launch_bounds__(kStreamThreads) NormForwardLoop(NormForward<T> a) {
+__global__ void __launch_bounds__(kStreamThreads, 4) NormForwardLoop(NormForward<T> a) {
   const int64_t thread = threadIdx.x;
   const float inverse_columns = 1.0f / static_cast<float>(a.columns);
   int most = 0;
@@ -147,6 +151,7 @@ __global__ void __launch_bounds__(kStreamThreads) NormForwardLoop(NormForward<T>
       return a.residual != nullptr ? AddPacks(x, LoadPack<N>(a.residual + offset + c)) : x;
     };
     float mean = 0, square = 0;
+#pragma unroll 2
     for (int64_t c = thread * N; c < a.columns; c += step) {
       const Pack<T, N> s = load(c, false);
       if (a.sum != nullptr) StorePack(a.sum + offset + c, s);
@@ -159,6 +164,7 @@ __global__ void __launch_bounds__(kStreamThreads) NormForwardLoop(NormForward<T>
     }
     if constexpr (kCentered) {
       mean = BlockReduce<kStreamThreads>(mean) * inverse_columns;
+#pragma unroll 2
       for (int64_t c = thread * N; c < a.columns; c += step)
         square = AddSquares(square, load(c, true), mean);
     }
@@ -167,6 +173,7 @@ __global__ void __launch_bounds__(kStreamThreads) NormForwardLoop(NormForward<T>
       a.rstd[row] = rstd;
       if constexpr (kCentered) a.mean[row] = mean;
     }
+#pragma unroll 2
     for (int64_t c = thread * N; c < a.columns; c += step) {
       Pack<T, N> bias{};
       if constexpr (kCentered) bias = LoadPack<N>(a.bias + c);

@@ -127,14 +127,6 @@ inline int64_t PartialRows(int64_t rows, int64_t columns) {
   return std::clamp<int64_t>(rows, 1, 132 * blocks_each);
 }
 
-template <int N, typename T>
-__device__ __forceinline__ Pack<T, N> LoadPack(const T* address) {
-  return *reinterpret_cast<const Pack<T, N>*>(address);
-}
-template <int N, typename T>
-__device__ __forceinline__ void StorePack(T* address, const Pack<T, N>& pack) {
-  *reinterpret_cast<Pack<T, N>*>(address) = pack;
-}
 // N floats at a 16-byte boundary (N < 4: at a boundary of their size), whatever N.
 template <int N>
 __device__ __forceinline__ Pack<float, N> LoadFloats(const float* address) {

@@ -42,6 +42,25 @@ struct alignas(sizeof(T) * N) Pack {
 template <typename T>
 inline constexpr int kPackElements = static_cast<int>(16 / sizeof(T));
 
+template <int N, typename T>
+__device__ __forceinline__ Pack<T, N> LoadPack(const T* address) {
+  return *reinterpret_cast<const Pack<T, N>*>(address);
+}
+// nvcc takes stores of structs apart: where an element is chosen by a condition, or two branches end in a store, it makes four or
+// eight narrow stores of one wide (seen in PTX). __stwb is an ordinary store that stays whole.
+template <int N, typename T>
+__device__ __forceinline__ void StorePack(T* address, const Pack<T, N>& pack) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof pack == 16) {
+    uint4 words;
+    memcpy(&words, &pack, sizeof words);
+    __stwb(reinterpret_cast<uint4*>(address), words);
+    return;
+  }
+#endif
+  *reinterpret_cast<Pack<T, N>*>(address) = pack;
+}
+
 // True if `pointer` can be read in packs of `bytes`.
 inline bool IsAligned(const void* pointer, size_t bytes = 16) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
