@@ -47,6 +47,37 @@ case "${1:-}" in
   "") ;;
   *) echo "install-deps.sh: unknown argument $1 (use --list, --check or nothing)" >&2; exit 2 ;;
 esac
+
+# The headers of cudnn-frontend (MIT licence) for the CUDA backend's cuDNN attention, from its Python package, where there is a
+# CUDA compiler to build it with. Nothing is installed: they go to build/third_party. Without them that attention is left out.
+fetch_cudnn_frontend() {
+  local target wheel version=1.18.0
+  local digest=382ea063b92cbfd5b442cb75ff8422932d78276aecf139e46713ed1ad3d07af4
+  target=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/build/third_party/cudnn_frontend
+  command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] || return 0
+  [ ! -f "$target/include/cudnn_frontend.h" ] || return 0
+  if ! python3 -m pip --version >/dev/null 2>&1; then
+    echo "install-deps.sh: no pip: the CUDA backend will have no cuDNN attention (its own kernels remain)" >&2
+    return 0
+  fi
+  echo "fetching the headers of cudnn-frontend $version to $target" >&2
+  mkdir -p "$target"
+  if ! python3 -m pip -q --disable-pip-version-check download --no-deps --only-binary=:all: --python-version 3.11       --platform manylinux_2_28_x86_64 --dest "$target" "nvidia-cudnn-frontend==$version" >&2; then
+    echo "install-deps.sh: pip could not fetch cudnn-frontend: the CUDA backend will have no cuDNN attention" >&2
+    return 0
+  fi
+  wheel=$(echo "$target"/*.whl)
+  echo "$digest  $wheel" | sha256sum --check --quiet
+  python3 - "$wheel" "$target" <<'PYTHON'
+import sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as wheel:
+    for name in wheel.namelist():
+        if name.startswith("include/") or "LICENSE" in name:
+            wheel.extract(name, sys.argv[2])
+PYTHON
+  rm -f "$wheel"
+}
+fetch_cudnn_frontend
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 if ! command -v apt-get >/dev/null; then

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "kernels/cuda/attention_choice.h"
 #include "kernels/cuda/collectives_nccl.h"
 #include "kernels/cuda/configuration.h"
 #include "kernels/cuda/device.h"
@@ -28,6 +29,11 @@ const Provided& Operations() {
     p.matmul_name = GemmName;
     p.matmul_workspace = GemmWorkspace;
     p.matmul = Gemm;
+    p.attention_supports = AttentionSupports;
+    p.attention_name = AttentionName;
+    p.attention_workspace = AttentionWorkspace;
+    p.attention_forward = AttentionForward;
+    p.attention_backward = AttentionBackward;
     return p;
   }();
   return provided;
@@ -67,6 +73,10 @@ int32_t Open(int32_t device, int32_t) {
   if (opened) return MT_OK;
   MT_BIND_THREAD();
   if (const int32_t code = OpenGemm({configuration.tf32, configuration.gemm_cache}); code != MT_OK)
+    return code;
+  if (const int32_t code =
+          OpenAttention(configuration.attention, {OpenedDevice()->major, OpenedDevice()->minor});
+      code != MT_OK)
     return code;
   opened_configuration = configuration;
   opened = true;

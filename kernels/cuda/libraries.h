@@ -46,6 +46,7 @@ namespace mt::cuda {
   F(cudnnCreate)                   \
   F(cudnnDestroy)                  \
   F(cudnnSetStream)                \
+  F(cudnnGetStream)                \
   F(cudnnBackendCreateDescriptor)  \
   F(cudnnBackendDestroyDescriptor) \
   F(cudnnBackendInitialize)        \
