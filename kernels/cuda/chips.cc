@@ -36,6 +36,8 @@ bool Mentions(const std::string& name, const std::string& word) {
 }
 
 bool Runs(const std::string& architecture, int major, int minor) {
+  // nvcc decides: for the devices of the machine that compiles, or for all that it knows.
+  if (architecture == "native" || architecture == "all" || architecture == "all-major") return true;
   char* rest = nullptr;
   const long number = std::strtol(architecture.c_str(), &rest, 10);
   const int made_major = static_cast<int>(number / 10), made_minor = static_cast<int>(number % 10);

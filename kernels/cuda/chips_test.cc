@@ -36,6 +36,9 @@ TEST(ChipsTest, CodeRunsWhereNvidiaSays) {
   EXPECT_FALSE(HasCodeFor("90a-virtual", 10,
                           0));  // PTX with an architecture's own instructions runs nowhere else
   EXPECT_TRUE(HasCodeFor("80", 12, 0));
+  EXPECT_TRUE(HasCodeFor("native", 9, 0));
+  EXPECT_TRUE(HasCodeFor("100f-real", 10, 3));
+  EXPECT_FALSE(HasCodeFor("100f-real", 12, 0));
   EXPECT_FALSE(HasCodeFor("", 9, 0));
 }
 

@@ -17,6 +17,7 @@ struct Device {
   std::string driver;  // "580.159.04", or the driver's CUDA version where the system does not tell
   int major = 0, minor = 0;
   int multiprocessors = 0;
+  bool has_fp8() const { return major > 8 || (major == 8 && minor == 9); }
   cudaStream_t compute = nullptr;  // the ABI's null stream; does not wait for CUDA's legacy stream
 };
 

@@ -79,7 +79,16 @@ int32_t OpenGemm(const GemmOptions& options) {
   return MT_OK;
 }
 
-bool GemmSupports(const mt_matmul_args& args) { return GemmIsSupported(args); }
+bool GemmSupports(const mt_matmul_args& args) {
+  if (!GemmIsSupported(args)) return false;
+  const Device* device = OpenedDevice();
+  if (device == nullptr || args.dtype == MT_F32 || args.dtype == MT_BF16 || device->has_fp8())
+    return true;
+  host::Fail(MT_ERROR_UNSUPPORTED, MT_OP_MATMUL,
+             "%s (compute capability %d.%d) has no FP8 products; 8.9 is the least",
+             device->name.c_str(), device->major, device->minor);
+  return false;
+}
 
 const char* GemmName(const mt_matmul_args& args) {
   switch (args.dtype) {
