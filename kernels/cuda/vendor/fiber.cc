@@ -9,7 +9,7 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if defined(MT_EMULATOR_RACES)
 #include <sanitizer/tsan_interface.h>
 #endif
 
@@ -35,13 +35,13 @@ Fiber::Fiber() {
     std::abort();
   }
   stack_ = static_cast<char*>(memory) + PageBytes();
-#if defined(__SANITIZE_THREAD__)
+#if defined(MT_EMULATOR_RACES)
   shadow_ = __tsan_create_fiber(0);
 #endif
 }
 
 Fiber::~Fiber() {
-#if defined(__SANITIZE_THREAD__)
+#if defined(MT_EMULATOR_RACES)
   __tsan_destroy_fiber(shadow_);
 #endif
   munmap(stack_ - PageBytes(), kStackBytes + PageBytes());
@@ -55,7 +55,7 @@ void Fiber::Start(Body body, void* context) {
 
 void Fiber::Enter() { entering->Loop(); }
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__) || defined(MT_EMULATOR_RACES)
 
 bool Fiber::Resume() {
   if (!entered_) {
@@ -74,7 +74,7 @@ bool Fiber::Resume() {
   __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #else
   resumer_shadow_ = __tsan_get_current_fiber();
-  __tsan_switch_to_fiber(shadow_, 0);
+  __tsan_switch_to_fiber(shadow_, __tsan_switch_to_fiber_no_sync);
   swapcontext(&resumer_, &self_);
 #endif
   return !ended_;
@@ -86,7 +86,7 @@ void Fiber::Yield() {
   swapcontext(&self_, &resumer_);
   __sanitizer_finish_switch_fiber(shadow_, &resumer_stack_, &resumer_stack_bytes_);
 #else
-  __tsan_switch_to_fiber(resumer_shadow_, 0);
+  __tsan_switch_to_fiber(resumer_shadow_, __tsan_switch_to_fiber_no_sync);
   swapcontext(&self_, &resumer_);
 #endif
 }

@@ -36,7 +36,7 @@ class Fiber {
   Body body_ = nullptr;
   void* context_ = nullptr;
   bool entered_ = false, ended_ = true;
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__) || defined(MT_EMULATOR_RACES)
   ucontext_t self_, resumer_;
   const void* resumer_stack_ = nullptr;
   size_t resumer_stack_bytes_ = 0;

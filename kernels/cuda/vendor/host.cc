@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/cuda/vendor/fiber.h"
+#include "kernels/cuda/vendor/happens_before.h"
 
 namespace mt::emulator {
 
@@ -23,6 +24,11 @@ constexpr size_t kSlotBytes = 64;
 constexpr size_t kGuardBytes = 64;
 constexpr unsigned char kGuard = 0xa5;
 
+// Not memcpy: see happens_before.h.
+void CopyBytes(char* to, const char* from, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i) to[i] = from[i];
+}
+
 // What the lanes of one exchange brought. Each of them holds it until its next exchange; a warp whose lanes exchange in groups
 // may have several at once.
 struct Snapshot {
@@ -34,6 +40,7 @@ struct Thread {
   Fiber fiber;
   Place place;
   bool ended = false, waiting = false;
+  unsigned barrier = 0;  // the one it comes to next
   Snapshot* snapshot = nullptr;
 };
 
@@ -74,8 +81,13 @@ class Machine {
   }
 
   void SyncBlock() {
+    // Two take turns: a thread may reach the next barrier before another has left this one.
+    char* const barrier = &barriers_[current_->barrier];
+    current_->barrier ^= 1;
+    Publish(barrier);
     ++block_arrived_;
     Wait();
+    Observe(barrier);
   }
 
   const char* Exchange(unsigned mask, const void* value, size_t bytes) {
@@ -87,13 +99,20 @@ class Machine {
     Release(self);
     warp.masks[lane] = mask;
     warp.bytes[lane] = bytes;
-    std::memcpy(warp.values + lane * kSlotBytes, value, bytes);
+    CopyBytes(warp.values + lane * kSlotBytes, static_cast<const char*>(value), bytes);
     warp.arrived |= 1u << lane;
     if ((warp.arrived & mask) == mask)
       Complete(warp, mask, bytes);
     else
       Wait();
     return self.snapshot->values;
+  }
+
+  void SyncWarp(unsigned mask) {
+    Warp* const warp = &warps_[static_cast<size_t>(current_->place.warp)];
+    Publish(warp);
+    Exchange(mask, "", 1);
+    Observe(warp);
   }
 
   [[noreturn]] void Die(const char* what) {
@@ -113,7 +132,11 @@ class Machine {
   }
 
   void Reserve(size_t threads) {
-    while (threads_.size() < threads) threads_.push_back(std::make_unique<Thread>());
+    while (threads_.size() < threads) {
+      threads_.push_back(std::make_unique<Thread>());
+      snapshots_.push_back(std::make_unique<Snapshot>());  // a thread holds at most one
+      free_.push_back(snapshots_.back().get());
+    }
     count_ = threads;
     warps_.resize((threads + kWarp - 1) / kWarp);
   }
@@ -126,6 +149,7 @@ class Machine {
     for (size_t i = 0; i < count_; ++i) {
       Thread& thread = *threads_[i];
       thread.ended = thread.waiting = false;
+      thread.barrier = 0;
       thread.place = {
           dim3(static_cast<unsigned>(i % block.x), static_cast<unsigned>(i / block.x % block.y),
                static_cast<unsigned>(i / block.x / block.y)),
@@ -134,12 +158,21 @@ class Machine {
           grid,
           static_cast<int>(i % kWarp),
           static_cast<int>(i / kWarp)};
-      thread.fiber.Start(body_, context_);
+      thread.fiber.Start(RunThread, this);
     }
+    Publish(&begin_);
     TakeTurns();
+    Observe(&end_);
     for (size_t i = 0; i < kGuardBytes; ++i) {
       if (guard[i] != kGuard) Die("the block wrote beyond its dynamic shared memory");
     }
+  }
+
+  static void RunThread(void* machine) {
+    Machine& self = *static_cast<Machine*>(machine);
+    Observe(&self.begin_);
+    self.body_(self.context_);
+    Publish(&self.end_);
   }
 
   // Every thread that does not wait runs until it waits or ends, round after round. With a seed the order changes from round to
@@ -198,10 +231,6 @@ class Machine {
 
   // All lanes of the mask are there: they get one snapshot, and lanes that are not in the mask read as NaN from it.
   void Complete(Warp& warp, unsigned mask, size_t bytes) {
-    if (free_.empty()) {
-      snapshots_.push_back(std::make_unique<Snapshot>());
-      free_.push_back(snapshots_.back().get());
-    }
     Snapshot* const snapshot = free_.back();
     free_.pop_back();
     snapshot->holders = 0;
@@ -209,12 +238,12 @@ class Machine {
     for (size_t lane = 0; lane < kWarp; ++lane) {
       char* const slot = snapshot->values + lane * kSlotBytes;
       if ((mask >> lane & 1u) == 0) {
-        std::memset(slot, 0xff, kSlotBytes);
+        for (size_t i = 0; i < kSlotBytes; ++i) slot[i] = static_cast<char>(0xff);
         continue;
       }
       if (warp.masks[lane] != mask) Die("lanes of one exchange name different masks");
       if (warp.bytes[lane] != bytes) Die("lanes of one exchange bring values of different sizes");
-      std::memcpy(slot, warp.values + lane * kSlotBytes, bytes);
+      CopyBytes(slot, warp.values + lane * kSlotBytes, bytes);
       Thread& thread = *threads_[first + lane];
       thread.snapshot = snapshot;
       thread.waiting = false;
@@ -242,6 +271,7 @@ class Machine {
   std::vector<Snapshot*> free_;
   Thread* current_ = nullptr;
   size_t count_ = 0, live_ = 0, block_arrived_ = 0;
+  char begin_ = 0, end_ = 0, barriers_[2] = {0, 0};  // named to happens_before.h
 };
 
 // Dynamic shared memory that a kernel was allowed by cudaFuncSetAttribute.
@@ -290,6 +320,7 @@ void Launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, Body
   Machine::Get().Run(kernel, grid, block, shared_bytes, body, context);
 }
 void SyncBlock() { Machine::Get().SyncBlock(); }
+void SyncWarp(unsigned mask) { Machine::Get().SyncWarp(mask); }
 const char* Exchange(unsigned mask, const void* value, size_t bytes) {
   return Machine::Get().Exchange(mask, value, bytes);
 }

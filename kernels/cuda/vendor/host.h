@@ -8,8 +8,9 @@
 // cleared, so that one which is read before it is written shows only where blocks leave different values. MT_EMULATOR_SEED=<n>
 // sets the order; 0 or nothing is in order.
 //
-// Invariant: one operating-system thread per launch, so `__shared__` is a thread_local of the function and device-wide atomics
-// are plain arithmetic.
+// Compiled with ThreadSanitizer (preset tsan), accesses that no barrier orders are reported, whatever the order: happens_before.h.
+//
+// Invariant: one operating-system thread per launch, so `__shared__` is a thread_local of the function.
 #pragma once
 
 #include <algorithm>
@@ -103,8 +104,9 @@ cudaError_t CheckLaunch(const void* kernel, dim3 grid, dim3 block, size_t shared
 void Launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, Body body,
             void* context);
 
-// All threads of the block that have not returned.
+// Waits for all threads of the block that have not returned, and for all lanes of `mask`.
 void SyncBlock();
+void SyncWarp(unsigned mask);
 // Waits for all lanes of `mask`, which has the caller's own, then returns the 32 values that they brought (`bytes` each, at most
 // 64), lane l's at l * 64 and NaN for lanes that are not in the mask; valid until the lane's next call. Lanes that name different
 // masks end the program.
@@ -162,7 +164,7 @@ cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int value) {
   type* const name = static_cast<type*>(::mt::emulator::dynamic_shared)
 
 inline void __syncthreads() { mt::emulator::SyncBlock(); }
-inline void __syncwarp(unsigned mask = 0xffffffffu) { mt::emulator::Exchange(mask, "", 1); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) { mt::emulator::SyncWarp(mask); }
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
   mt::emulator::CheckWidth(width);
@@ -197,23 +199,28 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
   return votes;
 }
 
+// Replaces *address by change(*address) at once; returns what was there. Orders nothing else.
+template <typename T, typename Change>
+T mt_atomic_change(T* address, Change&& change) {
+  T before, after;
+  __atomic_load(address, &before, __ATOMIC_RELAXED);
+  do {
+    after = change(before);
+  } while (!__atomic_compare_exchange(address, &before, &after, true, __ATOMIC_RELAXED,
+                                      __ATOMIC_RELAXED));
+  return before;
+}
 template <typename T>
 T atomicAdd(T* address, T value) {
-  const T before = *address;
-  *address = before + value;
-  return before;
+  return mt_atomic_change(address, [&](T before) { return before + value; });
 }
 template <typename T>
 T atomicMax(T* address, T value) {
-  const T before = *address;
-  *address = std::max(before, value);
-  return before;
+  return mt_atomic_change(address, [&](T before) { return std::max(before, value); });
 }
 template <typename T>
 T atomicMin(T* address, T value) {
-  const T before = *address;
-  *address = std::min(before, value);
-  return before;
+  return mt_atomic_change(address, [&](T before) { return std::min(before, value); });
 }
 inline void __threadfence() {}
 

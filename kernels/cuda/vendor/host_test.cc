@@ -13,6 +13,17 @@
 
 #include "kernels/cuda/reduce.h"
 
+#if defined(__SANITIZE_THREAD__)
+// Races are counted here, and expected of one kernel; each test says how many it had.
+static int races = 0;
+extern "C" void __tsan_on_report(void*) { ++races; }
+extern "C" const char* __tsan_default_options() { return "exitcode=0:suppress_equal_addresses=0"; }
+constexpr bool kFindsRaces = true;
+#else
+constexpr int races = 0;
+constexpr bool kFindsRaces = false;
+#endif
+
 namespace mt::cuda {
 namespace {
 
@@ -25,6 +36,10 @@ constexpr const char* kSeeds[] = {"0", "1", "2", "3", "4", "5", "6", "7"};
 class EmulatorTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override { setenv("MT_EMULATOR_SEED", GetParam(), 1); }
+  void TearDown() override { EXPECT_EQ(races, races_before_); }
+
+ private:
+  const int races_before_ = races;
 };
 INSTANTIATE_TEST_SUITE_P(Seeds, EmulatorTest, ::testing::ValuesIn(kSeeds));
 using EmulatorDeathTest = EmulatorTest;
@@ -77,7 +92,20 @@ TEST_P(EmulatorTest, BarriersOrderSharedMemory) {
   EXPECT_EQ(RunRing(Ring<true, true>, 100, 7), expected);
 }
 
-TEST(EmulatorTest, AMissingBarrierShowsUnderSomeSeed) {
+TEST(EmulatorRaceTest, ThreadSanitizerFindsAMissingBarrierInAnyOrder) {
+  if (!kFindsRaces) GTEST_SKIP() << "built without ThreadSanitizer";
+  setenv("MT_EMULATOR_SEED", "0", 1);
+  int before = races;
+  RunRing(Ring<true, true>, 64, 5);
+  EXPECT_EQ(races, before);
+  RunRing(Ring<false, true>, 64, 5);
+  EXPECT_GT(races, before);
+  before = races;
+  RunRing(Ring<true, false>, 64, 5);
+  EXPECT_GT(races, before);
+}
+
+TEST(EmulatorRaceTest, AMissingBarrierShowsUnderSomeSeed) {
   const std::vector<int> right = [] {
     setenv("MT_EMULATOR_SEED", "0", 1);
     return RunRing(Ring<true, true>, 64, 5);
@@ -213,7 +241,7 @@ __global__ void OrderOfBlocks(int* next, int* order) {
   if (threadIdx.x == 0) order[atomicAdd(next, 1)] = static_cast<int>(blockIdx.x);
 }
 
-TEST(EmulatorTest, SeedsRepeatAnOrderAndDifferFromEachOther) {
+TEST(EmulatorLaunchTest, SeedsRepeatAnOrderAndDifferFromEachOther) {
   const auto order = [](const char* seed) {
     setenv("MT_EMULATOR_SEED", seed, 1);
     int next = 0;
@@ -230,7 +258,7 @@ TEST(EmulatorTest, SeedsRepeatAnOrderAndDifferFromEachOther) {
   EXPECT_NE(order("4"), order("5"));
 }
 
-TEST(EmulatorTest, RanksLaunchFromThreadsOfTheirOwn) {
+TEST(EmulatorLaunchTest, RanksLaunchFromThreadsOfTheirOwn) {
   setenv("MT_EMULATOR_SEED", "3", 1);
   std::vector<std::vector<int>> out(4, std::vector<int>(128));
   std::vector<int> in(128);
@@ -249,7 +277,7 @@ TEST(EmulatorTest, RanksLaunchFromThreadsOfTheirOwn) {
 
 __global__ void Nothing() {}
 
-TEST(EmulatorTest, LaunchesThatADeviceRefusesAreRefused) {
+TEST(EmulatorLaunchTest, LaunchesThatADeviceRefusesAreRefused) {
   const auto launch = [](dim3 grid, dim3 block, size_t shared_bytes) {
     return mt::emulator::LaunchKernel("Nothing", Nothing, grid, block, shared_bytes, nullptr);
   };
