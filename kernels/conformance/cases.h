@@ -57,7 +57,9 @@ struct Case {
   std::vector<Tensor> tensors;
   // The operation's struct, for data of `dtype` and one pointer per tensor.
   std::function<std::vector<char>(int32_t dtype, void* const* pointers)> arguments;
-  double flops = 0;                                        // that the operation cannot do without
+  double flops = 0;  // that the operation cannot do without
+  // Of a tensor and another that is it rounded, bit for bit: their indices, if there are such.
+  int original = -1, rounded_copy = -1;
   std::vector<int32_t> types = {MT_F32, MT_F64, MT_BF16};  // that it makes sense for
   bool slow = false;                                       // many rows: not in every run
 };

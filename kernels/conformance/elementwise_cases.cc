@@ -180,7 +180,8 @@ Case Copy(int64_t n, Element from, Element to) {
 
 Case Add(int64_t n, bool alias) {
   std::vector<Tensor> tensors = {alias ? Update("a", n) : In("a", n), In("b", n)};
-  tensors.push_back(alias ? Alias(Update("destination", n), 0) : Out("destination", n));
+  tensors.push_back(Exact(alias ? Alias(Update("destination", n), 0) : Out("destination", n)));
+  tensors[0].exact = alias;
   return {Name(MT_OP_ADD, {{"count", n}}, alias ? "in_place" : ""), MT_OP_ADD, tensors,
           [=](int32_t type, void* const* p) {
             return Bytes(
@@ -226,6 +227,8 @@ Case ClipFactor(double squared_norm, double limit, Loss loss) {
     return tensor;
   };
   const double nan = std::numeric_limits<double>::quiet_NaN();
+  Tensor factor = As(Element::kDouble, Out("factor", 1));
+  factor.slack = 1e-6;  // a few operations in float64, whatever the data's type
   char option[96];
   std::snprintf(option, sizeof option, "norm%g_limit%g_loss_%s", std::sqrt(squared_norm), limit,
                 loss == Loss::kNone     ? "none"
@@ -234,8 +237,7 @@ Case ClipFactor(double squared_norm, double limit, Loss loss) {
   return {std::string("clip_factor/") + option,
           MT_OP_CLIP_FACTOR,
           {constant("squared_norm", squared_norm),
-           constant("loss", loss == Loss::kNotANumber ? nan : 2.5),
-           As(Element::kDouble, Out("factor", 1))},
+           constant("loss", loss == Loss::kNotANumber ? nan : 2.5), factor},
           [=](int32_t, void* const* p) {
             return Bytes(mt_clip_factor_args{
                 .squared_norm = static_cast<const double*>(p[0]),
@@ -357,7 +359,12 @@ Case AdamW(int64_t n, int64_t step, bool own_parameter, ClipPointer clip) {
                          clip == ClipPointer::kNone ? nullptr : static_cast<const double*>(p[5])});
                },
                15.0 * n};
-  if (!own_parameter) item.types = {MT_F32, MT_F64};
+  if (!own_parameter) {
+    item.types = {MT_F32, MT_F64};
+  } else if (!stays) {
+    item.original = 0;
+    item.rounded_copy = 1;
+  }
   return item;
 }
 

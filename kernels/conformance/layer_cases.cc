@@ -126,7 +126,7 @@ Case QkNormRope(bool backward, const Rotary& size, bool in_place) {
                                       .first_position = size.first,
                                       .rotary_dim = size.rotary_dim,
                                       .interleaved = size.interleaved,
-                                      .eps = 1e-6,
+                                      .eps = 1e-2,
                                       .cos_sin = p[0],
                                       .weight = p[1],
                                       .x = p[2],

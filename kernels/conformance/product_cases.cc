@@ -94,8 +94,8 @@ Case MatmulFp8(const Product& size, Element a, Element b) {
                  }
                  return Bytes(args);
                },
-               2.0 * m * n * k,
-               {MT_F32, MT_BF16}};
+               2.0 * m * n * k};
+  item.types = {MT_F32, MT_BF16};
   return item;
 }
 

@@ -329,6 +329,15 @@ std::string Compare(const Case& item, int32_t dtype, const Values& before, const
       return text;
     }
   }
+  for (size_t i = 0; item.original >= 0 && i < actual[static_cast<size_t>(item.original)].size();
+       ++i) {
+    const Tensor& copy = item.tensors[static_cast<size_t>(item.rounded_copy)];
+    const double original = actual[static_cast<size_t>(item.original)][i];
+    if (!Same(actual[static_cast<size_t>(item.rounded_copy)][i],
+              RoundTo(TypeOf(copy.element, dtype), original)))
+      return copy.name + "[" + std::to_string(i) + "] is not " + std::to_string(original) +
+             " rounded once";
+  }
   return "";
 }
 
