@@ -134,19 +134,24 @@ template <typename T>
 struct ScaleWork {
   T* data;
   float factor;
-  const double* factor_pointer;
   template <int N>
   __device__ Pack<T, N> Load(int64_t i) const {
     return LoadPack<true, T, N>(data + i);
   }
   template <int N>
   __device__ void Store(int64_t i, Pack<T, N> pack) const {
-    const float by = factor_pointer != nullptr ? static_cast<float>(*factor_pointer) : factor;
 #pragma unroll
-    for (int j = 0; j < N; ++j) pack.at[j] = FromFloat<T>(ToFloat(pack.at[j]) * by);
+    for (int j = 0; j < N; ++j) pack.at[j] = FromFloat<T>(ToFloat(pack.at[j]) * factor);
     StorePack(data + i, pack);
   }
 };
+
+template <typename T, int N>
+__global__ void __launch_bounds__(kFlatThreads)
+    ScaleKernel(ScaleWork<T> work, const double* factor, int64_t count) {
+  if (factor != nullptr) work.factor = static_cast<float>(*factor);
+  FlatLoop<N, 4>(work, count);
+}
 
 // One thread makes the two normals of one Philox block. Bound by float64 arithmetic, and run once per training.
 //
@@ -234,12 +239,15 @@ int32_t Add(const mt_add_args& args, const Launch& launch) {
 }
 
 int32_t Scale(const mt_scale_args& args, const Launch& launch) {
+  if (args.count == 0) return MT_OK;
   MT_CUDA(WithType(args.dtype, [&](auto type) {
     using T = decltype(type);
-    const ScaleWork<T> work = {static_cast<T*>(args.data), static_cast<float>(args.factor),
-                               args.factor_pointer};
-    if (IsAligned(args.data)) return LaunchFlat<kPackElements<T>>(work, args.count, launch);
-    return LaunchFlat<1>(work, args.count, launch);
+    const ScaleWork<T> work = {static_cast<T*>(args.data), static_cast<float>(args.factor)};
+    const bool whole = IsAligned(args.data);
+    auto* kernel = whole ? ScaleKernel<T, kPackElements<T>> : ScaleKernel<T, 1>;
+    const unsigned blocks = FlatBlocks(args.count, 4 * (whole ? kPackElements<T> : 1), launch);
+    return MT_LAUNCH(kernel, dim3(blocks), dim3(kFlatThreads), 0, launch.stream, work,
+                     args.factor_pointer, args.count);
   }));
   return MT_OK;
 }
