@@ -154,6 +154,8 @@ absl::Status Daemon::Start() {
   loop_->Post([&] {
     ProcessHostOptions host_options;
     host_options.scope = command_.state_folder;
+    // Nodes of one machine are hosts of their own for NCCL too, which refuses one host two ranks on a GPU.
+    host_options.environment.push_back(absl::StrCat("NCCL_HOSTID=", command_.node));
     auto process_host = NewProcessHost(host_options, loop_.get());
     if (!process_host.ok()) {
       done.set_value(process_host.status());

@@ -23,6 +23,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/time/time.h"
 #include "common/log.h"
 #include "worker/agent/process_tree.h"
@@ -44,10 +45,27 @@ constexpr const char* kInherited[] = {"PATH",
                                       "TZ",
                                       "TMPDIR",
                                       "MT_BACKEND_PATH",
-                                      "CUDA_VISIBLE_DEVICES",
+                                      "MT_CUDA_LIBRARY_PATH",
+                                      "LD_LIBRARY_PATH",
                                       "ASAN_OPTIONS",
                                       "TSAN_OPTIONS",
                                       "UBSAN_OPTIONS"};
+
+// And whatever begins so: what people set to choose devices, interfaces and logs of the libraries on GPUs.
+constexpr absl::string_view kInheritedPrefixes[] = {"CUDA_", "CUDNN_", "NCCL_"};
+
+std::vector<std::string> InheritedEnvironment() {
+  std::vector<std::string> inherited;
+  for (const char* name : kInherited) {
+    if (const char* value = std::getenv(name)) inherited.push_back(absl::StrCat(name, "=", value));
+  }
+  for (char** variable = environ; *variable != nullptr; ++variable) {
+    for (const absl::string_view prefix : kInheritedPrefixes) {
+      if (absl::StartsWith(*variable, prefix)) inherited.emplace_back(*variable);
+    }
+  }
+  return inherited;
+}
 
 class Fd {
  public:
@@ -269,9 +287,11 @@ absl::StatusOr<int32_t> ProcessHost::Spawn(RankLaunch launch) {
       absl::StrCat(kRankTagVariable, "=", child->tag), absl::StrCat("OMP_NUM_THREADS=", threads),
       "OMP_WAIT_POLICY=passive",  // ranks share cores: a spinning pool would starve its neighbours
       "OMP_DYNAMIC=false", "MALLOC_ARENA_MAX=2"};
-  for (const char* name : kInherited) {
-    if (const char* value = std::getenv(name))
-      environment_text.push_back(absl::StrCat(name, "=", value));
+  for (std::string& variable : InheritedEnvironment())
+    environment_text.push_back(std::move(variable));
+  for (const std::string& variable : options_.environment) {
+    const std::string name = variable.substr(0, variable.find('='));
+    if (std::getenv(name.c_str()) == nullptr) environment_text.push_back(variable);
   }
   std::vector<char*> arguments, environment;
   for (auto& text : argument_text) arguments.push_back(text.data());

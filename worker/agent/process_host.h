@@ -28,6 +28,8 @@ struct ProcessHostOptions {
   int last_lines = 40;
   std::string
       scope;  // unique to this daemon on its machine (its state folder): part of its processes' tag
+  // NAME=VALUE for every rank, unless the daemon's environment has NAME and a rank inherits it.
+  std::vector<std::string> environment;
 };
 
 // Calls come on `loop`, which outlives the host. Destruction kills every tree that is left.

@@ -87,6 +87,7 @@ class ProcessHostTest : public ::testing::Test {
     options.program = "/bin/sh";
     options.arguments = {"-c", script};
     options.scope = folder_.string();
+    options.environment = {"NCCL_HOSTID=h1"};
     auto host = NewProcessHost(options, loop_.get());
     EXPECT_TRUE(host.ok()) << host.status();
     host_ = std::move(*host);
@@ -165,13 +166,17 @@ TEST_F(ProcessHostTest, StoppedRankDiesOfKill) {
 TEST_F(ProcessHostTest, EnvironmentIsMadeNotInherited) {
   setenv("LD_PRELOAD", "", 1);
   setenv("A_SECRET", "s3cret", 1);
+  setenv("NCCL_DEBUG", "WARN", 1);
   Spawn("env; umask; ulimit -c; grep NoNewPrivs /proc/self/status; ls /proc/self/fd");
   unsetenv("LD_PRELOAD");
   unsetenv("A_SECRET");
+  unsetenv("NCCL_DEBUG");
   EXPECT_EQ(recorder_.WaitForExit().exit_code, 0);
   const std::string output = recorder_.output();
   EXPECT_THAT(output, HasSubstr("OMP_NUM_THREADS=3\n"));
   EXPECT_THAT(output, HasSubstr("OMP_WAIT_POLICY=passive\n"));
+  EXPECT_THAT(output, HasSubstr("NCCL_DEBUG=WARN\n"));
+  EXPECT_THAT(output, HasSubstr("NCCL_HOSTID=h1\n"));  // what the daemon says
   EXPECT_THAT(output, HasSubstr("0077\n"));
   EXPECT_THAT(output, HasSubstr("NoNewPrivs:\t1\n"));
   EXPECT_THAT(output, ::testing::EndsWith("\n0\n1\n2\n3\n4\n"));  // 4 is what ls opens
@@ -200,6 +205,7 @@ TEST_F(ProcessHostTest, RanksDieWithTheDaemon) {
     options.program = "/bin/sh";
     options.arguments = {"-c", "trap '' HUP TERM; sleep 1000; sleep 1000"};
     options.scope = folder_.string();
+    options.environment = {"NCCL_HOSTID=h1"};
     auto host = NewProcessHost(options, loop.get());
     if (!host.ok()) _exit(1);
     (*host)->SetHandler(&recorder_);

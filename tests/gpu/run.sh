@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# THE command for a machine with a GPU: verifies and measures everything in under 9 minutes. The machine needs a driver, the
+# CUDA libraries (of a toolkit or of Python's nvidia-* packages) and, for what compares with it, Python with PyTorch; none of
+# our packages. What runs is the pack that tests/gpu/pack.sh made elsewhere.
+#
+#   tests/gpu/run.sh [STEP...]           all steps, or these; they are the functions of tests/gpu/steps.sh
+#
+# Environment
+#   OUT              where JSON and logs go; default build/gpu-results
+#   MT_GPU_PACK      the pack; default build/gpu-pack/pack.tar.gz
+#   MT_GPU_BACKEND   cuda (default). emulated or cpu walk every step without a GPU, on tiny shapes
+#   MT_GPU_SECONDS   for the whole run; default 525. A step that does not fit into what is left is skipped
+#   PYTHON           with PyTorch; default python3
+#   MT_GPU_PEER      a torch_train.py to compare with, besides bench/train_peer.py
+#
+# Every step is PASS, FAIL or SKIP with its reason, and the run goes on. The tables come last. Exit 1 if a step failed. Without
+# a GPU the pack is shown to start, "skipped: no CUDA device" is said, and the exit status is 0.
+set -uo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+export MT_GPU_BACKEND=${MT_GPU_BACKEND:-cuda} PYTHON=${PYTHON:-python3} ROOT=$root
+export OUT=${OUT:-$root/build/gpu-results}
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+export TABLES=$OUT/tables WORK
+WORK=$(mktemp -d /tmp/mt-gpu.XXXXXX)
+started=$SECONDS
+limit=${MT_GPU_SECONDS:-525}
+
+finish() {
+  # Daemons of the cluster steps end with their coordinator's `down`; this is for a step that was cut off.
+  [ ! -f "$WORK/pids" ] || xargs -r kill -9 < "$WORK/pids" 2> /dev/null
+  rm -rf "$WORK"
+}
+trap finish EXIT
+. "$here/steps.sh"
+
+left() { echo $((limit - (SECONDS - started))); }
+
+# step NAME SECONDS: runs step_NAME in a process of its own with its own log; says how it ended.
+step() {
+  local name=$1 seconds=$2 code=0 begin=$SECONDS verdict reason
+  [ "$(left)" -lt "$seconds" ] && seconds=$(left)
+  if [ "$seconds" -lt 5 ]; then
+    code=77
+    echo "no time left" > "$OUT/$name.log"
+  else
+    timeout --kill-after=5 "$seconds" bash -uo pipefail -c ". '$here/steps.sh'; step_$name" > "$OUT/$name.log" 2>&1 || code=$?
+  fi
+  reason=$(grep -v '^$' "$OUT/$name.log" | tail -n 1 | cut -c1-110)
+  case $code in
+    0) verdict=PASS ;;
+    77) verdict=SKIP ;;
+    124 | 137) verdict=FAIL reason="took more than $seconds s; $reason" ;;
+    *) verdict=FAIL ;;
+  esac
+  printf '%-12s %-4s %4d s  %s\n' "$name" "$verdict" $((SECONDS - begin)) "$reason" | tee -a "$OUT/steps.txt"
+  [ "$verdict" = PASS ] || sed 's/^/    /' <(tail -n 12 "$OUT/$name.log")
+}
+# Steps that are not timed share the machine.
+together() {
+  while [ $# -gt 0 ]; do
+    step "$1" "$2" > "$OUT/$1.said" &
+    echo $! >> "$WORK/group"
+    shift 2
+  done
+  wait $(cat "$WORK/group")
+  rm "$WORK/group"
+  cat "$OUT"/*.said
+  rm "$OUT"/*.said
+}
+
+rm -f "$OUT/steps.txt"
+rm -rf "$TABLES"
+mkdir -p "$TABLES"
+unpack || { echo "tests/gpu/run.sh: no pack: run tests/gpu/pack.sh on a build machine" >&2; exit 1; }
+find_libraries
+step start 60
+if [ "$MT_GPU_BACKEND" = cuda ] && ! has_gpu; then
+  echo "skipped: no CUDA device"
+  grep -q ' FAIL ' "$OUT/steps.txt" && exit 1
+  exit 0
+fi
+if [ $# -gt 0 ]; then
+  for name in "$@"; do step "$name" 500; done
+else
+  step machine 30
+  together conformance 150 memcheck 150 racecheck 150 golden 60 cluster 120 ranks 120
+  step ceilings 40
+  step kernels 60
+  step bench_a 120
+  step peer_a 200
+  step bench_b 60
+  step peer_b 120
+fi
+step tables 20
+
+echo
+cat "$TABLES"/* 2> /dev/null
+echo
+cat "$OUT/steps.txt"
+echo "commit $(cat "$WORK/pack/COMMIT" | tr '\n' ' ')· $((SECONDS - started)) s · logs and JSON in $OUT"
+! grep -q ' FAIL ' "$OUT/steps.txt"

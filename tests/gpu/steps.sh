@@ -1,0 +1,270 @@
+# The steps of run.sh, which sources this file and says in its head what the environment means. A step_NAME runs alone in a
+# shell with its output in a log, ends with 0 (passed), 77 (skipped) or anything else (failed), and its last line is its summary.
+# What it measures goes to $OUT as JSON, what people should see to $TABLES.
+pack=$WORK/pack
+bin=$pack/bin
+here=$ROOT/tests/gpu
+on_gpu() { [ "$MT_GPU_BACKEND" = cuda ]; }
+skip() { echo "skipped: $*"; exit 77; }
+fail() { echo "$*"; exit 1; }
+
+unpack() {
+  local from=${MT_GPU_PACK:-$ROOT/build/gpu-pack/pack.tar.gz}
+  [ -f "$from" ] && mkdir -p "$pack" && tar -C "$pack" -xzf "$from"
+}
+has_gpu() { compgen -G '/dev/nvidia[0-9]*' > /dev/null || nvidia-smi -L 2> /dev/null | grep -q '^GPU'; }
+# Python's packages of NVIDIA's libraries lie in <site-packages>/nvidia/*/lib; the plug-in looks there itself.
+find_libraries() {
+  local site
+  site=$("$PYTHON" -c 'import os, nvidia; print(os.path.dirname(list(nvidia.__path__)[0]))' 2> /dev/null) || site=
+  export MT_CUDA_LIBRARY_PATH=${MT_CUDA_LIBRARY_PATH:-$site}
+  export MT_BACKEND_PATH=$pack/bundle:$pack/bin
+}
+plugin() { ls "$pack"/{bundle,bin}/libmt_backend_"$MT_GPU_BACKEND".so 2> /dev/null | head -n 1; }
+number() { sed -n "s/.*\"$1\": \\([-+.0-9e]*\\).*/\\1/p" "$2" 2> /dev/null | tail -n 1; }  # KEY JSON_FILE
+calculate() { awk "BEGIN { printf \"%.${2:-3}g\", $1 }"; }
+has_torch() { "$PYTHON" -c 'import torch' 2> /dev/null; }
+
+# Every program of the pack runs here, and the plug-in says whether it can work.
+step_start() {
+  local program said code=0
+  "$pack/bundle/mt-worker" version && "$bin/mtctl" version && "$bin/mt-coordinator" --version || fail "a program does not start"
+  for program in kernels_conformance_test golden_test; do
+    "$bin/$program" "$pack/bundle/libmt_backend_reference.so" --gtest_list_tests > /dev/null || fail "$program does not start"
+  done
+  "$bin/mt-bench" --shape tiny --backend reference --steps 2 --warmup 1 || fail "mt-bench does not run"
+  [ -n "$(plugin)" ] || fail "the pack has no libmt_backend_$MT_GPU_BACKEND.so"
+  said=$("$bin/mt-worker" kernels --backend="$MT_GPU_BACKEND" 2>&1) || code=$?
+  echo "$said"
+  if [ "$code" != 0 ] && ! has_gpu; then
+    grep -q 'no CUDA device' <<< "$said" || fail "the plug-in does not say that there is no CUDA device"
+    echo "the pack starts; the plug-in declines: no CUDA device"
+  elif [ "$code" != 0 ]; then
+    fail "there is a GPU, but the plug-in declines: $(tail -n 1 <<< "$said")"
+  else
+    echo "the pack starts; backend $MT_GPU_BACKEND is usable"
+  fi
+}
+
+step_machine() {
+  {
+    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv,noheader 2> /dev/null || echo "no nvidia-smi"
+    sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1
+    echo "$(nproc) cores, glibc $(ldd --version | sed -n '1s/.* //p')"
+    nvcc --version 2> /dev/null | grep release
+    has_torch && "$PYTHON" -c 'import torch; print("torch", torch.__version__)'
+  } | tee "$OUT/machine.txt" "$TABLES/10-machine"
+  head -n 1 "$OUT/machine.txt"
+}
+
+# The table of cases on the backend in all its types against float64, split over processes.
+step_conformance() {
+  local shards=6 shard failed=0
+  for shard in $(seq 0 $((shards - 1))); do
+    GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$shard "$bin/kernels_conformance_test" "$pack/bundle/libmt_backend_reference.so" \
+      "$(plugin)" --gtest_filter="${MT_GPU_CASES:-$MT_GPU_BACKEND*}" --gtest_brief=0 > "$OUT/conformance.$shard.txt" 2>&1 &
+  done
+  for shard in $(jobs -p); do wait "$shard" || failed=1; done
+  # A case that was skipped is one that the backend does not support.
+  cat "$OUT"/conformance.?.txt | awk '/^\[ +(OK|FAILED|SKIPPED) .*ms\)/ { split($0, part, /\] /); split(part[2], name, ".");
+      what = $2 == "OK" ? "passed" : tolower($2); if ($2 == "]") what = tolower(substr($1, 2)); count[name[1], what]++; suites[name[1]] }
+    END { for (s in suites) printf "  %-24s %5d passed %4d failed %4d not supported\n", s, count[s, "passed"], count[s, "failed"], count[s, "skipped"] }' |
+    sort > "$WORK/conformance"
+  { echo "Conformance against float64"; cat "$WORK/conformance"; } | tee "$TABLES/20-conformance"
+  grep -h -A6 ': Failure' "$OUT"/conformance.?.txt | head -n 40
+  [ -s "$WORK/conformance" ] || fail "no case ran"
+  echo "$(awk '{ p += $2; f += $4; n += $6 } END { printf "%d passed, %d failed, %d not supported", p, f, n }' "$WORK/conformance")"
+  [ $failed = 0 ]
+}
+
+# The first cases of every operation and type: memory errors do not depend on the size.
+small_cases() {
+  "$bin/kernels_conformance_test" "$pack/bundle/libmt_backend_reference.so" "$(plugin)" --gtest_list_tests |
+    awk -v backend="$MT_GPU_BACKEND" -v most="${1:-2}" -v without="${2:-^$}" '/^[^ ]/ { suite = $1; next }
+      index(suite, backend) == 1 && suite !~ /nan\./ { split($1, part, "/"); if (part[1] !~ without && seen[suite, part[1]]++ < most) printf "%s%s:", suite, $1 }'
+}
+sanitize() {  # TOOL [OPERATIONS LEFT OUT]
+  local sanitizer
+  sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2> /dev/null) || skip "no compute-sanitizer"
+  "$sanitizer" --tool "$1" --error-exitcode 9 "$bin/kernels_conformance_test" "$pack/bundle/libmt_backend_reference.so" "$(plugin)" \
+    --gtest_filter="$(small_cases 2 "${2:-^$}")"
+  local code=$?
+  grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$OUT/$1.log" || echo "no summary from $1 (exit $code)"
+  return $code
+}
+step_memcheck() { sanitize memcheck; }
+# Products are the library's own kernels, which are not ours to judge.
+step_racecheck() { sanitize racecheck '^matmul$'; }
+
+step_golden() {
+  MT_TEST_BACKEND=$MT_GPU_BACKEND MT_GOLDEN_FOLDER=$pack/tests "$bin/golden_test" --gtest_filter="*${MT_GPU_BACKEND}*" || fail "golden_test failed"
+  grep -E '^\[  PASSED' "$OUT/golden.log"
+}
+
+use_cluster() {  # NAME: settings of its own, and jobs.sh's functions
+  export MT_SCENARIO_FOLDER=$WORK/$1
+  mkdir -p "$MT_SCENARIO_FOLDER"
+  . "$ROOT/tests/scenario/hosts.sh"
+  . "$ROOT/tests/scenario/jobs.sh"
+  state=$work/state
+  trap 'mtctl -q dev down --state "$state" --now > /dev/null 2>&1' EXIT
+}
+# NAME PRECISION STEPS EVERY PARALLEL: a small Llama on the pack's text.
+job_file() {
+  cat > "$1.yaml" <<EOF
+name: $1
+model: {layers: 2, hidden: 128, heads: 4, kv_heads: 2, ffn: 256}
+data: {train: $pack/data/text, tokenizer: byte, sequence_length: 64}
+training: {steps: $3, global_batch: 4, micro_batch: 2, precision: $2}
+parallel: {$5}
+checkpoint: {every_steps: $4}
+$(on_gpu || echo "runtime: {backend: $MT_GPU_BACKEND}")
+EOF
+}
+run_job() {  # FILE [STEP AT WHICH RANK 0 IS KILLED]: sets job, digest, loss
+  job=$(submit "$1")
+  if [ $# -gt 1 ]; then
+    until_true 60 "$job reaches step $2" step_is_past "$2" || return 1
+    kill -9 "$(status ranks.0.pid)" || return 1
+  fi
+  mtctl wait "$job" --timeout 100s || { mtctl describe "$job"; mtctl logs "$job" | tail -n 20; return 1; }
+  digest=$(mtctl checkpoint show --digest "$job")
+  loss=$(status progress.loss)
+}
+
+# Through coordinator and daemon from the bundle: one slot per GPU, equal bits after kill -9 and in a second run, figures of NVML.
+step_cluster() {
+  local precision first summary= steps=4000 every=500 precisions="fp32 bf16"
+  use_cluster cluster
+  if on_gpu; then
+    mtctl dev up --state "$state" || fail "mtctl dev up failed"
+    [ "$(mtctl cluster status -o json | field slots)" = "$(ls /dev/nvidia[0-9]* | wc -l)" ] || fail "not one slot per GPU"
+  else
+    steps=${MT_GPU_STEPS:-12} every=4 precisions=${MT_GPU_PRECISIONS:-fp32}
+    mtctl dev up --nodes 1 --slots 1 --state "$state" || fail "mtctl dev up failed"
+  fi
+  for precision in $precisions; do
+    job_file "$precision" "$precision" $steps $every "data: 1"
+    run_job "$precision.yaml" || fail "the undisturbed job failed"
+    first=$digest
+    mtctl logs "$job" | grep -m1 "backend $MT_GPU_BACKEND" || fail "the job did not run on backend $MT_GPU_BACKEND"
+    run_job "$precision.yaml" $((every + 1)) || fail "the job that was killed did not end well"
+    [ "$(status restarts)" = 1 ] || fail "the job that was killed has not been restarted once"
+    [ -n "$first" ] && [ "$digest" = "$first" ] || fail "$precision: $digest after kill -9, $first undisturbed"
+    summary+="$precision loss $loss, equal bits after kill -9; "
+  done
+  if on_gpu; then
+    curl -sf "$(mtctl cluster status -o json | field metrics_address)" > "$OUT/metrics.txt" ||
+      "$PYTHON" -c 'import sys, urllib.request; sys.stdout.buffer.write(urllib.request.urlopen(sys.argv[1]).read())' \
+        "$(mtctl cluster status -o json | field metrics_address)" > "$OUT/metrics.txt"
+    for figure in memory_used_bytes utilization_ratio temperature_celsius power_watts; do
+      grep "^mt_gpu_$figure{" "$OUT/metrics.txt" || fail "/metrics has no mt_gpu_$figure"
+    done | tee "$TABLES/30-metrics"
+  fi
+  mtctl nodes -o wide
+  echo "${summary%; }"
+}
+
+# Two ranks on the one GPU, each its own host for NCCL (NCCL_HOSTID), over sockets; the losses are those of one rank.
+step_ranks() {
+  local layout alone summary= steps=40
+  use_cluster ranks
+  on_gpu || steps=${MT_GPU_STEPS:-12}
+  mtctl dev up --nodes 2 --slots 1 --state "$state" || fail "mtctl dev up failed"
+  for layout in "data: 1" "tensor: 2" "data: 2" "pipeline: 2"; do
+    job_file ranks fp32 $steps 1000000 "$layout"
+    run_job ranks.yaml || fail "$layout failed"
+    [ -n "${alone:-}" ] || alone=$loss
+    summary+="$layout loss $loss; "
+    awk "BEGIN { d = $loss - $alone; exit !(d < 1e-4 && d > -1e-4) }" || fail "$layout: loss $loss, one rank $alone"
+  done
+  echo "${summary%; }"
+}
+
+# What memory and matrix units give PyTorch here: our own ceilings are not below them.
+step_ceilings() {
+  on_gpu || skip "no GPU"
+  has_torch || skip "no PyTorch"
+  "$PYTHON" "$pack/tests/train_peer.py" --ceilings | tee "$OUT/ceilings.json"
+  [ "${PIPESTATUS[0]}" = 0 ]
+}
+ceilings() {
+  local copy flops
+  copy=$(number copy_gbytes "$OUT/ceilings.json") flops=$(number bf16_tflops "$OUT/ceilings.json")
+  echo "--copy-gbytes ${copy:-0} --bf16-tflops ${flops:-0}"
+}
+
+step_kernels() {
+  local shape=1.3b
+  on_gpu || shape=tiny
+  "$bin/mt-kernel-bench" "$(plugin)" --shape $shape --dtype bf16 $(ceilings) --json "$OUT/kernels.json" > "$OUT/kernels.txt" || fail "mt-kernel-bench failed"
+  { echo "Kernels alone at shape $shape, bf16 (< is under 85% of the memory's rate)"; cat "$OUT/kernels.txt"; } | tee "$TABLES/40-kernels"
+  echo "$(grep -c '% ' "$OUT/kernels.txt") kernels, $(grep -c '%<' "$OUT/kernels.txt") of them under 85% of the memory's rate"
+}
+
+# LETTER SHAPE STEPS: ours in bf16 and fp8, with the time of a step by operation.
+bench() {
+  local letter=$1 shape=$2 steps=$3 precision failed= precisions="bf16 fp8"
+  on_gpu || shape=tiny steps=6 precisions=${MT_GPU_PRECISIONS:-fp32}
+  for precision in $precisions; do
+    "$bin/mt-bench" --backend "$MT_GPU_BACKEND" --shape "$shape" --precision "$precision" --steps "$steps" --warmup $((steps / 3)) \
+      --tokens "$WORK/tokens_$letter" --write-tokens --profile 3 $(ceilings) --json "$OUT/bench_${letter}_$precision.json" 2> "$WORK/profile" || failed+="$precision: $(tail -n 1 "$WORK/profile"); "
+    cat "$WORK/profile"
+    { echo "Step of shape $letter ($shape) in $precision, by operation"; head -n 24 "$WORK/profile"; tail -n 2 "$WORK/profile"; echo; } > "$TABLES/5$letter-$precision"
+  done
+  for precision in $precisions; do
+    echo -n "$precision $(number tokens_per_second "$OUT/bench_${letter}_$precision.json") tokens/s, MFU $(number mfu "$OUT/bench_${letter}_$precision.json"); "
+  done
+  echo "$failed"
+  [ -z "$failed" ]
+}
+step_bench_a() { bench a 1.3b 100; }
+step_bench_b() { bench b 0.4b 60; }
+
+# LETTER LAYERS HIDDEN HEADS KV FFN VOCABULARY SEQUENCE MICRO_BATCH: PyTorch, compiled, under autocast and in pure bf16.
+peer() {
+  local letter=$1 kind flags failed= device=cuda compile=--compile kinds="autocast pure" steps=25 program=${MT_GPU_PEER:-$pack/tests/train_peer.py}
+  has_torch || skip "no PyTorch"
+  [ -s "$WORK/tokens_$letter" ] || skip "bench_$letter has not run"
+  shift
+  on_gpu || { device=cpu compile= kinds=fp32 steps=6; set -- 2 64 4 2 128 256 32 2; }
+  local shape="--layers $1 --hidden $2 --heads $3 --kv-heads $4 --ffn $5 --vocab $6 --seq $7 --micro-batch $8 --steps $steps"
+  for kind in $kinds; do
+    case $kind in autocast) flags="--dtype bf16" ;; pure) flags="--dtype bf16 --pure-bf16" ;; *) flags= ;; esac
+    "$PYTHON" "$program" $shape --warmup $((steps / 3)) --tokens "$WORK/tokens_$letter" --device $device $flags $compile \
+      > "$OUT/peer_${letter}_$kind.json" || failed+="$kind failed; "
+    echo -n "$kind $(number tokens_per_second "$OUT/peer_${letter}_$kind.json") tokens/s; "
+  done
+  echo "$failed"
+  [ -z "$failed" ]
+}
+step_peer_a() { peer a 24 2048 16 8 6144 32768 4096 4; }
+step_peer_b() { peer b 24 1024 16 8 3072 32768 2048 16; }
+
+# Ratios of one run, and FP8 beside bf16.
+step_tables() {
+  local letter file ours best of
+  {
+    echo "Tokens per second"
+    for letter in a b; do
+      best=$(for file in "$OUT"/peer_${letter}_*.json; do number tokens_per_second "$file"; done | sort -g | tail -n 1)
+      for file in "$OUT"/peer_${letter}_*.json "$OUT"/bench_${letter}_*.json; do
+        ours=$(number tokens_per_second "$file")
+        [ -n "$ours" ] || continue
+        of=$(number mfu "$file")
+        printf '  %-22s %12.0f tokens/s %9.2f ms %6.1f GiB' "$(basename "$file" .json)" "$ours" "$(calculate "1000 * $(number step_seconds "$file")" 6)" \
+          "$(calculate "$(number memory_bytes "$file") / 2^30")"
+        [ -z "$of" ] || printf '  MFU %5.1f%%' "$(calculate "100 * $of")"
+        [ -z "$best" ] || printf '  %s of PyTorch at its better' "$(calculate "$ours / $best")"
+        echo
+      done
+      compare_losses "$OUT/bench_${letter}_bf16.json" "$OUT/bench_${letter}_fp8.json"
+    done
+  } | tee "$TABLES/70-tokens"
+  echo "in $OUT"
+}
+compare_losses() {  # BF16 FP8: the largest relative difference
+  [ -s "$1" ] && [ -s "$2" ] || return 0
+  paste <(sed 's/.*"losses": \[\([^]]*\)\].*/\1/; s/, /\n/g' "$1") <(sed 's/.*"losses": \[\([^]]*\)\].*/\1/; s/, /\n/g' "$2") |
+    awk '{ d = ($1 - $2) / $1; if (d < 0) d = -d; if (d > most) most = d } END { printf "  fp8 losses are within %.2f%% of bf16 over %d steps\n", 100 * most, NR }'
+}
