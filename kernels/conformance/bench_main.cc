@@ -1,4 +1,4 @@
-// mt-kernel-bench LIBRARY [THREADS] [FILTER] [--dtype float32|bfloat16] [--shape default|1.3b|0.4b] [--json FILE]: what each
+// mt-kernel-bench LIBRARY [THREADS] [FILTER] [--dtype float32|bfloat16] [--shape default|1.3b|0.4b|tiny] [--json FILE]: what each
 // operation of a training step takes at the shapes of a model, how near it is to the limits of the machine, and its share of
 // the step.
 #include <algorithm>
@@ -72,7 +72,7 @@ int Main(int argc, char** argv) {
   if (!Parse(argc, argv, &options)) {
     std::fprintf(stderr,
                  "usage: %s LIBRARY [THREADS] [FILTER] [--dtype float32|bfloat16] "
-                 "[--shape default|1.3b|0.4b] [--json FILE]\n",
+                 "[--shape default|1.3b|0.4b|tiny] [--json FILE]\n",
                  argv[0]);
     return 2;
   }

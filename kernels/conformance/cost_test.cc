@@ -9,22 +9,22 @@
 namespace mt::conformance {
 namespace {
 
-TEST(CostTest, TheTablesOwnFiguresForFloat32) {
+TEST(CostTest, TheTablesOwnFigures) {
   for (const BenchmarkCase& each : BenchmarkCases(*FindBenchmarkModel("default"))) {
-    if (each.item.types == std::vector<int32_t>{MT_BF16}) continue;
-    // Any pointers but null: only that is looked at.
-    std::vector<void*> pointers(each.item.tensors.size());
-    for (size_t i = 0; i < pointers.size(); ++i)
-      pointers[i] = each.item.tensors[i].alias >= 0 ? pointers[each.item.tensors[i].alias]
-                                                    : reinterpret_cast<void*>(64 * (i + 1));
-    const std::vector<char> arguments = each.item.arguments(MT_F32, pointers.data());
-    const Cost cost = CostOf(each.item.operation, arguments.data());
-    const double bytes = TrafficBytes(each.item, MT_F32);
-    EXPECT_NEAR(cost.bytes, bytes, 0.05 * bytes) << each.item.name;
-    if (cost.flops > 0) {
-      EXPECT_NEAR(cost.flops, each.item.flops, 0.01 * each.item.flops) << each.item.name;
+    for (const int32_t dtype : {MT_F32, MT_BF16}) {
+      // Any pointers but null: only that is looked at.
+      std::vector<void*> pointers(each.item.tensors.size());
+      for (size_t i = 0; i < pointers.size(); ++i)
+        pointers[i] = each.item.tensors[i].alias >= 0 ? pointers[each.item.tensors[i].alias]
+                                                      : reinterpret_cast<void*>(64 * (i + 1));
+      const std::vector<char> arguments = each.item.arguments(dtype, pointers.data());
+      const Cost cost = CostOf(each.item.operation, arguments.data());
+      const double bytes = TrafficBytes(each.item, dtype);
+      EXPECT_NEAR(cost.bytes, bytes, 0.05 * bytes + 64) << each.item.name << " type " << dtype;
+      if (cost.flops > 0) {
+        EXPECT_NEAR(cost.flops, each.item.flops, 0.01 * each.item.flops) << each.item.name;
+      }
     }
-    EXPECT_NE(cost.shape, "") << each.item.name;
   }
 }
 

@@ -195,11 +195,13 @@ ceilings() {
 }
 
 step_kernels() {
-  local shape=1.3b
-  on_gpu || shape=tiny
-  "$bin/mt-kernel-bench" "$(plugin)" --shape $shape --dtype bf16 $(ceilings) --json "$OUT/kernels.json" > "$OUT/kernels.txt" || fail "mt-kernel-bench failed"
-  { echo "Kernels alone at shape $shape, bf16 (< is under 85% of the memory's rate)"; cat "$OUT/kernels.txt"; } | tee "$TABLES/40-kernels"
-  echo "$(grep -c '% ' "$OUT/kernels.txt") kernels, $(grep -c '%<' "$OUT/kernels.txt") of them under 85% of the memory's rate"
+  local shape=1.3b dtype=bf16
+  on_gpu || shape=tiny dtype=float32
+  "$bin/mt-kernel-bench" "$(plugin)" --shape $shape --dtype $dtype --json "$OUT/kernels.json" > "$WORK/kernels" || fail "mt-kernel-bench: $(tail -n 1 "$WORK/kernels")"
+  # Of what computes no product, the share of the rate of a copy counts: under 85% is marked.
+  awk 'NR > 2 && NF >= 7 && $4 ~ /^[0-9]+$/ { print (($4 < 85 && $5 == 0) ? "< " : "  ") $0; next } { print "  " $0 }' "$WORK/kernels" > "$OUT/kernels.txt"
+  { echo "Kernels alone at shape $shape, $dtype (< is under 85% of a copy's rate)"; cat "$OUT/kernels.txt"; echo; } | tee "$TABLES/40-kernels"
+  echo "$(grep -c '"operation"' "$OUT/kernels.json") kernels, $(grep -c '^<' "$OUT/kernels.txt") of them under 85% of a copy's rate"
 }
 
 # LETTER SHAPE STEPS: ours in bf16 and fp8, with the time of a step by operation.
