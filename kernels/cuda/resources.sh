@@ -10,8 +10,9 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 cache=${MT_RESOURCES:-$root/build/resources}
-# Kernels in which a spill costs nothing that counts (extended regular expression on the name): none.
-COLD='^$'
+# Kernels in which a spill does not count (extended regular expression on the name): the portable attention, which runs where
+# the tensor cores' cannot, and head sizes past 128.
+COLD='^Flash(Forward|KeyBackward|QueryBackward)<|<256'
 
 all=0
 [ "${1:-}" != --all ] || { all=1; shift; }
@@ -47,8 +48,8 @@ failed=0
 for architecture in "$@"; do
   rows=$(for file in "$here"/*.cu; do compile "$file" "$architecture" || exit 1; done | table)
   printf 'sm_%s\n%9s %7s %6s %7s %6s  %s\n' "$architecture" registers shared stack stores loads kernel
-  awk -v all=$all '{ name = $0; sub(/^([0-9]+ ){5}/, "", name); if (all || $1 > 128 || $3 + $4 + $5 > 0) printf "%9d %7d %6d %7d %6d  %.110s\n", $1, $2, $3, $4, $5, name }' <<< "$rows" | sort -k1,1nr
-  spilling=$(awk -v cold="$COLD" '{ name = $0; sub(/^([0-9]+ ){5}/, "", name); if ($4 + $5 > 0 && name !~ cold) ++n } END { print n + 0 }' <<< "$rows")
+  awk -v all=$all '{ name = $0; for (i = 0; i < 5; ++i) sub(/^[0-9]+ /, "", name); if (all || $1 > 128 || $3 + $4 + $5 > 0) printf "%9d %7d %6d %7d %6d  %.110s\n", $1, $2, $3, $4, $5, name }' <<< "$rows" | sort -k1,1nr
+  spilling=$(awk -v cold="$COLD" '{ name = $0; for (i = 0; i < 5; ++i) sub(/^[0-9]+ /, "", name); if ($4 + $5 > 0 && name !~ cold) ++n } END { print n + 0 }' <<< "$rows")
   echo "sm_$architecture: $(wc -l <<< "$rows") kernels, most registers $(cut -d' ' -f1 <<< "$rows" | sort -n | tail -n 1), $spilling spill"
   [ "$spilling" = 0 ] || failed=1
 done

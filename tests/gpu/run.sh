@@ -28,8 +28,11 @@ started=$SECONDS
 limit=${MT_GPU_SECONDS:-525}
 
 finish() {
-  # Daemons of the cluster steps end with their coordinator's `down`; this is for a step that was cut off.
-  [ ! -f "$WORK/pids" ] || xargs -r kill -9 < "$WORK/pids" 2> /dev/null
+  # For a cluster step that was cut off.
+  local state
+  for state in "$WORK"/*/work/state; do
+    [ ! -d "$state" ] || MT_CONFIG_DIR=$state/../config "$WORK/pack/bin/mtctl" -q dev down --state "$state" --now > /dev/null 2>&1
+  done
   rm -rf "$WORK"
 }
 trap finish EXIT

@@ -170,6 +170,7 @@ step_ranks() {
   local layout alone summary= steps=40
   use_cluster ranks
   on_gpu || steps=${MT_GPU_STEPS:-12}
+  export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo} NCCL_DEBUG=${NCCL_DEBUG:-WARN}
   mtctl dev up --nodes 2 --slots 1 --state "$state" || fail "mtctl dev up failed"
   for layout in "data: 1" "tensor: 2" "data: 2" "pipeline: 2"; do
     job_file ranks fp32 $steps 1000000 "$layout"
