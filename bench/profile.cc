@@ -123,7 +123,7 @@ std::vector<Profile::Row> Profile::Rows(const conformance::Ceilings& ceilings) c
 std::string FormatProfile(const std::vector<Profile::Row>& rows, double step_seconds,
                           const conformance::Ceilings& ceilings) {
   std::string out = absl::StrFormat(
-      "ceilings: %.0f GB/s, %.1f TFLOP/s fp32, %.1f bf16, %.1f fp8\n"
+      "ceilings: %.0f GB/s, %.3g TFLOP/s fp32, %.3g bf16, %.3g fp8\n"
       "%-32s %-26s %5s %9s %6s %9s %6s %8s %8s  %s\n",
       ceilings.bytes_per_second / 1e9, ceilings.f32_flops / 1e12, ceilings.bf16_flops / 1e12,
       ceilings.fp8_flops / 1e12, "operation", "shape", "calls", "ms/step", "share", "floor ms",

@@ -20,8 +20,8 @@ for tool in bash awk sed grep tar gzip timeout tee sort mktemp ls; do
 done
 unshare --mount bash -euc '
   mount --make-rprivate /
-  mount --bind "$1/lib" "$(readlink -f '$libraries')"
   [ ! -d /usr/local/cuda/lib64 ] || mount -t tmpfs tmpfs "$(readlink -f /usr/local/cuda/lib64)"
+  mount --bind "$1/lib" "$(readlink -f '$libraries')"
   PYTHON=/nonexistent OUT="$1/bare" exec "$2/run.sh"' bare "$folder" "$here" | tee "$folder/bare.txt"
 grep -q '^skipped: no CUDA device$' "$folder/bare.txt"
 

@@ -62,18 +62,18 @@ step() {
 }
 # Steps that are not timed share the machine.
 together() {
+  local names=() name
   while [ $# -gt 0 ]; do
-    step "$1" "$2" > "$OUT/$1.said" &
-    echo $! >> "$WORK/group"
+    step "$1" "$2" > "$WORK/$1.said" &
+    names+=("$1")
     shift 2
   done
-  wait $(cat "$WORK/group")
-  rm "$WORK/group"
-  cat "$OUT"/*.said
-  rm "$OUT"/*.said
+  wait
+  for name in "${names[@]}"; do cat "$WORK/$name.said"; done
 }
 
 rm -f "$OUT/steps.txt"
+[ $# -gt 0 ] || rm -f "$OUT"/*.json
 rm -rf "$TABLES"
 mkdir -p "$TABLES"
 unpack || { echo "tests/gpu/run.sh: no pack: run tests/gpu/pack.sh on a build machine" >&2; exit 1; }

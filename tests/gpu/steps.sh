@@ -12,7 +12,7 @@ unpack() {
   local from=${MT_GPU_PACK:-$ROOT/build/gpu-pack/pack.tar.gz}
   [ -f "$from" ] && mkdir -p "$pack" && tar -C "$pack" -xzf "$from"
 }
-has_gpu() { compgen -G '/dev/nvidia[0-9]*' > /dev/null || nvidia-smi -L 2> /dev/null | grep -q '^GPU'; }
+has_gpu() { compgen -G '/dev/nvidia[0-9]*' > /dev/null || grep -q '^GPU' <<< "$(nvidia-smi -L 2> /dev/null)"; }
 # Python's packages of NVIDIA's libraries lie in <site-packages>/nvidia/*/lib; the plug-in looks there itself.
 find_libraries() {
   local site
@@ -87,9 +87,10 @@ sanitize() {  # TOOL [OPERATIONS LEFT OUT]
   local sanitizer
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2> /dev/null) || skip "no compute-sanitizer"
   "$sanitizer" --tool "$1" --error-exitcode 9 "$bin/kernels_conformance_test" "$pack/bundle/libmt_backend_reference.so" "$(plugin)" \
-    --gtest_filter="$(small_cases 2 "${2:-^$}")"
+    --gtest_filter="$(small_cases 2 "${2:-^$}")" > "$OUT/$1.txt" 2>&1
   local code=$?
-  grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$OUT/$1.log" || echo "no summary from $1 (exit $code)"
+  [ $code = 0 ] || grep -v '^\[ *\(RUN\|OK\)' "$OUT/$1.txt" | tail -n 60
+  echo "$(grep -c '^\[       OK' "$OUT/$1.txt") cases: $(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$OUT/$1.txt" || echo "no summary, exit $code")"
   return $code
 }
 step_memcheck() { sanitize memcheck; }
@@ -97,8 +98,9 @@ step_memcheck() { sanitize memcheck; }
 step_racecheck() { sanitize racecheck '^matmul$'; }
 
 step_golden() {
-  MT_TEST_BACKEND=$MT_GPU_BACKEND MT_GOLDEN_FOLDER=$pack/tests "$bin/golden_test" --gtest_filter="*${MT_GPU_BACKEND}*" || fail "golden_test failed"
-  grep -E '^\[  PASSED' "$OUT/golden.log"
+  MT_TEST_BACKEND=$MT_GPU_BACKEND MT_GOLDEN_FOLDER=$pack/tests "$bin/golden_test" --gtest_filter="*${MT_GPU_BACKEND}*" > "$OUT/golden.txt" 2>&1 || { cat "$OUT/golden.txt"; fail "golden_test failed"; }
+  ! grep '^skipped: no' "$OUT/golden.txt" || fail "golden_test found no device"
+  grep -E '^\[  PASSED' "$OUT/golden.txt"
 }
 
 use_cluster() {  # NAME: settings of its own, and jobs.sh's functions
@@ -134,20 +136,21 @@ run_job() {  # FILE [STEP AT WHICH RANK 0 IS KILLED]: sets job, digest, loss
 
 # Through coordinator and daemon from the bundle: one slot per GPU, equal bits after kill -9 and in a second run, figures of NVML.
 step_cluster() {
-  local precision first summary= steps=4000 every=500 precisions="fp32 bf16"
+  local precision first summary= steps=4000 every precisions="fp32 bf16"
   use_cluster cluster
   if on_gpu; then
     mtctl dev up --state "$state" || fail "mtctl dev up failed"
     [ "$(mtctl cluster status -o json | field slots)" = "$(ls /dev/nvidia[0-9]* | wc -l)" ] || fail "not one slot per GPU"
   else
-    steps=${MT_GPU_STEPS:-12} every=4 precisions=${MT_GPU_PRECISIONS:-fp32}
+    steps=${MT_GPU_STEPS:-600} precisions=${MT_GPU_PRECISIONS:-fp32}
     mtctl dev up --nodes 1 --slots 1 --state "$state" || fail "mtctl dev up failed"
   fi
+  every=$((steps / 8))
   for precision in $precisions; do
     job_file "$precision" "$precision" $steps $every "data: 1"
     run_job "$precision.yaml" || fail "the undisturbed job failed"
     first=$digest
-    mtctl logs "$job" | grep -m1 "backend $MT_GPU_BACKEND" || fail "the job did not run on backend $MT_GPU_BACKEND"
+    grep -m1 "backend $MT_GPU_BACKEND" <<< "$(mtctl logs "$job")" || fail "the job did not run on backend $MT_GPU_BACKEND"
     run_job "$precision.yaml" $((every + 1)) || fail "the job that was killed did not end well"
     [ "$(status restarts)" = 1 ] || fail "the job that was killed has not been restarted once"
     [ -n "$first" ] && [ "$digest" = "$first" ] || fail "$precision: $digest after kill -9, $first undisturbed"
