@@ -136,7 +136,7 @@ run_job() {  # FILE [STEP AT WHICH RANK 0 IS KILLED]: sets job, digest, loss
 
 # Through coordinator and daemon from the bundle: one slot per GPU, equal bits after kill -9 and in a second run, figures of NVML.
 step_cluster() {
-  local precision first summary= steps=4000 every precisions="fp32 bf16"
+  local precision first figure summary= steps=4000 every precisions="fp32 bf16"
   use_cluster cluster
   if on_gpu; then
     mtctl dev up --state "$state" || fail "mtctl dev up failed"
@@ -156,13 +156,13 @@ step_cluster() {
     [ -n "$first" ] && [ "$digest" = "$first" ] || fail "$precision: $digest after kill -9, $first undisturbed"
     summary+="$precision loss $loss, equal bits after kill -9; "
   done
-  if on_gpu; then
-    curl -sf "$(mtctl cluster status -o json | field metrics_address)" > "$OUT/metrics.txt" ||
-      "$PYTHON" -c 'import sys, urllib.request; sys.stdout.buffer.write(urllib.request.urlopen(sys.argv[1]).read())' \
-        "$(mtctl cluster status -o json | field metrics_address)" > "$OUT/metrics.txt"
+  "$PYTHON" -c 'import sys, urllib.request; sys.stdout.buffer.write(urllib.request.urlopen(sys.argv[1]).read())' \
+    "http://$(mtctl cluster status -o json | field metrics_address)/metrics" > "$OUT/metrics.txt" || fail "no /metrics"
+  if on_gpu || grep -q '^mt_gpu_info' "$OUT/metrics.txt"; then
     for figure in memory_used_bytes utilization_ratio temperature_celsius power_watts; do
-      grep "^mt_gpu_$figure{" "$OUT/metrics.txt" || fail "/metrics has no mt_gpu_$figure"
-    done | tee "$TABLES/30-metrics"
+      grep "^mt_gpu_$figure{" "$OUT/metrics.txt" >> "$WORK/figures" || fail "/metrics has no mt_gpu_$figure"
+    done
+    { echo "/metrics during the cluster step"; cat "$WORK/figures"; echo; } | tee "$TABLES/30-metrics"
   fi
   mtctl nodes -o wide
   echo "${summary%; }"
@@ -259,7 +259,7 @@ step_tables() {
         [ -n "$ours" ] || continue
         of=$(number mfu "$file")
         printf '  %-22s %12.0f tokens/s %9.2f ms %6.1f GiB' "$(basename "$file" .json)" "$ours" "$(calculate "1000 * $(number step_seconds "$file")" 6)" \
-          "$(calculate "$(number memory_bytes "$file") / 2^30")"
+          "$(calculate "0$(number memory_bytes "$file") / 2^30")"
         [ -z "$of" ] || printf '  MFU %5.1f%%' "$(calculate "100 * $of")"
         [ -z "$best" ] || printf '  %s of PyTorch at its better' "$(calculate "$ours / $best")"
         echo

@@ -9,7 +9,7 @@ fake=$(cd "$2" && pwd)
 . "$here/jobs.sh"
 LD_LIBRARY_PATH=$fake mtctl -q dev up --nodes 1 --slots 1 --state "$work/state" > /dev/null
 address=$(mtctl cluster status -o json | field metrics_address)
-shows() { curl -sf "$address" > metrics.txt && grep -qxF "$1" metrics.txt; }
+shows() { curl -sf "http://$address/metrics" > metrics.txt && grep -qxF "$1" metrics.txt; }
 until_true 30 "temperature in /metrics" shows 'mt_gpu_temperature_celsius{node="dev-1",device="1"} 61'
 shows 'mt_gpu_power_watts{node="dev-1",device="0"} 431.5' || fail "no power"
 shows 'mt_gpu_info{node="dev-1",device="0",name="Fake GPU-0",uuid="GPU-0"} 1' || fail "no name"
