@@ -33,6 +33,7 @@
 #include "common/spec/defaults.h"
 #include "common/spec/parameters.h"
 #include "kernels/abi/philox.h"
+#include "worker/train/gemm_peak.h"
 #include "worker/train/trainer.h"
 
 namespace mt {
@@ -317,7 +318,12 @@ absl::Status Bench(const Flags& flags) {
   // A GPU is measured against its nominal dense bf16 rate, also in fp8, so that the runs compare; a
   // processor against what it was measured to do.
   const bool nominal = backend.info().bf16_flops > 0 && flags.text("precision") != "fp32";
-  const double peak = nominal ? backend.info().bf16_flops : run.operations->MeasurePeakFlops();
+  double peak = backend.info().bf16_flops;
+  if (!nominal) {
+    MT_ASSIGN_OR_RETURN(peak, MeasureGemmPeak({.backend = flags.text("backend"),
+                                               .threads = static_cast<int>(flags["threads"])},
+                                              TypesOf(run.spec.training().precision()).data));
+  }
   const double flops = ModelFlops(run.spec.model(), flags["seq"], tokens) / median;
   int64_t free_bytes = 0, total_bytes = 0;
   if (!backend.host_memory()) (void)backend.abi().memory_info(&free_bytes, &total_bytes);

@@ -14,6 +14,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "common/env.h"
+#include "common/spec/print.h"
 
 extern char** environ;
 
@@ -172,9 +173,9 @@ absl::StatusOr<MachineKernels> ResolveKernels(const v1::JobSpec& spec) {
                                                             : std::max(1, cores / ranks);
   std::vector<std::string> command = {
       worker, "kernels", absl::StrCat("--threads=", threads),
-      absl::StrCat("--precision=", spec.training().precision() == v1::TrainingSpec::PRECISION_FP64
-                                       ? "fp64"
-                                       : "fp32")};
+      absl::StrCat("--precision=",
+                   EnumToText(*v1::TrainingSpec::Precision_descriptor()->FindValueByNumber(
+                       spec.training().precision())))};
   if (!spec.runtime().backend().empty())
     command.push_back(absl::StrCat("--backend=", spec.runtime().backend()));
   for (const auto& [operation, backend] : spec.runtime().operations()) {

@@ -3,12 +3,14 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
 #include "common/exit_codes.h"
 #include "common/spec/defaults.h"
 #include "common/spec/mesh.h"
 #include "worker/backend/operations.h"
+#include "worker/model/number_types.h"
 #include "worker/train/gemm_peak.h"
 #include "worker/train/trainer.h"
 
@@ -17,7 +19,7 @@ namespace {
 
 struct Flags {
   Operations::Options operations;
-  bool fp64 = false;
+  v1::TrainingSpec::Precision precision = v1::TrainingSpec::PRECISION_FP32;
 };
 
 absl::StatusOr<Flags> Parse(const std::vector<std::string>& arguments) {
@@ -34,8 +36,8 @@ absl::StatusOr<Flags> Parse(const std::vector<std::string>& arguments) {
           absl::StrSplit(value, absl::MaxSplits('=', 1));
       flags.operations.overrides[chosen.first] = chosen.second;
     } else if (name == "--precision") {
-      flags.fp64 = value == "fp64";
-      good = flags.fp64 || value == "fp32";
+      good = v1::TrainingSpec::Precision_Parse(
+          absl::StrCat("PRECISION_", absl::AsciiStrToUpper(value)), &flags.precision);
     } else if (name == "--threads") {
       good = absl::SimpleAtoi(value, &flags.operations.threads) && flags.operations.threads >= 0;
     } else {
@@ -69,8 +71,7 @@ absl::Status Kernels(const Flags& flags) {
   spec.mutable_data()->set_sequence_length(64);
   spec.mutable_training()->set_steps(1);
   spec.mutable_training()->set_global_batch(1);
-  spec.mutable_training()->set_precision(flags.fp64 ? v1::TrainingSpec::PRECISION_FP64
-                                                    : v1::TrainingSpec::PRECISION_FP32);
+  spec.mutable_training()->set_precision(flags.precision);
   MT_RETURN_IF_ERROR(FillDefaults(&spec));
   MT_ASSIGN_OR_RETURN(const Mesh mesh, Mesh::FromSpec(spec.parallel()));
   MT_ASSIGN_OR_RETURN(const std::unique_ptr<Operations> operations,
@@ -87,7 +88,7 @@ absl::Status Kernels(const Flags& flags) {
   }
   MT_ASSIGN_OR_RETURN(
       answer["peak_flops"],
-      MeasureGemmPeak(flags.operations, flags.fp64 ? MT_F64 : MT_F32, absl::Milliseconds(300)));
+      MeasureGemmPeak(flags.operations, TypesOf(flags.precision).data, absl::Milliseconds(300)));
   std::printf("%s\n", answer.dump(2).c_str());
   return absl::OkStatus();
 }

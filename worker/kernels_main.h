@@ -8,7 +8,7 @@
 namespace mt {
 
 // Prints {"operations": [{"operation", "backend", "kernel"}], "peak_flops": F} to stdout; returns an exit code.
-//   [--backend=NAME] [--operation=NAME=BACKEND ...] [--precision=fp32|fp64] [--threads=N]
+//   [--backend=NAME] [--operation=NAME=BACKEND ...] [--precision=fp32|fp64|bf16|fp8] [--threads=N]
 int KernelsMain(const std::vector<std::string>& arguments);
 
 }  // namespace mt

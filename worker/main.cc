@@ -23,7 +23,8 @@ constexpr char kUsage[] =
     "  mt-worker generate --checkpoint=FOLDER --prompt=TEXT [--tokens=N] [--temperature=T] "
     "[--seed=S] "
     "[--backend=NAME]\n"
-    "  mt-worker kernels [--backend=NAME] [--operation=NAME=BACKEND] [--precision=fp32|fp64] "
+    "  mt-worker kernels [--backend=NAME] [--operation=NAME=BACKEND] "
+    "[--precision=fp32|fp64|bf16|fp8] "
     "[--threads=N]\n"
     "  mt-worker version\n";
 

@@ -123,12 +123,6 @@ std::vector<v1::ResolvedOperation> Operations::Resolved() const {
   return rows;
 }
 
-double Operations::MeasurePeakFlops() const {
-  mt_device_info info = {};
-  info.struct_size = sizeof info;
-  return backend().abi().probe(&info) > 0 ? info.peak_flops : 0;
-}
-
 absl::StatusOr<void*> Operations::Allocate(size_t bytes) const {
   void* pointer = nullptr;
   MT_RETURN_IF_ERROR(backend().ToStatus(backend().abi().allocate(bytes, &pointer), "allocate"));

@@ -133,10 +133,6 @@ class Operations {
   // The job's own backend.
   const Backend& backend() const { return *candidates_.front(); }
 
-  // FLOP/s of matrix products on the job's backend, measured (about 30 ms, once per process), for
-  // MFU; 0 = unknown.
-  double MeasurePeakFlops() const;
-
   // Device memory, aligned to 64 bytes at least; RESOURCE_EXHAUSTED. The caller frees it before
   // this object dies.
   absl::StatusOr<void*> Allocate(size_t bytes) const;

@@ -21,6 +21,7 @@
 #include "worker/checkpoint/writer.h"
 #include "worker/comm/groups.h"
 #include "worker/data/dataset_batch_source.h"
+#include "worker/model/number_types.h"
 #include "worker/train/gemm_peak.h"
 #include "worker/train/rank_channel.h"
 #include "worker/train/step_line.h"
@@ -140,8 +141,7 @@ absl::Status RankRun::Connect() {
 
 // All ranks measure together; their sum is what the job's FLOPs are compared with.
 absl::Status RankRun::MeasurePeak() {
-  const mt_dtype dtype =
-      spec_.training().precision() == v1::TrainingSpec::PRECISION_FP64 ? MT_F64 : MT_F32;
+  const mt_dtype dtype = TypesOf(spec_.training().precision()).data;
   MT_RETURN_IF_ERROR(model_group_->Barrier());
   const absl::StatusOr<double> peak = MeasureGemmPeak(operations_options_, dtype);
   if (!peak.ok()) {
