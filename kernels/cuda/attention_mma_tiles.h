@@ -13,8 +13,10 @@ namespace mt::cuda::mma {
 template <typename T>
 struct HeadRows {
   T* data;
-  int64_t step;
-  int rows, columns;
+  int step, rows, columns;
+  __device__ __forceinline__ T* At(int row, int column) const {
+    return data + static_cast<int64_t>(row) * step + column;
+  }
 };
 
 inline constexpr int kChunkElements = 8;  // of 16 bytes, the widest access
@@ -27,6 +29,16 @@ inline constexpr int kRowBytes = (kHead + 63) / 64 * 128;
 template <int kHead>
 __device__ __forceinline__ int Offset(int row, int chunk) {
   return row * kRowBytes<kHead> + ((chunk ^ (row & 7)) << 4);
+}
+
+// Where a lane points ldmatrix for the 16 x 16 elements whose first row is a multiple of 16 and whose chunks are 2 k and 2 k + 1:
+// matrices 0 and 1 are the upper and lower 8 rows of chunk 2 k, matrices 2 and 3 of chunk 2 k + 1. One pattern for all operands, and
+// only k % 4 changes it by more than a constant: few registers hold all addresses of a kernel.
+template <int kHead>
+__device__ __forceinline__ SharedAddress FragmentOffset(int k) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  return static_cast<SharedAddress>(lane % 16 * kRowBytes<kHead> +
+                                    (((k % 4 * 2 + lane / 16) ^ (lane & 7)) << 4) + k / 4 * 128);
 }
 
 __device__ __forceinline__ int Lane() { return static_cast<int>(threadIdx.x) % 32; }
@@ -42,21 +54,20 @@ __device__ __forceinline__ void CopyTile(SharedAddress tile, const HeadRows<cons
             row = static_cast<int>(threadIdx.x) / kRowChunks;
   if (chunk * kChunkElements >= kHead) return;
   const bool column = chunk * kChunkElements < from.columns;
-  const bf16* source = from.data + (first_row + row) * from.step + chunk * kChunkElements;
+  const bf16* source = from.At(first_row + row, chunk * kChunkElements);
 #pragma unroll
   for (int r = 0; r < kRows; r += kStep) {
     const bool present = column && first_row + row + r < from.rows;
     CopyAsync(tile + static_cast<SharedAddress>(Offset<kHead>(row + r, chunk)),
               present ? source : from.data, present);
-    source += kStep * from.step;
+    source += static_cast<int64_t>(kStep) * from.step;
   }
 }
 
-// s = A B^T: A's rows [a_row, a_row + 16 kTiles) of one tile, B all kColumns rows of another.
+// s = A B^T: A's rows are 16 kTiles from `a_rows` on, B's are all kColumns rows of a tile.
 template <int kTiles, int kColumns, int kHead>
-__device__ __forceinline__ void Products(float (&s)[kTiles][kColumns / 8][4], SharedAddress a_tile,
-                                         int a_row, SharedAddress b_tile) {
-  const int lane = Lane();
+__device__ __forceinline__ void Products(float (&s)[kTiles][kColumns / 8][4], SharedAddress a_rows,
+                                         SharedAddress b_tile) {
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
@@ -70,19 +81,16 @@ __device__ __forceinline__ void Products(float (&s)[kTiles][kColumns / 8][4], Sh
     uint32_t a[kTiles][4];
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
-      LoadMatrices(a[i], a_tile + static_cast<SharedAddress>(Offset<kHead>(
-                                      a_row + 16 * i + lane % 16, 2 * k + lane / 16)));
+      LoadMatrices(a[i], a_rows + FragmentOffset<kHead>(k) + 16 * i * kRowBytes<kHead>);
     }
 #pragma unroll
     for (int n = 0; n < kColumns / 16; ++n) {
       uint32_t b[4];
-      const int row = 16 * n + lane % 8 + lane / 16 * 8;
-      LoadMatrices(b,
-                   b_tile + static_cast<SharedAddress>(Offset<kHead>(row, 2 * k + lane / 8 % 2)));
+      LoadMatrices(b, b_tile + FragmentOffset<kHead>(k) + 16 * n * kRowBytes<kHead>);
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
-        MultiplyAdd(s[i][2 * n], a[i], b[0], b[1]);
-        MultiplyAdd(s[i][2 * n + 1], a[i], b[2], b[3]);
+        MultiplyAdd(s[i][2 * n], a[i], b[0], b[2]);
+        MultiplyAdd(s[i][2 * n + 1], a[i], b[1], b[3]);
       }
     }
   }
@@ -93,7 +101,6 @@ template <int kTiles, int kRows, int kHead>
 __device__ __forceinline__ void AddProduct(float (&sum)[kTiles][kHead / 8][4],
                                            const float (&w)[kTiles][kRows / 8][4],
                                            SharedAddress x_tile) {
-  const int lane = Lane();
 #pragma unroll
   for (int k = 0; k < kRows / 16; ++k) {
     uint32_t a[kTiles][4];
@@ -107,8 +114,7 @@ __device__ __forceinline__ void AddProduct(float (&sum)[kTiles][kHead / 8][4],
 #pragma unroll
     for (int c = 0; c < kHead / 16; ++c) {
       uint32_t b[4];
-      LoadMatricesTransposed(b, x_tile + static_cast<SharedAddress>(
-                                             Offset<kHead>(16 * k + lane % 16, 2 * c + lane / 16)));
+      LoadMatricesTransposed(b, x_tile + FragmentOffset<kHead>(c) + 16 * k * kRowBytes<kHead>);
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
         MultiplyAdd(sum[i][2 * c], a[i], b[0], b[1]);
@@ -145,7 +151,7 @@ __device__ __forceinline__ void StoreRows(const HeadRows<bf16>& to, int first_ro
   for (int r = 0; r < 16 * kTiles; r += kStep) {
     const int row = warp_row + r + lane / kRowChunks;
     if (first_row + row < to.rows && chunk * kChunkElements < to.columns) {
-      *reinterpret_cast<uint4*>(to.data + (first_row + row) * to.step + chunk * kChunkElements) =
+      *reinterpret_cast<uint4*>(to.At(first_row + row, chunk * kChunkElements)) =
           *reinterpret_cast<const uint4*>(tile + Offset<kHead>(row, chunk));
     }
   }
