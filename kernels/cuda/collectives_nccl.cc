@@ -35,9 +35,11 @@ int32_t (*bind_thread)() = nullptr;
 //    thread can meet a handle that another has freed.
 //  - Waiting is done without the mutex, so `state` and `abort` never wait for a peer.
 //  - `failure`, once set, stays: the first cause is what is reported.
+//  - `order` is held from a call until the library has taken it: a second thread's call waits its turn.
 struct Communicator {
   int32_t rank = 0, size = 0;
   std::atomic<bool> ending{false};  // abort or destroy has begun
+  std::mutex order;                 // before `mutex`
   std::mutex mutex;
   std::condition_variable group_left;
   ncclComm_t comm = nullptr;
@@ -105,6 +107,8 @@ int32_t Enqueue(mt_communicator communicator, const char* what, Call&& call) {
     return host::Fail(MT_ERROR_INVALID, 0, "%s: communicator is null", what);
   if (const int32_t code = bind_thread(); code != MT_OK) return code;
   Communicator& c = *Of(communicator);
+  std::unique_lock order(c.order, std::defer_lock);
+  if (group.depth == 0) order.lock();
   {
     const std::lock_guard lock(c.mutex);
     if (c.comm == nullptr || c.ending || !c.failure.empty()) return EndedLocked(c, what);

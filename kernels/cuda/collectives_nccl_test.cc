@@ -203,6 +203,21 @@ TEST_F(CollectivesNcclTest, AbortLetsAWaitingCallGo) {
   EXPECT_EQ(nccl_->state(communicator_), MT_ERROR_DEVICE);
 }
 
+TEST_F(CollectivesNcclTest, ASecondThreadsCallWaitsItsTurn) {
+  Settle();
+  play_.busy = -1;
+  std::thread first([&] { EXPECT_EQ(AllReduce(), MT_OK); });
+  while (play_.calls == 0) std::this_thread::yield();
+  std::thread second([&] { EXPECT_EQ(AllReduce(), MT_OK); });
+  const int questions = play_.questions;
+  while (play_.questions < questions + 100) std::this_thread::yield();
+  EXPECT_EQ(play_.calls, 1);
+  play_.busy = 0;
+  first.join();
+  second.join();
+  EXPECT_EQ(play_.calls, 2);
+}
+
 TEST_F(CollectivesNcclTest, AbortWhileJoining) {
   play_.busy = -1;
   EXPECT_EQ(nccl_->state(communicator_), MT_IN_PROGRESS);
