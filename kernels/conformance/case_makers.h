@@ -26,9 +26,9 @@ Tensor In(const char* name, int64_t count);
 Tensor Out(const char* name, int64_t count);
 Tensor Update(const char* name, int64_t count);
 // Changes of a tensor.
-Tensor Long(Tensor tensor);     // a long sum
-Tensor Wide(Tensor tensor);     // of the statistic type
-Tensor Rounded(Tensor tensor);  // of the statistic type, made from rounded data
+Tensor Long(Tensor tensor, int64_t terms = 0);  // a long sum
+Tensor Wide(Tensor tensor);                     // of the statistic type
+Tensor Rounded(Tensor tensor);                  // of the statistic type, made from rounded data
 Tensor Exact(Tensor tensor);
 Tensor As(Element element, Tensor tensor);
 Tensor Around(Tensor tensor, double mean, double spread);

@@ -47,6 +47,8 @@ struct Tensor {
   // tensor's own size; a statistic of data that were rounded, with the tolerance of the data; with
   // no tolerance at all.
   bool long_sum = false, rounded = false, exact = false;
+  int64_t terms =
+      0;  // of a long sum, about 1 each: where the tensor is too small to tell its own size
   double slack = 1;      // times the tolerance
   int64_t traffic = -1;  // elements that must be moved, where that is not `count`
 };

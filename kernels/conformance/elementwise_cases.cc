@@ -69,8 +69,9 @@ Tensor Out(const char* name, int64_t count) {
 Tensor Update(const char* name, int64_t count) {
   return {.name = name, .count = count, .role = Role::kUpdate};
 }
-Tensor Long(Tensor tensor) {
+Tensor Long(Tensor tensor, int64_t terms) {
   tensor.long_sum = true;
+  tensor.terms = terms;
   return tensor;
 }
 Tensor As(Element element, Tensor tensor) {
@@ -251,7 +252,7 @@ Case ColumnSum(int64_t rows, int64_t columns, int64_t padding) {
   const int64_t stride = columns + padding;
   return {Name(MT_OP_COLUMN_SUM, {{"rows", rows}, {"columns", columns}, {"stride", stride}}),
           MT_OP_COLUMN_SUM,
-          {In("data", rows * stride), Long(Wide(Update("result", columns)))},
+          {In("data", rows * stride), Long(Wide(Update("result", columns)), rows)},
           [=](int32_t type, void* const* p) {
             return Bytes(mt_column_sum_args{.dtype = type,
                                             .gradient_dtype = WideType(type),

@@ -105,7 +105,7 @@ Case QkNormRope(bool backward, const Rotary& size, bool in_place) {
                                : In("output_gradient", rows * y_stride));
     tensors.push_back(Long(in_place ? Alias(Update("input_gradient", rows * x_stride), 4)
                                     : Out("input_gradient", rows * x_stride)));
-    tensors.push_back(Long(Wide(Update("weight_gradient", d))));
+    tensors.push_back(Long(Wide(Update("weight_gradient", d)), rows * size.heads));
   } else {
     tensors.push_back(Long(Out("y", rows * y_stride)));
   }

@@ -79,7 +79,7 @@ Case RmsNormBackward(int64_t rows, int64_t columns, bool residual, GradientAlias
   std::vector<Tensor> tensors = Gradients(n, residual, alias);
   tensors.push_back(In("weight", columns));
   tensors.push_back(Wide(Positive(In("rstd", rows))));
-  tensors.push_back(Long(Wide(Update("weight_gradient", columns))));
+  tensors.push_back(Long(Wide(Update("weight_gradient", columns)), rows));
   tensors.push_back(AmaxField());
   return {
       Name(MT_OP_RMSNORM_BACKWARD, {{"rows", rows}, {"columns", columns}, {"residual", residual}},
@@ -145,8 +145,8 @@ Case LayerNormBackward(int64_t rows, int64_t columns, bool residual, GradientAli
   tensors.push_back(In("weight", columns));
   tensors.push_back(Wide(Around(In("mean", rows), 0, 0.3)));
   tensors.push_back(Wide(Positive(In("rstd", rows))));
-  tensors.push_back(Long(Wide(Update("weight_gradient", columns))));
-  tensors.push_back(Long(Wide(Update("bias_gradient", columns))));
+  tensors.push_back(Long(Wide(Update("weight_gradient", columns)), rows));
+  tensors.push_back(Long(Wide(Update("bias_gradient", columns)), rows));
   tensors.push_back(AmaxField());
   return {
       Name(MT_OP_LAYERNORM_BACKWARD, {{"rows", rows}, {"columns", columns}, {"residual", residual}},

@@ -37,7 +37,7 @@ class Draw {
   // Rows and columns with a limited product.
   std::pair<int64_t, int64_t> Matrix(int64_t most_columns, int64_t elements) {
     const int64_t columns = Positive(most_columns);
-    return {Size(std::max<int64_t>(1, elements / columns)), columns};
+    return {Size(std::clamp<int64_t>(elements / columns, 1, 200)), columns};
   }
 
  private:
@@ -84,7 +84,7 @@ Case DrawMatmul(Draw& draw) {
 }
 
 Case DrawNorm(Draw& draw, int32_t operation) {
-  const auto [rows, columns] = draw.Matrix(3000, 20000);
+  const auto [rows, columns] = draw.Matrix(3000, 6000);
   const auto residual = draw.Of({Residual::kNone, Residual::kKept, Residual::kInPlace});
   const auto alias =
       draw.Of({GradientAlias::kNone, GradientAlias::kOverResidual, GradientAlias::kOverOutput});
@@ -119,7 +119,7 @@ Case DrawCrossEntropy(Draw& draw, int32_t operation) {
 
 Case DrawCase(Draw& draw, int32_t operation) {
   constexpr int64_t kMost = 20000;
-  const auto [rows, columns] = draw.Matrix(2500, 20000);
+  const auto [rows, columns] = draw.Matrix(2500, 6000);
   switch (operation) {
     case MT_OP_FILL:
       return Fill(draw.Size(kMost));

@@ -299,7 +299,9 @@ std::string Compare(const Case& item, int32_t dtype, const Values& before, const
     if (tensor.role == Role::kUnspecified) continue;
     const int32_t type = TypeOf(tensor.element, dtype);
     const auto [absolute, relative] = ToleranceOf(item, tensor, dtype);
-    const double size = tensor.long_sum ? SizeOf(expected[t]) : 0;
+    const double size = tensor.long_sum ? std::max(SizeOf(expected[t]),
+                                                   std::sqrt(static_cast<double>(tensor.terms)))
+                                        : 0;
     double worst = 0;
     size_t worst_index = 0;
     for (size_t i = 0; i < expected[t].size(); ++i) {
