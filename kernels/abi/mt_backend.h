@@ -201,7 +201,7 @@ typedef struct mt_matmul_args {
 
 /* Vocabulary-parallel: this rank holds rows [vocab_start, vocab_start + vocab_rows) of the table.
  * Forward: output[i] = table[ids[i] - vocab_start], or zeros if outside. Backward: table gradient (accumulated, gradient_dtype)
- * [ids[i] - vocab_start] += output_gradient[i], rows added in increasing i. */
+ * [ids[i] - vocab_start] += output_gradient[i], the rows of one id added in increasing i, or in fixed groups of neighbours. */
 typedef struct mt_embedding_args {
   uint32_t struct_size;
   int32_t dtype, gradient_dtype;

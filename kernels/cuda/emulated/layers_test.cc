@@ -265,8 +265,8 @@ TEST(Norms, BackwardAtEverySize) {
 TEST(Norms, BackwardOfManyRows) {
   CheckNormBackward<mt_rmsnorm_args>(MT_OP_RMSNORM_BACKWARD, 2500, 16, true, {0});
   CheckNormBackward<mt_layernorm_args>(MT_OP_LAYERNORM_BACKWARD, 2500, 16, false, {0});
-  CheckNormBackward<mt_rmsnorm_args>(MT_OP_RMSNORM_BACKWARD, 140, 8192, true, {0});
-  CheckNormBackward<mt_layernorm_args>(MT_OP_LAYERNORM_BACKWARD, 140, 8200, true, {0});
+  CheckNormBackward<mt_rmsnorm_args>(MT_OP_RMSNORM_BACKWARD, 140, 4104, true, {0});
+  CheckNormBackward<mt_layernorm_args>(MT_OP_LAYERNORM_BACKWARD, 140, 4097, true, {0});
 }
 
 struct Head {
