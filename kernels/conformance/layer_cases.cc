@@ -101,7 +101,7 @@ Case QkNormRope(bool backward, const Rotary& size, bool in_place) {
       Table(size), In("weight", d), In("x", rows * x_stride),
       Wide(backward ? Positive(In("rstd", rows * size.heads)) : Out("rstd", rows * size.heads))};
   if (backward) {
-    tensors.push_back(in_place ? Update("output_gradient", rows * y_stride)
+    tensors.push_back(in_place ? Long(Update("output_gradient", rows * y_stride))
                                : In("output_gradient", rows * y_stride));
     tensors.push_back(Long(in_place ? Alias(Update("input_gradient", rows * x_stride), 4)
                                     : Out("input_gradient", rows * x_stride)));
