@@ -13,7 +13,7 @@
 #   PYTHON           with PyTorch; default python3
 #   MT_GPU_PEER      a torch_train.py to compare with, besides bench/train_peer.py
 #
-# Every step is PASS, FAIL or SKIP with its reason, and the run goes on. The tables come last. Exit 1 if a step failed. Without
+# Every step is PASS, FAIL or SKIP with its reason, and the run goes on. Short tables come last; OUT has the long ones. Exit 1 if a step failed. Without
 # a GPU the pack is shown to start, "skipped: no CUDA device" is said, and the exit status is 0.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
