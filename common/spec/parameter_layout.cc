@@ -3,13 +3,10 @@
 #include <algorithm>
 
 #include "absl/strings/match.h"
+#include "common/spec/round_up.h"
 
 namespace mt {
 namespace {
-
-int64_t RoundUp(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
 
 // k, v and up follow their predecessor without a gap.
 bool ContinuesGroup(const std::string& name) {

@@ -186,6 +186,15 @@ INSTANTIATE_TEST_SUITE_P(
              },
              "training.precision = fp64: only the reference backend computes in it; set "
              "runtime.backend: reference, or use fp32"},
+        Case{"fp8",
+             [](v1::JobSpec* s) {
+               s->mutable_training()->set_precision(v1::TrainingSpec::PRECISION_FP8);
+               s->mutable_model()->set_ffn(120);
+             },
+             "model.ffn = 120 is not a multiple of 16, as training.precision = fp8 needs; set "
+             "model.ffn to 128 or training.precision to bf16"},
+        Case{"graphs", [](v1::JobSpec* s) { s->mutable_runtime()->set_graphs("yes"); },
+             "runtime.graphs = `yes`: use on or off"},
         Case{"transport", [](v1::JobSpec* s) { s->mutable_runtime()->set_transport("glo"); },
              "runtime.transport = `glo`: use gloo"},
         Case{"relative", [](v1::JobSpec* s) { s->mutable_checkpoint()->set_path("ckpt"); },
