@@ -25,4 +25,6 @@ unshare --mount bash -euc '
   PYTHON=/nonexistent OUT="$1/bare" exec "$2/run.sh"' bare "$folder" "$here" | tee "$folder/bare.txt"
 grep -q '^skipped: no CUDA device$' "$folder/bare.txt"
 
-OUT=${OUT:-$folder/out} MT_GPU_BACKEND=${2:-cpu} MT_GPU_SECONDS=${MT_GPU_SECONDS:-900} "$here/run.sh"
+export OUT=${OUT:-$folder/out}
+MT_GPU_BACKEND=${2:-cpu} MT_GPU_SECONDS=${MT_GPU_SECONDS:-900} "$here/run.sh"
+python3 -c 'import json, sys; print("results.json has", ", ".join(json.load(open(sys.argv[1]))))' "$OUT/results.json"

@@ -56,8 +56,9 @@ cp "$root/bench/train_peer.py" "$new/tests/"
 # Our own documentation is a text that is always there.
 find "$root/docs" "$root/README.md" -name '*.md' | LC_ALL=C sort | xargs cat > "$new/data/text.txt"
 MT_CONFIG_DIR=$new/none "$build/bin/mtctl" -q data build "$new/data/text.txt" --tokenizer byte --output "$new/data/text" > /dev/null
-git -C "$root" rev-parse --short HEAD > "$new/COMMIT"
-git -C "$root" diff --quiet HEAD || echo "with changes" >> "$new/COMMIT"
+commit=$(git -C "$root" rev-parse --short HEAD)
+git -C "$root" diff --quiet HEAD || commit+=" with changes"
+echo "$commit" > "$new/COMMIT"
 
 tar -C "$new" --sort=name --owner=0 --group=0 -cf - . | gzip -9 > "$out/pack.tar.gz.new"
 size=$(($(stat -c %s "$out/pack.tar.gz.new") / 1048576))

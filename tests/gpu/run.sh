@@ -6,7 +6,7 @@
 #   tests/gpu/run.sh [STEP...]           all steps, or these; they are the functions of tests/gpu/steps.sh
 #
 # Environment
-#   OUT              where JSON and logs go; default build/gpu-results
+#   OUT              where results.json, summary.txt and logs.tar.gz go; default build/gpu-results
 #   MT_GPU_PACK      the pack; default build/gpu-pack/pack.tar.gz
 #   MT_GPU_BACKEND   cuda (default). emulated or cpu walk every step without a GPU, on tiny shapes
 #   MT_GPU_SECONDS   for the whole run; default 525. A step that does not fit into what is left is skipped
@@ -19,11 +19,12 @@ set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 export MT_GPU_BACKEND=${MT_GPU_BACKEND:-cuda} PYTHON=${PYTHON:-python3} ROOT=$root
-export OUT=${OUT:-$root/build/gpu-results}
-mkdir -p "$OUT"
-OUT=$(cd "$OUT" && pwd)
-export TABLES=$OUT/tables WORK
+results=${OUT:-$root/build/gpu-results}
+mkdir -p "$results"
+results=$(cd "$results" && pwd)
 WORK=$(mktemp -d /tmp/mt-gpu.XXXXXX)
+export WORK OUT=$WORK/out TABLES=$WORK/out/tables
+mkdir -p "$TABLES"
 started=$SECONDS
 limit=${MT_GPU_SECONDS:-525}
 
@@ -33,7 +34,24 @@ finish() {
   for state in "$WORK"/*/work/state; do
     [ ! -d "$state" ] || MT_CONFIG_DIR=$state/../config "$WORK/pack/bin/mtctl" -q dev down --state "$state" --now > /dev/null 2>&1
   done
+  collect
   rm -rf "$WORK"
+}
+strings() { sed 's/[\\"]/\\&/g; s/.*/"&"/' "$1" 2> /dev/null | paste -sd, -; }  # a file's lines in JSON
+# One JSON object with a member per file, the summary, and everything else in an archive.
+collect() {
+  local file
+  {
+    printf '{"commit": %s,\n"date": "%s",\n"machine": [%s]' "$(strings "$WORK/pack/COMMIT")" "$(date -u +%FT%TZ)" "$(strings "$OUT/machine.txt")"
+    for file in "$OUT"/*.json; do
+      [ -s "$file" ] || continue
+      printf ',\n"%s": ' "$(basename "$file" .json)"
+      cat "$file"
+    done
+    printf ',\n"steps": [%s]}\n' "$(strings "$OUT/steps.txt")"
+  } > "$results/results.json"
+  cat "$TABLES"/* "$OUT/steps.txt" > "$results/summary.txt" 2> /dev/null
+  tar -C "$OUT" -czf "$results/logs.tar.gz" .
 }
 trap finish EXIT
 . "$here/steps.sh"
@@ -72,10 +90,6 @@ together() {
   for name in "${names[@]}"; do cat "$WORK/$name.said"; done
 }
 
-rm -f "$OUT/steps.txt"
-[ $# -gt 0 ] || rm -f "$OUT"/*.json
-rm -rf "$TABLES"
-mkdir -p "$TABLES"
 unpack || { echo "tests/gpu/run.sh: no pack: run tests/gpu/pack.sh on a build machine" >&2; exit 1; }
 find_libraries
 step start 60
@@ -87,8 +101,8 @@ fi
 if [ $# -gt 0 ]; then
   for name in "$@"; do step "$name" 500; done
 else
-  step machine 30
-  together conformance 150 memcheck 150 racecheck 150 golden 60 cluster 120 ranks 120
+  step machine 60
+  together conformance 150 memcheck 150 racecheck 150 golden 100 cluster 150 ranks 150
   step ceilings 40
   step kernels 60
   step bench_a 120
@@ -102,5 +116,5 @@ echo
 cat "$TABLES"/* 2> /dev/null
 echo
 cat "$OUT/steps.txt"
-echo "commit $(cat "$WORK/pack/COMMIT" | tr '\n' ' ')· $((SECONDS - started)) s · logs and JSON in $OUT"
+echo "commit $(cat "$WORK/pack/COMMIT") · $((SECONDS - started)) s · results.json and logs in $results"
 ! grep -q ' FAIL ' "$OUT/steps.txt"

@@ -140,7 +140,7 @@ step_cluster() {
   use_cluster cluster
   if on_gpu; then
     mtctl dev up --state "$state" || fail "mtctl dev up failed"
-    [ "$(mtctl cluster status -o json | field slots)" = "$(ls /dev/nvidia[0-9]* | wc -l)" ] || fail "not one slot per GPU"
+    [ "$(mtctl cluster status -o json | field slots)" = "$(nvidia-smi -L | grep -c '^GPU')" ] || fail "not one slot per GPU"
   else
     steps=${MT_GPU_STEPS:-600} precisions=fp32
     mtctl dev up --nodes 1 --slots 1 --state "$state" || fail "mtctl dev up failed"
@@ -269,7 +269,7 @@ step_tables() {
       compare_losses "$OUT/bench_${letter}_bf16.json" "$OUT/bench_${letter}_fp8.json"
     done
   } | tee "$TABLES/70-tokens"
-  echo "in $OUT"
+  echo "$(ls "$OUT"/{bench,peer}_*.json 2> /dev/null | wc -l) runs"
 }
 compare_losses() {  # BF16 FP8: the largest relative difference
   [ -s "$1" ] && [ -s "$2" ] || return 0
