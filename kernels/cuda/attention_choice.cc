@@ -38,6 +38,9 @@ struct Entry {
   std::string reason, name;
 };
 
+// What `auto` leaves to our own kernels without asking: a plan is compiled for a second or two, which short sequences are not worth.
+constexpr int64_t kShortSequence = 256;
+
 // One line, not long.
 std::string Short(const std::string& reason) {
   const std::string line = reason.substr(0, reason.find('\n'));
@@ -76,6 +79,7 @@ class Choice {
   const Entry* Ask(const mt_attention_args& args, bool backward) {
     const std::lock_guard lock(mutex_);
     if (!wanted_ || args.dtype != MT_BF16 || args.sequence == 0 || args.batch == 0) return nullptr;
+    if (!required_ && args.sequence < kShortSequence) return nullptr;
     const auto [at, is_new] = entries_.try_emplace(KeyOf(args, backward));
     Entry& entry = at->second;
     if (!is_new) return &entry;

@@ -1,5 +1,5 @@
 // Which attention a job gets: cuDNN's or our own kernels, as `configure("attention", ...)` said.
-//   auto    cuDNN for BF16 on compute capability 9.0 and later where it has a plan for the shape, else our own
+//   auto    cuDNN for BF16 on compute capability 9.0 and later, for sequences of 256 or more where it has a plan, else our own
 //   cudnn   cuDNN for BF16; a shape for which it has no plan is refused with its reason
 //   flash   our own
 // F32 data always take our own. The name of a kernel tells which it is, and why cuDNN declined.

@@ -110,6 +110,22 @@ struct Inputs {
   std::vector<double> qkv, o_gradient;
 };
 
+mt_attention_args SizesOf(const Shape& s, int32_t dtype) {
+  mt_attention_args a = {.struct_size = sizeof(mt_attention_args),
+                         .dtype = dtype,
+                         .sequence = s.T,
+                         .batch = s.B,
+                         .heads = s.H,
+                         .kv_heads = s.K,
+                         .head_dim = s.d,
+                         .scale = 1 / std::sqrt(static_cast<double>(s.d)),
+                         .causal = s.causal};
+  a.q_stride = a.k_stride = a.v_stride = a.dq_stride = a.dk_stride = a.dv_stride =
+      (s.H + 2 * s.K) * s.d + s.padding;
+  a.o_stride = a.o_gradient_stride = s.H * s.d + s.padding;
+  return a;
+}
+
 // q, k, v in one row of `width` elements, o and its gradient in rows of their own; forward, then backward from `o` and `lse` if
 // given, else from forward's.
 Results Compute(const mt_backend* on, const Shape& s, int32_t dtype, const Inputs& inputs,
@@ -120,21 +136,11 @@ Results Compute(const mt_backend* on, const Shape& s, int32_t dtype, const Input
   Array qkv(on, dtype, inputs.qkv), o_gradient(on, dtype, inputs.o_gradient);
   Array o(on, dtype, rows * o_width), lse(on, statistic, s.B * s.H * s.T),
       gradient(on, dtype, rows * width);
-  mt_attention_args a = {.struct_size = sizeof(mt_attention_args),
-                         .dtype = dtype,
-                         .sequence = s.T,
-                         .batch = s.B,
-                         .heads = s.H,
-                         .kv_heads = s.K,
-                         .head_dim = s.d,
-                         .scale = 1 / std::sqrt(static_cast<double>(s.d)),
-                         .causal = s.causal};
+  mt_attention_args a = SizesOf(s, dtype);
   a.q = qkv.at();
   a.k = qkv.at(s.H * s.d);
   a.v = qkv.at((s.H + s.K) * s.d);
-  a.q_stride = a.k_stride = a.v_stride = width;
   a.o = o.at();
-  a.o_stride = a.o_gradient_stride = o_width;
   a.lse = lse.at();
   const auto run = [&](int32_t operation) {
     const int64_t bytes = on->workspace_bytes(operation, &a);
@@ -155,7 +161,6 @@ Results Compute(const mt_backend* on, const Shape& s, int32_t dtype, const Input
   a.dq = gradient.at();
   a.dk = gradient.at(s.H * s.d);
   a.dv = gradient.at((s.H + s.K) * s.d);
-  a.dq_stride = a.dk_stride = a.dv_stride = width;
   run(MT_OP_ATTENTION_BACKWARD);
   results.gradient = gradient.Read();
   return results;
@@ -206,6 +211,12 @@ Inputs MakeInputs(const Shape& s) {
 
 TEST_P(AttentionTest, AgreesWithFloat64AndRepeatsItsBits) {
   const Shape s = GetParam();
+  const mt_attention_args sizes = SizesOf(s, s.dtype);
+  for (const int32_t operation : {MT_OP_ATTENTION_FORWARD, MT_OP_ATTENTION_BACKWARD}) {
+    if (!backend->supports(operation, &sizes)) GTEST_SKIP() << backend->error_message();
+  }
+  std::printf("%s, backward %s\n", backend->kernel_name(MT_OP_ATTENTION_FORWARD, &sizes),
+              backend->kernel_name(MT_OP_ATTENTION_BACKWARD, &sizes));
   const Inputs inputs = MakeInputs(s);
   const Results exact = Compute(reference, s, MT_F64, inputs, nullptr);
   Results first;

@@ -11,7 +11,7 @@ build=${1:-$root/build/gpu-build}
 out=$root/build/gpu-pack
 limit=${MT_GPU_PACK_LIMIT_MIB:-55}
 programs=(mtctl mt-coordinator mt-bench mt-kernel-bench)
-tests=(kernels_conformance_test golden_test)
+tests=(kernels_conformance_test kernels_cuda_attention_test golden_test)
 glibc='^(ld-linux.*|libc|libm|libpthread|libdl|librt|libresolv|libutil|libanl)\.so'
 
 if [ ! -f "$build/build.ninja" ]; then

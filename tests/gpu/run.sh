@@ -102,7 +102,7 @@ if [ $# -gt 0 ]; then
   for name in "$@"; do step "$name" 500; done
 else
   step machine 60
-  together conformance 150 memcheck 150 racecheck 150 golden 100 cluster 150 ranks 150
+  together conformance 150 attention 150 memcheck 150 racecheck 150 golden 100 cluster 150 ranks 150
   step ceilings 40
   step kernels 60
   step bench_a 120

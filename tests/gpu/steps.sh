@@ -77,6 +77,19 @@ step_conformance() {
   [ $failed = 0 ]
 }
 
+# Attention at the sizes where tiles, groups and strides go wrong, by our own kernels and by cuDNN, repeated bit for bit.
+step_attention() {
+  local choice choices=("") failed=0
+  [ "$MT_GPU_BACKEND" != cuda ] || choices=(flash cudnn)
+  for choice in "${choices[@]}"; do
+    # shellcheck disable=SC2086  # no choice is no argument
+    "$bin/kernels_cuda_attention_test" "$pack/bundle/libmt_backend_reference.so" "$(plugin)" $choice > "$OUT/attention.$choice.txt" 2>&1 || failed=1
+    grep -A6 ': Failure' "$OUT/attention.$choice.txt" | head -n 40
+    echo "$choice: $(grep -E '^\[  (PASSED|SKIPPED|FAILED)  \] [0-9]' "$OUT/attention.$choice.txt" | tr -s ' \n' ' ')"
+  done
+  [ $failed = 0 ]
+}
+
 # The first cases of every operation and type: memory errors do not depend on the size.
 small_cases() {
   "$bin/kernels_conformance_test" "$pack/bundle/libmt_backend_reference.so" "$(plugin)" --gtest_list_tests |
