@@ -64,6 +64,11 @@ Operations::~Operations() {
 absl::Status Operations::NeedBytes(mt_operation operation, const void* shape, size_t bytes) {
   Entry& entry = entries_[operation];
   entry.shapes.emplace_back(static_cast<const char*>(shape), bytes);
+  if (entry.backend != nullptr && entry.backend->abi().supports(operation, shape) == 1) {
+    const int64_t need = entry.backend->abi().workspace_bytes(operation, shape);
+    if (need < 0) return entry.backend->ToStatus(static_cast<int32_t>(need), "workspace_bytes");
+    return ReserveWorkspace(need);
+  }
   std::vector<const Backend*> candidates = candidates_;
   if (const auto it = overrides_.find(operation); it != overrides_.end()) candidates = {it->second};
   std::string reasons;

@@ -115,6 +115,7 @@ TEST_F(DeviceStepTest, OneWaitPerStepAndTheBitsOfTheReference) {
     ExpectSameBits(deferred, Train(spec, "reference", 4));
     // The first step also does what making the weights has left.
     EXPECT_THAT(deferred.waits, ::testing::Each(1));
+    EXPECT_EQ(log_->undeclared_products, 0);
   }
 }
 

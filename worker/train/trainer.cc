@@ -167,10 +167,14 @@ absl::Status Trainer::State::BuildStage(const RankShape& shape) {
                                                         options.operations, tensor),
                                            PlanActivations(spec, options.mesh, options.rank),
                                            stage_options, flat.get(), options.operations));
-  // Declare every shape a step will use.
+  // Declare every shape a step will use; a first micro-batch's products overwrite gradients, the
+  // others' add to them.
   stage->context().planning = true;
-  MT_RETURN_IF_ERROR(stage->Forward(0));
-  MT_RETURN_IF_ERROR(stage->Backward(0));
+  for (const bool first : {true, false}) {
+    stage->context().first_micro_batch = first;
+    MT_RETURN_IF_ERROR(stage->Forward(0));
+    MT_RETURN_IF_ERROR(stage->Backward(0));
+  }
   MT_RETURN_IF_ERROR(stage->WeightsChanged());
   stage->context().planning = false;
   return absl::OkStatus();

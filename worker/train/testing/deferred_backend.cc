@@ -11,6 +11,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -62,7 +63,26 @@ int32_t Probe(mt_device_info* info) {
   return 1;
 }
 
+std::string ShapeOf(const mt_matmul_args& args) {
+  mt_matmul_args shape = args;
+  shape.a = shape.b = shape.bias = nullptr;
+  shape.d = shape.workspace = nullptr;
+  shape.workspace_bytes = 0;
+  shape.a_scale = shape.b_scale = nullptr;
+  return std::string(reinterpret_cast<const char*>(&shape), sizeof shape);
+}
+std::set<std::string> declared_products;
+
+int64_t WorkspaceBytes(int32_t operation, const void* args) {
+  if (operation == MT_OP_MATMUL)
+    declared_products.insert(ShapeOf(*static_cast<const mt_matmul_args*>(args)));
+  return reference->workspace_bytes(operation, args);
+}
+
 int32_t Run(int32_t operation, const void* args, mt_stream) {
+  if (operation == MT_OP_MATMUL &&
+      !declared_products.contains(ShapeOf(*static_cast<const mt_matmul_args*>(args))))
+    ++tape.undeclared_products;
   uint32_t bytes = 0;
   std::memcpy(&bytes, args, sizeof bytes);
   return Enqueue(operation, [operation, copy = std::string(static_cast<const char*>(args), bytes)] {
@@ -158,6 +178,7 @@ const mt_backend* Make() {
   b.name = "deferred";
   b.probe = Probe;
   b.run = Run;
+  b.workspace_bytes = WorkspaceBytes;
   b.allocate = b.allocate_host = Allocate;
   b.free = b.free_host = Free;
   b.error_message = [] { return "a message"; };
