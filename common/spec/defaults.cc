@@ -106,6 +106,7 @@ absl::Status FillDefaults(v1::JobSpec* spec, const VocabularyOf& vocabulary_of) 
   Fill(r, &v1::RuntimeSpec::log_every, &v1::RuntimeSpec::set_log_every, 1);
   if (r->transport().empty()) r->set_transport("auto");
   if (r->graphs().empty()) r->set_graphs("on");
+  if (r->attention().empty()) r->set_attention("auto");
   return FillModel(spec, vocabulary_of);
 }
 

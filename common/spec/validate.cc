@@ -254,14 +254,17 @@ class Validator {
           ": use 1 to 4096, or delete it for cores / slots");
     }
     if (r.log_every() < 1) Add("runtime.log_every", r.log_every(), ": must be at least 1");
-    static const auto* const kTransports = new std::vector<std::string>{"auto", "shm", "gloo"};
+    static const auto* const kTransports = new std::vector<std::string>{"auto", "nccl", "shm", "gloo"};
     if (std::find(kTransports->begin(), kTransports->end(), r.transport()) == kTransports->end()) {
       const std::string nearest = NearestWord(r.transport(), *kTransports);
       Add("runtime.transport", "`", r.transport().substr(0, 40), "`: use ",
-          nearest.empty() ? "auto, shm or gloo" : nearest);
+          nearest.empty() ? "auto, nccl, shm or gloo" : nearest);
     }
     if (r.graphs() != "on" && r.graphs() != "off")
       Add("runtime.graphs", "`", r.graphs().substr(0, 40), "`: use on or off");
+    if (r.attention() != "auto" && r.attention() != "cudnn" && r.attention() != "flash") {
+      Add("runtime.attention", "`", r.attention().substr(0, 40), "`: use auto, cudnn or flash");
+    }
     for (const auto& [operation, backend] : r.operations()) {
       if (!IsWord(operation, 64) || !IsWord(backend, 32)) {
         Add("runtime.operations", "`", operation.substr(0, 70), ": ", backend.substr(0, 40),

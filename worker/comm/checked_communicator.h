@@ -64,9 +64,6 @@ class CheckedCommunicator : public Communicator {
   // "rank 5 (member 1)", or "member 1" when ranks are the indices.
   std::string MemberName(int member) const;
 
-  // A group of one: output = input. Device groups copy on the device.
-  virtual absl::Status DoCopy(const void* input, void* output, int64_t bytes);
-
   // The call that a Do... function is part of.
   const CommunicatorCall& current_call() const { return call_; }
   // For transports whose work fails after the call has returned: keeps `status` as the group's failure, named after `call`,

@@ -16,8 +16,8 @@
 //  - A device group works on device memory, and its calls are steps of the backend's compute stream (the null stream): a
 //    collective sees what was enqueued there before the call, and what is enqueued there afterwards sees its result. The call
 //    itself returns at once and says nothing of the result: a failure shows in Health, in later calls and in WaitForEvent
-//    (device_wait.h), which is how the host waits for a result. A stream or event must never be waited for in any other
-//    way while device groups exist: the backend's own waits do not end when a peer has died.
+//    (device_wait.h), which is how the host waits for a result. The backend's own waits are not enough: when a peer has
+//    died they end only once the group has been aborted, and then look like success.
 //  - Between BeginOverlap and EndOverlap a device group's collectives (not its messages) still wait for what was enqueued
 //    before their call, but nothing waits for them: they run beside later compute work, which must leave their buffers alone.
 //    After EndOverlap later compute work waits for all of them.

@@ -54,7 +54,6 @@ class DeviceCommunicator : public CheckedCommunicator, private DeviceWatch::Watc
   }
 
   absl::Status AllReduceHost(void* data, int64_t count, mt_dtype dtype, ReduceOp op) override {
-    if (size() == 1) return AllReduce(data, count, dtype, op);
     const int64_t bytes = count * static_cast<int64_t>(ElementSize(dtype));
     if (bytes > kScratchBytes)
       return absl::InvalidArgumentError(absl::StrCat(bytes, " bytes of control values"));
@@ -82,7 +81,7 @@ class DeviceCommunicator : public CheckedCommunicator, private DeviceWatch::Watc
     MT_CHECK(overlapping_) << name() << ": no overlap to end";
     overlapping_ = false;
     MT_RETURN_IF_ERROR(Health());
-    return lane_ == nullptr ? absl::OkStatus() : lane_->MakeComputeWait();
+    return lane_->MakeComputeWait();
   }
 
   std::string Unfinished() const override {
@@ -170,9 +169,6 @@ class DeviceCommunicator : public CheckedCommunicator, private DeviceWatch::Watc
                                  stream);
     });
   }
-  absl::Status DoCopy(const void* input, void* output, int64_t bytes) override {
-    return CopyOnDevice(backend_, input, output, bytes);
-  }
 
   absl::StatusOr<DeviceLink*> LinkTo(const std::map<int, std::unique_ptr<DeviceLink>>& links,
                                      int peer) {
@@ -204,8 +200,8 @@ class DeviceCommunicator : public CheckedCommunicator, private DeviceWatch::Watc
 
 absl::StatusOr<std::unique_ptr<Communicator>> NewDeviceCommunicator(
     const DeviceGroupOptions& options, std::shared_ptr<DeviceWatch> watch, Rendezvous* rendezvous) {
+  MT_CHECK(options.size >= 2) << options.name << ": a device group of " << options.size;
   auto communicator = std::make_unique<DeviceCommunicator>(options, std::move(watch));
-  if (options.size == 1) return communicator;
   MT_RETURN_IF_ERROR(
       communicator->JoinGroup([&] { return communicator->Join(options, rendezvous); }));
   return communicator;

@@ -26,7 +26,7 @@ struct DeviceGroupOptions {
   enum class Links { kNone, kNeighbours, kAll } links = Links::kNone;
 };
 
-// Waits until all have joined. DEADLINE_EXCEEDED and UNAVAILABLE blame the member that did not come, if it is known.
+// At least two members. Waits until all have joined. DEADLINE_EXCEEDED and UNAVAILABLE blame the member that did not come, if it is known.
 absl::StatusOr<std::unique_ptr<Communicator>> NewDeviceCommunicator(
     const DeviceGroupOptions& options, std::shared_ptr<DeviceWatch> watch, Rendezvous* rendezvous);
 

@@ -171,7 +171,7 @@ class Waiting : public Communicator {
 };
 
 TEST_F(DeviceGroup, CollectivesDoWhatTheInterfaceSays) {
-  for (const int size : {1, 2, 3}) {
+  for (const int size : {2, 3}) {
     SCOPED_TRACE(size);
     Join(size);
     OnThreads(size, [&](int rank) -> absl::Status {
@@ -179,7 +179,7 @@ TEST_F(DeviceGroup, CollectivesDoWhatTheInterfaceSays) {
       MT_RETURN_IF_ERROR(RunCollectives<float>(&comm, MT_F32, {0, 1, 7, 1000}));
       MT_RETURN_IF_ERROR(RunCollectives<uint16_t>(&comm, MT_BF16, {2, 40}));
       MT_RETURN_IF_ERROR(RunCollectives<int64_t>(&comm, MT_I64, {5}));
-      return size == 1 ? absl::OkStatus() : RunGathersOfBytes(&comm);
+      return RunGathersOfBytes(&comm);
     });
   }
 }

@@ -1,16 +1,9 @@
 #include "worker/comm/device_link.h"
 
 namespace mt {
+namespace {
 
-DeviceLink::~DeviceLink() {
-  lane_.reset();  // first: it ends what still sends from the slots
-  for (const Slot& slot : slots_) {
-    if (slot.data != nullptr) backend_.free(slot.data);
-    if (slot.taken != nullptr) backend_.event_destroy(slot.taken);
-  }
-  for (void* const data : outgrown_) backend_.free(data);
-}
-
+// Enqueues a copy within device memory on the compute stream.
 absl::Status CopyOnDevice(const mt_backend& backend, const void* source, void* destination,
                           int64_t bytes) {
   // A copy without a cast carries bits: as wide elements as the size allows.
@@ -27,6 +20,17 @@ absl::Status CopyOnDevice(const mt_backend& backend, const void* source, void* d
   copy.destination = destination;
   copy.count = bytes / element;
   return DeviceStatus(backend, backend.run(MT_OP_COPY, &copy, nullptr), "copying a message");
+}
+
+}  // namespace
+
+DeviceLink::~DeviceLink() {
+  lane_.reset();  // first: it ends what still sends from the slots
+  for (const Slot& slot : slots_) {
+    if (slot.data != nullptr) backend_.free(slot.data);
+    if (slot.taken != nullptr) backend_.event_destroy(slot.taken);
+  }
+  for (void* const data : outgrown_) backend_.free(data);
 }
 
 absl::Status DeviceLink::Prepare(Slot& slot, int64_t bytes) {

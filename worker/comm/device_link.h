@@ -46,8 +46,4 @@ class DeviceLink {
   int64_t sent_ = 0;
 };
 
-// Enqueues a copy within device memory on the compute stream.
-absl::Status CopyOnDevice(const mt_backend& backend, const void* source, void* destination,
-                          int64_t bytes);
-
 }  // namespace mt

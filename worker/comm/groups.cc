@@ -4,6 +4,7 @@
 #include <set>
 
 #include "absl/strings/str_join.h"
+#include "worker/comm/device_communicator.h"
 
 namespace mt {
 namespace {
@@ -15,8 +16,9 @@ struct Built {
 
 class Builder {
  public:
-  Builder(const GroupsOptions& options, Rendezvous* rendezvous)
-      : options_(options), rendezvous_(rendezvous) {}
+  // `watch` is null for ranks in host memory.
+  Builder(const GroupsOptions& options, std::shared_ptr<DeviceWatch> watch, Rendezvous* rendezvous)
+      : options_(options), watch_(std::move(watch)), rendezvous_(rendezvous) {}
 
   // The group that `ranks` are; null communicator if this rank is not one of them.
   absl::StatusOr<Built> Build(absl::string_view kind, const std::vector<int>& ranks) {
@@ -26,6 +28,24 @@ class Builder {
                                           absl::StrJoin(ranks, ","), ")");
     if (ranks.size() == 1) return Built{NewSelfCommunicator(name), "self"};
 
+    // Any two groups of a kind are disjoint, so the first rank tells them apart.
+    const std::string prefix =
+        absl::StrCat(options_.job_id, "/", options_.generation, "/", kind, "/", ranks.front());
+    const int member = static_cast<int>(self - ranks.begin()),
+              size = static_cast<int>(ranks.size());
+    if (watch_ != nullptr) {
+      DeviceGroupOptions device;
+      device.name = name;
+      device.prefix = prefix;
+      device.rank = member;
+      device.size = size;
+      device.ranks = ranks;
+      device.timeout = options_.timeout;
+      if (kind == "pipeline") device.links = DeviceGroupOptions::Links::kNeighbours;
+      MT_ASSIGN_OR_RETURN(auto communicator, NewDeviceCommunicator(device, watch_, rendezvous_));
+      return Built{std::move(communicator), watch_->device().collectives->name};
+    }
+
     std::set<std::string> nodes;
     for (const int rank : ranks) nodes.insert(options_.rank_table[rank].node());
     if (options_.transport == "shm" && nodes.size() > 1) {
@@ -33,11 +53,6 @@ class Builder {
                                                      " group is on nodes ",
                                                      absl::StrJoin(nodes, ", "), "; use auto"));
     }
-    // Any two groups of a kind are disjoint, so the first rank tells them apart.
-    const std::string prefix =
-        absl::StrCat(options_.job_id, "/", options_.generation, "/", kind, "/", ranks.front());
-    const int member = static_cast<int>(self - ranks.begin()),
-              size = static_cast<int>(ranks.size());
     if (nodes.size() == 1 && options_.transport != "gloo") {
       SharedMemoryOptions shared;
       shared.name = name;
@@ -68,8 +83,43 @@ class Builder {
 
  private:
   const GroupsOptions& options_;
+  const std::shared_ptr<DeviceWatch> watch_;
   Rendezvous* const rendezvous_;
 };
+
+absl::Status CheckTransport(const GroupsOptions& options) {
+  const std::string& transport = options.transport;
+  if (transport.empty() || transport == "auto") return absl::OkStatus();
+  const bool of_host = transport == "shm" || transport == "gloo", of_device = transport == "nccl";
+  if (!of_host && !of_device) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("runtime.transport \"", transport, "\" is not auto, nccl, shm or gloo"));
+  }
+  if (options.device != nullptr && of_host) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("runtime.transport is ", transport, ", but backend ", options.device->name,
+                     " keeps its data on the device; use auto or nccl"));
+  }
+  if (options.device == nullptr && of_device) {
+    return absl::InvalidArgumentError(
+        "runtime.transport is nccl, but the backend keeps its data in host memory; use auto");
+  }
+  return absl::OkStatus();
+}
+
+// Null for ranks in host memory, and for one that is alone.
+absl::StatusOr<std::shared_ptr<DeviceWatch>> WatchFor(const GroupsOptions& options) {
+  if (options.device == nullptr || options.mesh->world() == 1) return nullptr;
+  const mt_collectives* collectives = options.device->collectives();
+  if (collectives == nullptr) {
+    const char* reason = options.device->error_message();
+    return absl::FailedPreconditionError(
+        absl::StrCat("backend ", options.device->name, " has no collectives here, which ",
+                     options.mesh->world(), " ranks need: ", reason == nullptr ? "" : reason));
+  }
+  return std::make_shared<DeviceWatch>(
+      DeviceAccess{.backend = options.device, .collectives = collectives});
+}
 
 }  // namespace
 
@@ -81,13 +131,14 @@ absl::StatusOr<RankGroups> BuildGroups(const GroupsOptions& options, Rendezvous*
                                                    options.rank_table.size(), " ranks for ",
                                                    mesh.ToString()));
   }
-  if (!options.transport.empty() && options.transport != "auto" && options.transport != "shm" &&
-      options.transport != "gloo") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("runtime.transport \"", options.transport, "\" is not auto, shm or gloo"));
-  }
-  Builder builder(options, rendezvous);
+  MT_RETURN_IF_ERROR(CheckTransport(options));
+  MT_ASSIGN_OR_RETURN(const std::shared_ptr<DeviceWatch> watch, WatchFor(options));
+  Builder builder(options, watch, rendezvous);
   RankGroups groups;
+  if (watch != nullptr) {
+    const mt_collectives& library = *watch->device().collectives;
+    groups.library = absl::StrCat(library.name, " ", library.version);
+  }
   const auto build = [&](absl::string_view kind, const std::vector<int>& ranks,
                          std::unique_ptr<Communicator>& communicator) {
     absl::StatusOr<Built> built = builder.Build(kind, ranks);
@@ -122,7 +173,7 @@ std::string RankGroups::Describe() const {
     if (all[i] != nullptr)
       parts.push_back(absl::StrCat(kinds[i], ": ", transports[i], " of ", all[i]->size()));
   }
-  return absl::StrJoin(parts, ", ");
+  return absl::StrCat(absl::StrJoin(parts, ", "), library.empty() ? "" : "; ", library);
 }
 
 }  // namespace mt

@@ -1,7 +1,10 @@
 #include "worker/comm/groups.h"
 
+#include <thread>
+
 #include "worker/comm/communicator_suite.h"
 #include "worker/comm/process_group.h"
+#include "worker/comm/testing/fake_device.h"
 
 namespace mt {
 namespace {
@@ -87,6 +90,71 @@ TEST(BuildGroups, ErrorsNameTheGroupAndItsRanks) {
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(BuildGroups(Options(mesh, 2, 1, "auto"), &rendezvous).status().code(),
             absl::StatusCode::kInvalidArgument);
+}
+
+TEST(BuildGroups, RanksWithDevicesUseWhatTheirBackendBrings) {
+  const Mesh mesh = *Mesh::Create(1, 2, 2);
+  testing::FakeMachine machine(4);
+  SharedRendezvous rendezvous;
+  std::vector<RankGroups> groups(4);
+  std::vector<std::thread> ranks;
+  for (int rank = 0; rank < 4; ++rank) {
+    ranks.emplace_back([&, rank] {
+      testing::FakeMachine::Act(rank);
+      GroupsOptions options = Options(mesh, rank, 2, "nccl");
+      options.device = machine.backend();
+      auto built = BuildGroups(options, &rendezvous);
+      ASSERT_TRUE(built.ok()) << built.status();
+      groups[rank] = *std::move(built);
+    });
+  }
+  for (std::thread& rank : ranks) rank.join();
+  EXPECT_EQ(groups[0].Describe(),
+            "tensor: self of 1, data: fake of 2, pipeline: fake of 2, embedding: fake of 2, "
+            "model: fake of 2; fake 1.2");
+  // Stages can send to each other, both at once.
+  float sent[2] = {1, 2}, received[2] = {0, 0};
+  for (const int rank : {0, 2}) {
+    testing::FakeMachine::Act(rank);
+    const int self = rank / 2, peer = 1 - self;
+    ASSERT_TRUE(groups[rank].pipeline->Send(&sent[self], sizeof(float), peer).ok());
+    ASSERT_TRUE(groups[rank].pipeline->Receive(&received[self], sizeof(float), peer).ok());
+  }
+  EXPECT_EQ(received[0], 2);
+  EXPECT_EQ(received[1], 1);
+}
+
+TEST(BuildGroups, TransportsThatCannotReachTheMemoryAreRefused) {
+  const Mesh mesh = *Mesh::Create(1, 2, 1);
+  SharedRendezvous rendezvous;
+  testing::FakeMachine machine(2);
+  GroupsOptions device = Options(mesh, 0, 2, "shm");
+  device.device = machine.backend();
+  const absl::Status refused = BuildGroups(device, &rendezvous).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(refused.message().find("runtime.transport is shm, but backend fake keeps its data on "
+                                   "the device"),
+            absl::string_view::npos)
+      << refused;
+  EXPECT_EQ(BuildGroups(Options(mesh, 0, 2, "nccl"), &rendezvous).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST(BuildGroups, ABackendWithoutCollectivesSaysWhy) {
+  const Mesh mesh = *Mesh::Create(1, 2, 1), alone = *Mesh::Create(1, 1, 1);
+  SharedRendezvous rendezvous;
+  testing::FakeMachine machine(2);
+  mt_backend without = *machine.backend();
+  without.collectives = []() -> const mt_collectives* { return nullptr; };
+  without.error_message = [] { return "libnccl.so.2 was not found"; };
+  GroupsOptions options = Options(mesh, 0, 2, "auto");
+  options.device = &without;
+  const absl::Status status = BuildGroups(options, &rendezvous).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(status.message().find("libnccl.so.2 was not found"), absl::string_view::npos) << status;
+  options = Options(alone, 0, 1, "auto");
+  options.device = &without;
+  EXPECT_TRUE(BuildGroups(options, &rendezvous).ok()) << "one rank needs none";
 }
 
 }  // namespace

@@ -205,9 +205,18 @@ void RankChannel::EnterCollective(const std::string* group, const char* operatio
 
 void RankChannel::LeaveCollective() { group_.store(nullptr, std::memory_order_release); }
 
-std::string RankChannel::Where() const {
+void RankChannel::SetDeviceWaiting(std::function<std::string()> waiting) {
+  const std::lock_guard lock(waiting_mutex_);
+  device_waiting_ = std::move(waiting);
+}
+
+std::string RankChannel::Where() {
   const std::string* group = group_.load(std::memory_order_acquire);
-  if (group == nullptr) return "computing";
+  if (group == nullptr) {
+    const std::lock_guard lock(waiting_mutex_);
+    const std::string waiting = device_waiting_ == nullptr ? "" : device_waiting_();
+    return waiting.empty() ? "computing" : absl::StrCat("waiting: ", waiting);
+  }
   return absl::StrCat("waiting: ", operation_.load(std::memory_order_relaxed), " in the group ",
                       *group, ", collective ", collectives_.load(std::memory_order_relaxed),
                       " of this rank");

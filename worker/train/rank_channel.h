@@ -56,12 +56,15 @@ class RankChannel : public Rendezvous {
   void SetPhase(const std::string& phase, int64_t step);
   void EnterCollective(const std::string* group, const char* operation);
   void LeaveCollective();
+  // Device groups are waited for outside their calls: `waiting` says for which, "" if for none. Called by the reading thread until
+  // it is taken back with null.
+  void SetDeviceWaiting(std::function<std::string()> waiting);
 
  private:
   void Read();
   void Handle(v1::ToRank message);
   void SendProgress();
-  std::string Where() const;
+  std::string Where();
 
   const int fd_;
   int signal_fd_ = -1, wake_fd_ = -1;
@@ -74,6 +77,8 @@ class RankChannel : public Rendezvous {
   std::map<std::string, v1::FileReady> files_;
   std::string phase_ = "start";
   int64_t step_ = 0;
+  std::mutex waiting_mutex_;
+  std::function<std::string()> device_waiting_;     // guarded by waiting_mutex_
   std::atomic<const std::string*> group_{nullptr};  // in a collective of this group
   std::atomic<const char*> operation_{nullptr};
   std::atomic<int64_t> collectives_{0};

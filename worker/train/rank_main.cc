@@ -20,6 +20,7 @@
 #include "worker/checkpoint/manifest.h"
 #include "worker/checkpoint/writer.h"
 #include "worker/comm/groups.h"
+#include "worker/comm/nccl_environment.h"
 #include "worker/data/dataset_batch_source.h"
 #include "worker/model/number_types.h"
 #include "worker/train/gemm_peak.h"
@@ -52,6 +53,8 @@ class RankRun {
     return status;
   }
 
+  ~RankRun() { channel_->SetDeviceWaiting(nullptr); }
+
   bool paused() const { return paused_; }
   // The rank that a communicator error blames.
   std::optional<int> blamed() const {
@@ -65,17 +68,19 @@ class RankRun {
   }
 
  private:
+  absl::Status OpenBackend();
+  absl::Status ConfigureDevice(const Backend& backend);
   absl::Status Connect();
   absl::Status MeasurePeak();
   absl::Status Prepare();
   absl::Status Restore();
   absl::Status Train();
   absl::Status Checkpoint();
-  absl::Status Agree(bool* checkpoint, bool* stop);
   absl::StatusOr<std::string> Resolve(const v1::CheckpointFile& file, bool verify_local);
   Communicator* Watch(Communicator* communicator);
   absl::Duration Now() const { return Clock::Real()->Monotonic(); }
   double CommunicationSeconds() const;
+  std::string DeviceWaiting() const;
 
   v1::RankStart start_;
   const v1::JobSpec& spec_;
@@ -110,6 +115,53 @@ double RankRun::CommunicationSeconds() const {
   return seconds;
 }
 
+// The oldest collective that a device waits in, so that a hang has a name.
+std::string RankRun::DeviceWaiting() const {
+  for (const auto& communicator : watched_) {
+    const std::string call = communicator->Unfinished();
+    if (!call.empty()) return absl::StrCat(call, " in the group ", communicator->name());
+  }
+  return "";
+}
+
+// What a backend with a device must know before it is opened.
+absl::Status RankRun::ConfigureDevice(const Backend& backend) {
+  const int devices = backend.info().device_count;
+  operations_options_.device = start_.slot();
+  if (DevicesAreShared() && devices > 0) {
+    operations_options_.device = start_.slot() % devices;
+  } else if (start_.slot() >= devices) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("slot ", start_.slot(), " of node ", start_.rank_table(start_.rank()).node(),
+                     ": backend ", backend.name(), " has ", devices,
+                     " devices there, and each slot needs its own; lower slots= in the hostfile"));
+  }
+  if (mesh_->world() > 1) {
+    NcclPlace place{.rank = start_.rank(), .share_device = DevicesAreShared()};
+    place.rank_table.assign(start_.rank_table().begin(), start_.rank_table().end());
+    MT_ASSIGN_OR_RETURN(const Environment environment, NcclEnvironment(place, InterfaceOf));
+    std::printf("rank %d: %s\n", start_.rank(), SetEnvironment(environment).c_str());
+  }
+  operations_options_.configuration["attention"] = spec_.runtime().attention();
+  // Beside the checkpoints, so that whoever resumes from them computes with the same algorithms.
+  const std::string& folder = start_.checkpoint_root();
+  MT_RETURN_IF_ERROR(Env::Real()->CreateDirectories(folder));
+  operations_options_.configuration["gemm_cache"] = folder + "/gemm-algorithms";
+  return absl::OkStatus();
+}
+
+absl::Status RankRun::OpenBackend() {
+  SetEnvironment(CudaEnvironment());
+  operations_options_.backend = spec_.runtime().backend();
+  operations_options_.overrides = {spec_.runtime().operations().begin(),
+                                   spec_.runtime().operations().end()};
+  operations_options_.threads = start_.threads();
+  MT_ASSIGN_OR_RETURN(const Backend* chosen, ChooseBackend(spec_.runtime().backend()));
+  if (!chosen->host_memory()) MT_RETURN_IF_ERROR(ConfigureDevice(*chosen));
+  MT_ASSIGN_OR_RETURN(operations_, Operations::Create(operations_options_));
+  return absl::OkStatus();
+}
+
 absl::Status RankRun::Connect() {
   MT_ASSIGN_OR_RETURN(mesh_, Mesh::FromSpec(spec_.parallel()));
   if (start_.rank_table_size() != mesh_->world() || start_.rank() < 0 ||
@@ -118,9 +170,11 @@ absl::Status RankRun::Connect() {
         absl::StrCat("rank ", start_.rank(), " of a table of ", start_.rank_table_size(),
                      " in a mesh of ", mesh_->ToString(), " (", mesh_->world(), " ranks)"));
   }
+  MT_RETURN_IF_ERROR(OpenBackend());
   channel_->SetPhase("communicator", start_.restore().step());
   const absl::Duration before = Now();
   GroupsOptions options;
+  if (!operations_->backend().host_memory()) options.device = &operations_->backend().abi();
   options.mesh = &*mesh_;
   options.rank = start_.rank();
   options.rank_table.assign(start_.rank_table().begin(), start_.rank_table().end());
@@ -142,14 +196,15 @@ absl::Status RankRun::Connect() {
 // All ranks measure together; their sum is what the job's FLOPs are compared with.
 absl::Status RankRun::MeasurePeak() {
   const mt_dtype dtype = TypesOf(spec_.training().precision()).data;
-  MT_RETURN_IF_ERROR(model_group_->Barrier());
+  int32_t here = 1;
+  MT_RETURN_IF_ERROR(model_group_->AllReduceHost(&here, 1, MT_I32, ReduceOp::kMax));
   const absl::StatusOr<double> peak = MeasureGemmPeak(operations_options_, dtype);
   if (!peak.ok()) {
     MT_LOG(Warning) << "matrix product peak: " << peak.status().ToString();
   }
   peak_flops_ = peak.value_or(0);
-  MT_RETURN_IF_ERROR(model_group_->AllReduce(&peak_flops_, 1, MT_F64, ReduceOp::kSum));
-  return data_group_->AllReduce(&peak_flops_, 1, MT_F64, ReduceOp::kSum);
+  MT_RETURN_IF_ERROR(model_group_->AllReduceHost(&peak_flops_, 1, MT_F64, ReduceOp::kSum));
+  return data_group_->AllReduceHost(&peak_flops_, 1, MT_F64, ReduceOp::kSum);
 }
 
 absl::Status RankRun::Prepare() {
@@ -162,19 +217,7 @@ absl::Status RankRun::Prepare() {
   options.groups.embedding = Watch(groups_.embedding.get());
   options.groups.model = model_group_ = Watch(groups_.model.get());
 
-  operations_options_.backend = spec_.runtime().backend();
-  operations_options_.overrides = {spec_.runtime().operations().begin(),
-                                   spec_.runtime().operations().end()};
-  MT_ASSIGN_OR_RETURN(const Backend* chosen, ChooseBackend(spec_.runtime().backend()));
-  operations_options_.device = chosen->host_memory() ? 0 : start_.slot();
-  operations_options_.threads = start_.threads();
-  if (!chosen->host_memory()) {
-    // Beside the checkpoints, so that whoever resumes from them computes with the same algorithms.
-    const std::string& folder = start_.checkpoint_root();
-    MT_RETURN_IF_ERROR(Env::Real()->CreateDirectories(folder));
-    operations_options_.configuration["gemm_cache"] = folder + "/gemm-algorithms";
-  }
-  MT_ASSIGN_OR_RETURN(operations_, Operations::Create(operations_options_));
+  channel_->SetDeviceWaiting([this] { return DeviceWaiting(); });
   options.operations = operations_.get();
   if (mesh_->IsFirstStage(start_.rank()) || mesh_->IsLastStage(start_.rank())) {
     MT_ASSIGN_OR_RETURN(samples_, OpenTrainingData(Env::Real(), spec_));
@@ -225,6 +268,12 @@ absl::Status RankRun::Prepare() {
       start_.rank(), operations_->backend().name().c_str(), start_.threads(),
       memory.weights / 1048576.0, memory.gradients / 1048576.0, memory.optimizer / 1048576.0,
       memory.activations / 1048576.0, static_cast<long long>(trainer_->position().step));
+  int64_t free_bytes = 0, total_bytes = 0;
+  if (!backend.host_memory() && backend.abi().memory_info(&free_bytes, &total_bytes) == MT_OK) {
+    std::printf("rank %d: device %d, %s: %.1f of %.1f GiB of memory free\n", start_.rank(),
+                operations_options_.device, backend.info().name, free_bytes / 1073741824.0,
+                total_bytes / 1073741824.0);
+  }
   std::fflush(stdout);
   return absl::OkStatus();
 }
@@ -280,16 +329,6 @@ absl::Status RankRun::Checkpoint() {
   return absl::OkStatus();
 }
 
-absl::Status RankRun::Agree(bool* checkpoint, bool* stop) {
-  int32_t wanted[2] = {channel_->checkpoint_wanted() ? 1 : 0, channel_->stop_wanted() ? 1 : 0};
-  MT_RETURN_IF_ERROR(model_group_->AllReduce(wanted, 2, MT_I32, ReduceOp::kMax));
-  MT_RETURN_IF_ERROR(data_group_->AllReduce(wanted, 2, MT_I32, ReduceOp::kMax));
-  *checkpoint = wanted[0] != 0;
-  *stop = wanted[1] != 0;
-  if (*checkpoint) channel_->ForgetCheckpointWanted();
-  return absl::OkStatus();
-}
-
 absl::Status RankRun::Train() {
   const int64_t steps = spec_.training().steps();
   const int64_t every = spec_.checkpoint().every_steps();
@@ -304,10 +343,13 @@ absl::Status RankRun::Train() {
   while (trainer_->position().step < steps) {
     channel_->SetPhase("step", trainer_->position().step);
     const absl::Duration before = Now();
-    MT_ASSIGN_OR_RETURN(const StepResult result, trainer_->Step());
+    // What any rank was told all of them hear, with the step's other sums.
+    MT_ASSIGN_OR_RETURN(const StepResult result,
+                        trainer_->Step({.checkpoint = channel_->checkpoint_wanted(),
+                                        .stop = channel_->stop_wanted()}));
     const absl::Duration step_time = Now() - before;
-    bool checkpoint = false, stop = false;
-    MT_RETURN_IF_ERROR(Agree(&checkpoint, &stop));
+    const bool checkpoint = result.votes.checkpoint, stop = result.votes.stop;
+    if (checkpoint) channel_->ForgetCheckpointWanted();
     if (reports) {
       v1::StepReport report =
           reporter.Report(result, trainer_->position().consumed_samples, step_time, stall_, Now());

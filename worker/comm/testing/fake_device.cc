@@ -289,6 +289,8 @@ struct FakeTables {
 
 namespace {
 
+const mt_collectives& CollectivesTable();
+
 const mt_backend& BackendTable() {
   static const mt_backend table = [] {
     mt_backend t{};
@@ -313,6 +315,7 @@ const mt_backend& BackendTable() {
     t.event_synchronize = FakeTables::EventSynchronize;
     t.event_milliseconds = FakeTables::EventMilliseconds;
     t.event_destroy = FakeTables::EventDestroy;
+    t.collectives = [] { return &CollectivesTable(); };
     return t;
   }();
   return table;
