@@ -57,29 +57,46 @@ ParameterLayout LayoutOf(const v1::ModelSpec& model, const Mesh& mesh, int rank)
     (logical.shape.size() == 1 ? norms : tied_copy ? tied : matrices).push_back(std::move(p));
   }
 
-  int64_t next = 0;
-  auto place = [&](std::vector<LocalParameter>& group) {
-    for (LocalParameter& p : group) {
-      if (!ContinuesGroup(p.logical.name)) next = RoundUp(next, kFlatAlignment);
-      p.flat_offset = next;
-      next += p.Elements();
-      layout.parameters.push_back(std::move(p));
-    }
-    next = RoundUp(next, kFlatAlignment);
+  int64_t next = 0, bucket_first = 0;
+  auto place = [&](LocalParameter& p) {
+    if (!ContinuesGroup(p.logical.name)) next = RoundUp(next, kFlatAlignment);
+    p.flat_offset = next;
+    next += p.Elements();
+    layout.parameters.push_back(std::move(p));
   };
-  place(matrices);
+  auto close_bucket = [&](int64_t block) {
+    next = RoundUp(next, kFlatAlignment * mesh.data());
+    if (next > bucket_first)
+      layout.buckets.push_back({.range = {bucket_first, next - bucket_first}, .block = block});
+    bucket_first = next;
+  };
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    const LogicalParameter& logical = matrices[i].logical;
+    const int64_t layer = logical.layer;
+    const int64_t block = logical.name == kHeadName        ? layers.last
+                          : logical.name == kEmbeddingName ? FlatBucket::kAtTheEnd
+                                                           : layer;
+    place(matrices[i]);
+    if (i + 1 == matrices.size() || layer < 0 || matrices[i + 1].logical.layer != layer)
+      close_bucket(block);
+  }
   layout.counted = next;
-  place(tied);
-  layout.matrices = next;
-  place(norms);
-  layout.end = next;
-  layout.size = RoundUp(next, kFlatAlignment * mesh.data());
+  for (LocalParameter& p : tied) place(p);
+  layout.matrices = next = RoundUp(next, kFlatAlignment);
+  for (LocalParameter& p : norms) place(p);
+  layout.end = next = RoundUp(next, kFlatAlignment);
+  close_bucket(FlatBucket::kAtTheEnd);
+  layout.size = next;
   return layout;
 }
 
-FlatRange ShardOf(const ParameterLayout& layout, int data_ranks, int data) {
-  const int64_t count = layout.size / data_ranks;
-  return {.first = count * data, .count = count};
+std::vector<FlatRange> PartsOf(const ParameterLayout& layout, int data_ranks, int data) {
+  std::vector<FlatRange> parts;
+  for (const FlatBucket& bucket : layout.buckets) {
+    const int64_t count = bucket.range.count / data_ranks;
+    parts.push_back({.first = bucket.range.first + count * data, .count = count});
+  }
+  return parts;
 }
 
 }  // namespace mt

@@ -220,8 +220,9 @@ absl::StatusOr<Outcome> RunRank(const RunOptions& options, int rank, RankGroups*
                             .pipeline = groups->pipeline.get(),
                             .embedding = groups->embedding.get(),
                             .model = groups->model.get()};
-  MT_ASSIGN_OR_RETURN(const std::unique_ptr<Operations> operations,
-                      Operations::Create({.backend = options.backend, .threads = 1}));
+  MT_ASSIGN_OR_RETURN(
+      const std::unique_ptr<Operations> operations,
+      Operations::Create({.backend = options.backend, .device = rank, .threads = 1}));
   HashedSamples samples(options.spec.model().vocab(), options.spec.data().sequence_length());
   trainer_options.operations = operations.get();
   trainer_options.samples = options.samples != nullptr ? options.samples : &samples;

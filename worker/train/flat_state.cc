@@ -1,6 +1,7 @@
 #include "worker/train/flat_state.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace mt {
 namespace {
@@ -53,8 +54,11 @@ FlatState::FlatState(ParameterLayout layout, const Options& options, Operations*
       types_(options.types),
       trained_(options.trained),
       zero_(options.zero && options.data_ranks > 1),
-      shard_(ShardOf(layout_, options.data_ranks, options.data_rank)),
-      operations_(operations) {}
+      parts_(PartsOf(layout_, options.data_ranks, options.data_rank)),
+      owned_(zero_ ? parts_ : std::vector<FlatRange>{{0, layout_.size}}),
+      operations_(operations) {
+  for (const FlatRange& range : owned_) owned_count_ += range.count;
+}
 
 FlatState::~FlatState() {
   for (void* buffer : {weights_, gradients_, master_, exp_avg_, exp_avg_sq_}) {
@@ -84,9 +88,9 @@ absl::Status FlatState::Allocate() {
   MT_RETURN_IF_ERROR(allocate(layout_.size, types_.data, &weights_));
   if (!trained_) return absl::OkStatus();
   MT_RETURN_IF_ERROR(allocate(layout_.size, types_.gradient, &gradients_));
-  if (has_master()) MT_RETURN_IF_ERROR(allocate(owned().count, types_.state, &master_));
-  MT_RETURN_IF_ERROR(allocate(owned().count, types_.state, &exp_avg_));
-  return allocate(owned().count, types_.state, &exp_avg_sq_);
+  if (has_master()) MT_RETURN_IF_ERROR(allocate(owned_count_, types_.state, &master_));
+  MT_RETURN_IF_ERROR(allocate(owned_count_, types_.state, &exp_avg_));
+  return allocate(owned_count_, types_.state, &exp_avg_sq_);
 }
 
 absl::Status FlatState::DeclareOperations() {
@@ -99,14 +103,14 @@ absl::Status FlatState::DeclareOperations() {
       {.dtype = types_.state, .rows = 1, .columns = layout_.size}));
   if (has_master()) {
     MT_RETURN_IF_ERROR(operations_->Need<MT_OP_COPY>(
-        {.source_dtype = types_.state, .destination_dtype = types_.data, .count = owned().count}));
+        {.source_dtype = types_.state, .destination_dtype = types_.data, .count = owned_count_}));
   }
   MT_RETURN_IF_ERROR(
-      operations_->Need<MT_OP_SQUARED_SUM>({.dtype = types_.gradient, .count = owned().count}));
+      operations_->Need<MT_OP_SQUARED_SUM>({.dtype = types_.gradient, .count = owned_count_}));
   return operations_->Need<MT_OP_ADAMW>({.dtype = types_.data,
                                          .state_dtype = types_.state,
                                          .gradient_dtype = types_.gradient,
-                                         .count = owned().count,
+                                         .count = owned_count_,
                                          .step = 1});
 }
 
@@ -120,16 +124,25 @@ void* FlatState::Gradient(absl::string_view name) const {
   return p == nullptr ? nullptr : GradientAt(p->flat_offset);
 }
 
-void* FlatState::MasterAt(int64_t element) const {
-  return has_master() ? At(master_, element - owned().first, types_.state)
-                      : At(weights_, element, types_.data);
+void* FlatState::MasterAt(int64_t element, int64_t stored) const {
+  return has_master() ? At(master_, stored, types_.state) : At(weights_, element, types_.data);
+}
+
+template <typename Body>
+absl::Status FlatState::ForOwned(Body body) const {
+  int64_t stored = 0;
+  for (const FlatRange& range : owned_) {
+    MT_RETURN_IF_ERROR(body(range, stored));
+    stored += range.count;
+  }
+  return absl::OkStatus();
 }
 
 absl::Status FlatState::Initialise(uint64_t seed) {
   MT_RETURN_IF_ERROR(Zero(weights_, layout_.size, types_.data));
-  if (has_master()) MT_RETURN_IF_ERROR(Zero(master_, owned().count, types_.state));
+  if (has_master()) MT_RETURN_IF_ERROR(Zero(master_, owned_count_, types_.state));
   for (void* moments : {exp_avg_, exp_avg_sq_}) {
-    MT_RETURN_IF_ERROR(Zero(moments, owned().count, types_.state));
+    MT_RETURN_IF_ERROR(Zero(moments, owned_count_, types_.state));
   }
   // What was zeroed and is in no box is padding.
   for (const TensorBox& box : LoadBoxes()) {
@@ -165,42 +178,50 @@ absl::Status FlatState::ClearAddedGradients(bool table) {
   return Zero(GradientAt(layout_.matrices), layout_.end - layout_.matrices, types_.gradient);
 }
 
-absl::Status FlatState::SumGradientsOverData(Communicator* data) {
+absl::Status FlatState::SumGradientsOverData(Communicator* data, int64_t block) {
   if (data == nullptr || data->size() == 1) return absl::OkStatus();
-  if (!zero_) return data->AllReduce(gradients_, layout_.size, types_.gradient, ReduceOp::kSum);
-  return data->ReduceScatter(gradients_, GradientAt(shard_.first), shard_.count, types_.gradient);
+  for (size_t i = 0; i < layout_.buckets.size(); ++i) {
+    const FlatBucket& bucket = layout_.buckets[i];
+    if (bucket.block != block) continue;
+    void* const gradients = GradientAt(bucket.range.first);
+    MT_RETURN_IF_ERROR(
+        zero_ ? data->ReduceScatter(gradients, GradientAt(parts_[i].first), parts_[i].count,
+                                    types_.gradient)
+              : data->AllReduce(gradients, bucket.range.count, types_.gradient, ReduceOp::kSum));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status FlatState::SquaredGradientSum(bool count_norms, double* result) {
-  const FlatRange matrices = Intersect(owned(), 0, layout_.counted);
-  MT_RETURN_IF_ERROR(operations_->Run<MT_OP_SQUARED_SUM>({.dtype = types_.gradient,
-                                                          .data = GradientAt(matrices.first),
-                                                          .count = matrices.count,
-                                                          .result = result}));
-  if (!count_norms) return absl::OkStatus();
-  const FlatRange norms = Intersect(owned(), layout_.matrices, layout_.end);
-  return operations_->Run<MT_OP_SQUARED_SUM>({.dtype = types_.gradient,
-                                              .data = GradientAt(norms.first),
-                                              .count = norms.count,
-                                              .result = result,
-                                              .accumulate = 1});
+  bool accumulate = false;
+  auto add = [&](FlatRange part) -> absl::Status {
+    if (part.count == 0 && accumulate) return absl::OkStatus();
+    const int32_t onto = std::exchange(accumulate, true) ? 1 : 0;
+    return operations_->Run<MT_OP_SQUARED_SUM>({.dtype = types_.gradient,
+                                                .data = GradientAt(part.first),
+                                                .count = part.count,
+                                                .result = result,
+                                                .accumulate = onto});
+  };
+  return ForOwned([&](FlatRange range, int64_t) -> absl::Status {
+    MT_RETURN_IF_ERROR(add(Intersect(range, 0, layout_.counted)));
+    return count_norms ? add(Intersect(range, layout_.matrices, layout_.end)) : absl::OkStatus();
+  });
 }
 
 absl::Status FlatState::Update(const v1::OptimizerSpec& optimizer, double lr, int64_t step,
                                const double* gradient_scale) {
-  const FlatRange range = owned();
-  auto update = [&](FlatRange part, double weight_decay) -> absl::Status {
+  auto update = [&](FlatRange part, int64_t stored, double weight_decay) -> absl::Status {
     if (part.count == 0) return absl::OkStatus();
-    const int64_t in_owned = part.first - range.first;
     return operations_->Run<MT_OP_ADAMW>({.dtype = types_.data,
                                           .state_dtype = types_.state,
                                           .gradient_dtype = types_.gradient,
                                           .count = part.count,
                                           .parameter = At(weights_, part.first, types_.data),
-                                          .master = MasterAt(part.first),
+                                          .master = MasterAt(part.first, stored),
                                           .gradient = GradientAt(part.first),
-                                          .exp_avg = At(exp_avg_, in_owned, types_.state),
-                                          .exp_avg_sq = At(exp_avg_sq_, in_owned, types_.state),
+                                          .exp_avg = At(exp_avg_, stored, types_.state),
+                                          .exp_avg_sq = At(exp_avg_sq_, stored, types_.state),
                                           .lr = lr,
                                           .beta1 = optimizer.beta1(),
                                           .beta2 = optimizer.beta2(),
@@ -210,52 +231,79 @@ absl::Status FlatState::Update(const v1::OptimizerSpec& optimizer, double lr, in
                                           .gradient_scale = 1,
                                           .gradient_scale_pointer = gradient_scale});
   };
-  MT_RETURN_IF_ERROR(update(Intersect(range, 0, layout_.matrices), optimizer.weight_decay()));
-  return update(Intersect(range, layout_.matrices, layout_.end), 0);
+  return ForOwned([&](FlatRange range, int64_t stored) -> absl::Status {
+    const FlatRange matrices = Intersect(range, 0, layout_.matrices);
+    const FlatRange norms = Intersect(range, layout_.matrices, layout_.end);
+    MT_RETURN_IF_ERROR(
+        update(matrices, stored + matrices.first - range.first, optimizer.weight_decay()));
+    return update(norms, stored + norms.first - range.first, 0);
+  });
 }
 
 absl::Status FlatState::GatherWeights(Communicator* data) {
   if (!zero_) return absl::OkStatus();
-  return data->AllGather(At(weights_, shard_.first, types_.data), weights_, shard_.count,
-                         types_.data);
+  MT_RETURN_IF_ERROR(data->BeginOverlap());
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    MT_RETURN_IF_ERROR(data->AllGather(At(weights_, parts_[i].first, types_.data),
+                                       At(weights_, layout_.buckets[i].range.first, types_.data),
+                                       parts_[i].count, types_.data));
+  }
+  return data->EndOverlap();
 }
 
 absl::Status FlatState::FinishWeights(Communicator* data) {
   if (has_master()) {
-    MT_RETURN_IF_ERROR(
-        operations_->Run<MT_OP_COPY>({.source_dtype = types_.state,
-                                      .destination_dtype = types_.data,
-                                      .source = master_,
-                                      .destination = At(weights_, owned().first, types_.data),
-                                      .count = owned().count}));
+    MT_RETURN_IF_ERROR(ForOwned([&](FlatRange range, int64_t stored) {
+      return operations_->Run<MT_OP_COPY>({.source_dtype = types_.state,
+                                           .destination_dtype = types_.data,
+                                           .source = MasterAt(range.first, stored),
+                                           .destination = At(weights_, range.first, types_.data),
+                                           .count = range.count});
+    }));
   }
   return GatherWeights(data);
 }
 
-// Master weights and moments; weights only where nothing is trained.
-std::vector<TensorBox> FlatState::StateBoxes(FlatRange range, bool only_saved) const {
-  const int64_t first = owned().first;
-  std::vector<TensorBox> boxes =
-      BoxesOf(layout_, range, "", types_.state, MasterAt(first), first, only_saved);
+// Master weights and moments; weights only where nothing is trained. `ranges` are the owned ones, or parts of the one that is.
+std::vector<TensorBox> FlatState::StateBoxes(const std::vector<FlatRange>& ranges,
+                                             bool only_saved) const {
+  std::vector<TensorBox> boxes;
+  auto add = [&](const char* prefix, auto base_of) {
+    int64_t stored = 0;
+    for (const FlatRange& range : ranges) {
+      void* const base = base_of(range.first, zero_ ? stored : range.first);
+      for (TensorBox& box :
+           BoxesOf(layout_, range, prefix, types_.state, base, range.first, only_saved))
+        boxes.push_back(std::move(box));
+      stored += range.count;
+    }
+  };
+  add("", [&](int64_t first, int64_t stored) { return MasterAt(first, stored); });
   if (!trained_) return boxes;
-  for (const auto& [prefix, base] : {std::pair("optimizer.exp_avg.", exp_avg_),
-                                     std::pair("optimizer.exp_avg_sq.", exp_avg_sq_)}) {
-    for (TensorBox& box : BoxesOf(layout_, range, prefix, types_.state, base, first, only_saved))
-      boxes.push_back(std::move(box));
+  for (const auto& [prefix, moments] : {std::pair("optimizer.exp_avg.", exp_avg_),
+                                        std::pair("optimizer.exp_avg_sq.", exp_avg_sq_)}) {
+    add(prefix,
+        [&, base = moments](int64_t, int64_t stored) { return At(base, stored, types_.state); });
   }
   return boxes;
 }
 
 std::vector<TensorBox> FlatState::CheckpointBoxes() const {
-  return StateBoxes(shard_, /*only_saved=*/true);
+  return StateBoxes(parts_, /*only_saved=*/true);
 }
 
 std::vector<TensorBox> FlatState::LoadBoxes() const {
-  return StateBoxes(owned(), /*only_saved=*/false);
+  return StateBoxes(owned_, /*only_saved=*/false);
 }
 
 std::vector<TensorBox> FlatState::GradientBoxes() const {
-  return BoxesOf(layout_, shard_, "", types_.gradient, gradients_, 0, /*only_saved=*/true);
+  std::vector<TensorBox> boxes;
+  for (const FlatRange& part : parts_) {
+    for (TensorBox& box :
+         BoxesOf(layout_, part, "", types_.gradient, gradients_, 0, /*only_saved=*/true))
+      boxes.push_back(std::move(box));
+  }
+  return boxes;
 }
 
 }  // namespace mt

@@ -5,10 +5,12 @@
 // the optimizer updates master weights of its own, of the range it owns, and the others are always
 // those, rounded once; a checkpoint holds the master weights. Otherwise the two are one.
 //
-// ZeRO-1 (Rajbhandari et al. 2020) is a policy on them: the buffers are cut into equal shards over
-// the data group; gradients are reduce-scattered, the optimizer runs on the own shard, weights are
-// gathered. Without it gradients are all-reduced and every data rank updates everything. Either way
-// a data rank saves its own shard only.
+// ZeRO-1 (Rajbhandari et al. 2020) is a policy on them: each bucket is cut into equal parts over the data group; gradients are
+// reduce-scattered, the optimizer runs on the own parts, weights are gathered. Without it gradients are all-reduced and every
+// data rank updates everything. Either way a data rank saves its own parts only.
+//
+// A bucket's gradients are summed while the backward pass goes on with the blocks before it, between the data group's
+// BeginOverlap and EndOverlap, which are the caller's (communicator.h).
 #pragma once
 
 #include <memory>
@@ -55,8 +57,9 @@ class FlatState {
   // What a step only adds to: norm weights and, if asked, the embedding table. Other matrices are overwritten (context.h).
   absl::Status ClearAddedGradients(bool table);
 
-  // Sums over `data` (null = alone): afterwards the gradient of `owned()` is whole.
-  absl::Status SumGradientsOverData(Communicator* data);
+  // Sums the buckets that are complete with `block` (FlatBucket) over `data` (null = alone): once all are, the gradient of
+  // what is owned is whole.
+  absl::Status SumGradientsOverData(Communicator* data, int64_t block);
   // Sum of squares of the owned gradient elements that no other rank counts, into *result (device).
   absl::Status SquaredGradientSum(bool count_norms, double* result);
   // AdamW with gradient * *gradient_scale (device); if that is not finite, nothing changes. `step`
@@ -69,8 +72,6 @@ class FlatState {
   // those of other data ranks.
   absl::Status FinishWeights(Communicator* data);
 
-  // What the optimizer of this rank updates: its shard under ZeRO-1, else everything.
-  FlatRange owned() const { return zero_ ? shard_ : FlatRange{0, layout_.size}; }
   std::vector<TensorBox> CheckpointBoxes() const;
   std::vector<TensorBox> LoadBoxes() const;
   std::vector<TensorBox> GradientBoxes() const;
@@ -81,7 +82,7 @@ class FlatState {
     return trained_ ? layout_.size * BytesPerNumber(types_.gradient) : 0;
   }
   int64_t optimizer_bytes() const {
-    return trained_ ? (has_master() ? 3 : 2) * owned().count * BytesPerNumber(types_.state) : 0;
+    return trained_ ? (has_master() ? 3 : 2) * owned_count_ * BytesPerNumber(types_.state) : 0;
   }
 
  private:
@@ -92,21 +93,28 @@ class FlatState {
   static void* At(void* base, int64_t element, mt_dtype dtype) {
     return static_cast<char*>(base) + element * BytesPerNumber(dtype);
   }
-  // Owned element `element` (of the layout) of the master weights.
-  void* MasterAt(int64_t element) const;
-  std::vector<TensorBox> StateBoxes(FlatRange range, bool only_saved) const;
+  // Of the owned range that begins at `element` of the layout and at `stored` of what is kept of owned ranges.
+  void* MasterAt(int64_t element, int64_t stored) const;
+  // body(range, where it begins in what is kept of owned ranges), for each.
+  template <typename Body>
+  absl::Status ForOwned(Body body) const;
+  std::vector<TensorBox> StateBoxes(const std::vector<FlatRange>& ranges, bool only_saved) const;
   absl::Status Zero(void* buffer, int64_t count, mt_dtype dtype);
 
   const ParameterLayout layout_;
   const NumberTypes types_;
   const bool trained_, zero_;
-  const FlatRange shard_;
+  const std::vector<FlatRange> parts_;  // of this data rank
+  const std::vector<FlatRange>
+      owned_;                // what the optimizer updates: the parts under ZeRO-1, else everything
+  int64_t owned_count_ = 0;  // elements
   Operations* const operations_;
   void* weights_ = nullptr;
   void* gradients_ = nullptr;
-  void* master_ = nullptr;      // of owned(); null where weights_ are the master weights
-  void* exp_avg_ = nullptr;     // of owned()
-  void* exp_avg_sq_ = nullptr;  // of owned()
+  // Of the owned ranges, one behind the other:
+  void* master_ = nullptr;  // null where weights_ are the master weights
+  void* exp_avg_ = nullptr;
+  void* exp_avg_sq_ = nullptr;
 };
 
 }  // namespace mt

@@ -35,10 +35,14 @@ TEST(BoxesTest, SavedBoxesCoverEveryLogicalElementOnce) {
       const ParameterLayout layout = LayoutOf(model, mesh, rank);
       EXPECT_EQ(layout.size % (data * kFlatAlignment), 0);
       std::vector<double> buffer(static_cast<size_t>(layout.size));
-      const FlatRange shard = ShardOf(layout, data, mesh.CoordinatesOf(rank).data);
+      std::vector<std::pair<FlatRange, TensorBox>> boxes;
+      for (const FlatRange& part : PartsOf(layout, data, mesh.CoordinatesOf(rank).data)) {
+        for (const TensorBox& box :
+             BoxesOf(layout, part, "", MT_F64, buffer.data(), 0, /*only_saved=*/true))
+          boxes.emplace_back(part, box);
+      }
       std::map<std::string, int> boxes_of;
-      for (const TensorBox& box :
-           BoxesOf(layout, shard, "", MT_F64, buffer.data(), 0, /*only_saved=*/true)) {
+      for (const auto& [shard, box] : boxes) {
         EXPECT_LE(++boxes_of[box.tensor], 3) << box.tensor;
         const auto* data_begin = static_cast<double*>(box.data);
         EXPECT_GE(data_begin, buffer.data() + shard.first);
@@ -61,6 +65,37 @@ TEST(BoxesTest, SavedBoxesCoverEveryLogicalElementOnce) {
           << p.name << " on " << mesh.ToString();
       for (const auto& [element, times] : seen[p.name])
         ASSERT_EQ(times, 1) << p.name << " element " << element;
+    }
+  }
+}
+
+// Each bucket can be summed and shared out by itself, and holds what completes together.
+TEST(LayoutTest, BucketsCutTheBufferWhereGradientsComplete) {
+  for (const auto& [tensor, data, pipeline, tied] :
+       {std::tuple(1, 1, 1, false), std::tuple(2, 3, 1, false), std::tuple(1, 4, 2, true),
+        std::tuple(1, 2, 1, true), std::tuple(1, 2, 3, false)}) {
+    const Mesh mesh = *Mesh::Create(tensor, data, pipeline);
+    for (int rank = 0; rank < mesh.world(); ++rank) {
+      SCOPED_TRACE(absl::StrCat(mesh.ToString(), " rank ", rank));
+      const ParameterLayout layout = LayoutOf(Model(31, tied), mesh, rank);
+      int64_t at = 0;
+      for (const FlatBucket& bucket : layout.buckets) {
+        EXPECT_EQ(bucket.range.first, at);
+        EXPECT_GT(bucket.range.count, 0);
+        EXPECT_EQ(bucket.range.count % (data * kFlatAlignment), 0);
+        at += bucket.range.count;
+        for (const LocalParameter& p : layout.parameters) {
+          const bool inside = p.flat_offset >= bucket.range.first && p.flat_offset < at;
+          if (!inside) continue;
+          EXPECT_LE(p.flat_offset + p.Elements(), at) << p.logical.name;
+          const bool block = p.shape.size() == 2 && p.logical.layer >= 0;
+          const int64_t completed_by = block                         ? p.logical.layer
+                                       : p.logical.name == kHeadName ? 3
+                                                                     : FlatBucket::kAtTheEnd;
+          EXPECT_EQ(bucket.block, completed_by) << p.logical.name;
+        }
+      }
+      EXPECT_EQ(at, layout.size);
     }
   }
 }

@@ -157,7 +157,9 @@ absl::Status RankRun::OpenBackend() {
                                    spec_.runtime().operations().end()};
   operations_options_.threads = start_.threads();
   MT_ASSIGN_OR_RETURN(const Backend* chosen, ChooseBackend(spec_.runtime().backend()));
-  if (!chosen->host_memory()) MT_RETURN_IF_ERROR(ConfigureDevice(*chosen));
+  if (!chosen->host_memory()) {
+    MT_RETURN_IF_ERROR(ConfigureDevice(*chosen));
+  }
   MT_ASSIGN_OR_RETURN(operations_, Operations::Create(operations_options_));
   return absl::OkStatus();
 }

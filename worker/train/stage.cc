@@ -213,12 +213,16 @@ absl::Status Stage::Forward(int64_t slot) {
                                   .count = s.stream_rows * s.hidden});
 }
 
-absl::Status Stage::Backward(int64_t slot) {
+absl::Status Stage::Backward(int64_t slot, const Completed& completed) {
   const RankShape& s = context_.shape;
+  const auto complete = [&](int64_t block) {
+    return completed == nullptr ? absl::OkStatus() : completed(s.first_layer + block);
+  };
   float* const amax = BlockOf(slot, s.blocks - 1).down_scales.output_gradient.amax;
   if (options_.last) {
     MT_RETURN_IF_ERROR(
         HeadBackward(context_, head_weights_, head_gradients_, head_, scratch_.gradient, amax));
+    MT_RETURN_IF_ERROR(complete(s.blocks));
   } else {
     MT_RETURN_IF_ERROR(context_.Measure(scratch_.gradient, s.stream_rows * s.hidden, amax));
   }
@@ -227,6 +231,7 @@ absl::Status Stage::Backward(int64_t slot) {
     const BlockWeights& weights = weights_[static_cast<size_t>(block)];
     if (options_.recompute) MT_RETURN_IF_ERROR(BlockRecompute(context_, weights, a, scratch_));
     MT_RETURN_IF_ERROR(BlockBackward(context_, weights, a, scratch_));
+    MT_RETURN_IF_ERROR(complete(block));
   }
   if (!options_.first) return absl::OkStatus();
   return EmbeddingBackward(context_, input_ids(slot), scratch_.gradient, scratch_.gathered_gradient,

@@ -6,6 +6,7 @@
 // On the last stage Backward of a slot comes right after its Forward (head tensors are scratch).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -51,7 +52,10 @@ class Stage {
   absl::Status Forward(int64_t slot);
   // On the last stage from the loss, else from gradient(), which the caller has filled with the
   // gradient of output(). Afterwards gradient() holds the gradient of input().
-  absl::Status Backward(int64_t slot);
+  // `completed`, if there is one, is told of each block (by its layer's number, the head being the one after the last) once
+  // nothing will be added to the gradients of its matrices any more in this pass.
+  using Completed = std::function<absl::Status(int64_t block)>;
+  absl::Status Backward(int64_t slot, const Completed& completed = nullptr);
   // After every change of the weights, before the next pass. All of the tensor group call it.
   absl::Status WeightsChanged();
   // For generating text: logits of the token after row `row` (batch of one), in logits(). First and

@@ -65,7 +65,7 @@ struct Trainer::State {
   // One action of the pipeline schedule, at `position`.
   absl::Status Execute(const Action& action, const TrainingPosition& position);
   absl::Status Forward(int64_t slot, bool first_micro_batch);
-  absl::Status Backward(int64_t slot, bool first_micro_batch);
+  absl::Status Backward(int64_t slot, bool first_micro_batch, bool last_micro_batch);
   absl::Status FetchTokens(int64_t micro_batch, const TrainingPosition& position);
   // Forward and backward passes of the whole schedule.
   absl::Status RunSchedule(const TrainingPosition& position, int64_t step);
@@ -92,6 +92,7 @@ struct Trainer::State {
   NumberTypes types;
   mt_event before_update = nullptr, reached_update = nullptr;  // of BeforeNextUpdate
   bool first_stage = false, last_stage = false, tied_across_stages = false;
+  int64_t micro_batches = 0;
   int64_t total_tokens = 0;  // of a global batch
 
   // As many samples as a micro-batch has.
@@ -141,7 +142,8 @@ absl::Status Trainer::State::Build() {
   groups = {tensor, data, pipeline, embedding, model};
   MT_ASSIGN_OR_RETURN(staging, TokenStaging::Create(backend, shape.rows, groups));
   MT_ASSIGN_OR_RETURN(step_done, Event::Create(backend));
-  schedule = OneForwardOneBackward(mesh.pipeline(), at.pipeline, shape.micro_batches);
+  micro_batches = shape.micro_batches;
+  schedule = OneForwardOneBackward(mesh.pipeline(), at.pipeline, micro_batches);
   MT_ASSIGN_OR_RETURN(
       clock, PhaseClock::Create(backend, static_cast<int64_t>(schedule.size()) + kOtherPhases));
   // Collectives of the tensor group are within a pass, and are not recorded.
@@ -216,7 +218,14 @@ absl::Status Trainer::State::Forward(int64_t slot, bool first_micro_batch) {
   });
 }
 
-absl::Status Trainer::State::Backward(int64_t slot, bool first_micro_batch) {
+// In the step's last backward pass each bucket of gradients is summed over the data group as soon as it is complete, while the
+// pass goes on; SumGradients ends what begins here. Collectives are not recorded, so this pass is not.
+absl::Status Trainer::State::Backward(int64_t slot, bool first_micro_batch, bool last_micro_batch) {
+  if (last_micro_batch && data != nullptr) {
+    MT_RETURN_IF_ERROR(data->BeginOverlap());
+    return stage->Backward(slot,
+                           [&](int64_t block) { return flat->SumGradientsOverData(data, block); });
+  }
   return graphs->Run(4 * slot + (first_micro_batch ? 3 : 2), [&] { return stage->Backward(slot); });
 }
 
@@ -243,7 +252,7 @@ absl::Status Trainer::State::Execute(const Action& action, const TrainingPositio
       return pipeline->Receive(stage->gradient(), stage->stream_bytes(), at.pipeline + 1);
     case ActionKind::kBackward:
       MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::backward));
-      return Backward(slot, first);
+      return Backward(slot, first, action.micro_batch + 1 == micro_batches);
     case ActionKind::kSendGradient:
       MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::backward));
       return pipeline->Send(stage->gradient(), stage->stream_bytes(), at.pipeline - 1);
@@ -281,7 +290,8 @@ absl::Status Trainer::State::SumGradients() {
     MT_RETURN_IF_ERROR(embedding->AllReduce(flat->GradientAt(table->flat_offset), table->Elements(),
                                             types.gradient, ReduceOp::kSum));
   }
-  MT_RETURN_IF_ERROR(flat->SumGradientsOverData(data));
+  MT_RETURN_IF_ERROR(flat->SumGradientsOverData(data, FlatBucket::kAtTheEnd));
+  if (data != nullptr) MT_RETURN_IF_ERROR(data->EndOverlap());
   // Every number has exactly one owner, so that plain sums over the data and the model group are
   // right. Without shards all data ranks have the same gradients, and the first one counts them.
   if (options.spec.parallel().zero() == 1 || at.data == 0) {

@@ -107,7 +107,7 @@ struct FakeTables {
   static int32_t StreamSynchronize(mt_stream stream) {
     std::unique_lock lock(machine->mutex_);
     M::Stream* const waited = machine->StreamOf(stream);
-    machine->Changed();
+    machine->Asked();
     machine->changed_.wait(lock, [&] { return waited->tasks.empty(); });
     return MT_OK;
   }
@@ -140,12 +140,12 @@ struct FakeTables {
   }
   static int32_t EventQuery(mt_event event) {
     const std::lock_guard lock(machine->mutex_);
-    machine->Changed();
+    machine->Asked();
     return Of(event)->completed >= Of(event)->recorded ? MT_OK : MT_IN_PROGRESS;
   }
   static int32_t EventSynchronize(mt_event event) {
     std::unique_lock lock(machine->mutex_);
-    machine->Changed();
+    machine->Asked();
     machine->changed_.wait(lock, [&] { return Of(event)->completed >= Of(event)->recorded; });
     return MT_OK;
   }
@@ -380,6 +380,17 @@ void FakeMachine::set_automatic(bool automatic) {
   Changed();
 }
 
+void FakeMachine::Asked() {
+  if (automatic_ || lazy_) RunLocked();
+}
+
+void FakeMachine::set_lazy(bool compute_first) {
+  const std::lock_guard lock(mutex_);
+  automatic_ = false;
+  lazy_ = true;
+  compute_first_ = compute_first;
+}
+
 bool FakeMachine::Run() {
   const std::lock_guard lock(mutex_);
   RunLocked();
@@ -425,13 +436,20 @@ size_t FakeMachine::events() const {
 }
 
 void FakeMachine::RunLocked() {
-  for (bool progress = true; progress;) {
-    progress = false;
-    for (auto* streams : {&streams_, &compute_}) {  // what waits for too little runs too early
-      for (auto& stream : *streams) {
-        while (!stream->tasks.empty() && RunHead(*stream)) progress = true;
-      }
+  auto run = [](auto& streams, auto&& head) {
+    bool progress = false;
+    for (auto& stream : streams) {
+      while (!stream->tasks.empty() && head(*stream)) progress = true;
     }
+    return progress;
+  };
+  const auto head = [this](Stream& stream) { return RunHead(stream); };
+  while (true) {
+    // Once around, the first kind until it is stuck: what waits for too little runs too early.
+    bool progress = false;
+    while (run(compute_first_ ? compute_ : streams_, head)) progress = true;
+    progress |= run(compute_first_ ? streams_ : compute_, head);
+    if (!progress) break;
   }
   changed_.notify_all();
 }

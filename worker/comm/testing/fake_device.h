@@ -36,6 +36,9 @@ class FakeMachine {
   void Compute(std::function<void()> work);
   // Automatic (the default): streams run whenever anything is called. Otherwise only in Run.
   void set_automatic(bool automatic);
+  // Not automatic, but streams run when an event is asked for or waited for, as late as a host can tell. `compute_first`: what
+  // can run on compute streams does before anything on others, else after; each order shows the waits that the other hides.
+  void set_lazy(bool compute_first);
   // Runs what can run, on all streams. True if every stream is empty then.
   bool Run();
   // Adds to the devices' clock, which events are stamped with.
@@ -77,7 +80,9 @@ class FakeMachine {
   void Combine(Group& group, int64_t number);
   Stream* StreamOf(mt_stream stream);
   void Enqueue(Stream* stream, Task task);
-  void Changed();  // with the lock held: runs streams if automatic
+  // With the lock held: runs streams if automatic; if lazy.
+  void Changed();
+  void Asked();
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
@@ -87,7 +92,7 @@ class FakeMachine {
   std::vector<std::unique_ptr<Member>> members_;
   std::function<bool(const Part&)> hold_;
   std::function<int32_t(const Part&)> on_call_;
-  bool automatic_ = true, slow_joins_ = false;
+  bool automatic_ = true, lazy_ = false, compute_first_ = false, slow_joins_ = false;
   double now_ = 0;
   int aborts_ = 0, misuses_ = 0;
 };
