@@ -276,6 +276,9 @@ RankMemory PlanMemory(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
   memory.activations = PlanActivations(spec, mesh, rank).arena_bytes;
   // One sample batch as read, and two micro-batches of token ids and targets on their way.
   memory.workspace = s.batch * (s.sequence + 1) * 4 + 2 * 2 * s.rows * 4;
+  // Messages to a neighbouring stage that it has not received yet (Communicator::kSendAhead).
+  const int64_t neighbours = (mesh.IsFirstStage(rank) ? 0 : 1) + (mesh.IsLastStage(rank) ? 0 : 1);
+  memory.workspace += neighbours * 2 * s.stream_rows * s.hidden * bytes.data;
   return memory;
 }
 
