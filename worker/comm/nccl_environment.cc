@@ -29,7 +29,7 @@ absl::StatusOr<Environment> NcclEnvironment(
   for (const v1::RankSlot& slot : place.rank_table) nodes.insert(slot.node());
   const v1::RankSlot& self = place.rank_table[place.rank];
   if (nodes.size() == 1) {
-    result.emplace_back("NCCL_SOCKET_IFNAME", "=lo");
+    result.push_back({"NCCL_SOCKET_IFNAME", "=lo"});
   } else {
     if (self.data_address().empty()) {
       return absl::InvalidArgumentError(
@@ -37,15 +37,16 @@ absl::StatusOr<Environment> NcclEnvironment(
                        " has no data address; name its interface with ifname= in the hostfile"));
     }
     MT_ASSIGN_OR_RETURN(const std::string interface, interface_of(self.data_address()));
-    result.emplace_back("NCCL_SOCKET_IFNAME", absl::StrCat("=", interface));
+    result.push_back({"NCCL_SOCKET_IFNAME", absl::StrCat("=", interface)});
     const bool v6 = self.data_address().find(':') != std::string::npos;
-    result.emplace_back("NCCL_SOCKET_FAMILY", v6 ? "AF_INET6" : "AF_INET");
+    result.push_back({"NCCL_SOCKET_FAMILY", v6 ? "AF_INET6" : "AF_INET"});
   }
   if (place.share_device) {
-    result.emplace_back("NCCL_HOSTID", absl::StrCat(self.node(), "-rank", place.rank));
-    result.emplace_back("NCCL_P2P_DISABLE", "1");
-    result.emplace_back("NCCL_SHM_DISABLE", "1");
-    result.emplace_back("NCCL_IB_DISABLE", "1");
+    result.push_back(
+        {"NCCL_HOSTID", absl::StrCat(self.node(), "-rank", place.rank), /*always=*/true});
+    result.push_back({"NCCL_P2P_DISABLE", "1"});
+    result.push_back({"NCCL_SHM_DISABLE", "1"});
+    result.push_back({"NCCL_IB_DISABLE", "1"});
   }
   return result;
 }
@@ -74,8 +75,8 @@ absl::StatusOr<std::string> InterfaceOf(const std::string& address) {
 
 std::string SetEnvironment(const Environment& environment) {
   std::vector<std::string> lines;
-  for (const auto& [name, value] : environment) {
-    setenv(name.c_str(), value.c_str(), /*overwrite=*/0);
+  for (const auto& [name, value, always] : environment) {
+    setenv(name.c_str(), value.c_str(), always ? 1 : 0);
     lines.push_back(absl::StrCat(name, "=", std::getenv(name.c_str())));
   }
   return absl::StrJoin(lines, " ");

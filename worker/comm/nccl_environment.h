@@ -4,7 +4,6 @@
 
 #include <functional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "common/status.h"
@@ -23,7 +22,12 @@ struct NcclPlace {
   std::vector<v1::RankSlot> rank_table;  // the whole job's
   bool share_device = false;
 };
-using Environment = std::vector<std::pair<std::string, std::string>>;
+struct Setting {
+  std::string name, value;
+  bool always = false;  // else only if it is not set already
+  bool operator==(const Setting&) const = default;
+};
+using Environment = std::vector<Setting>;
 // `interface_of` names the interface that has a numeric address on this machine (InterfaceOf). INVALID_ARGUMENT: a job on
 // several nodes whose data address none has, or which has none.
 absl::StatusOr<Environment> NcclEnvironment(
@@ -32,7 +36,7 @@ absl::StatusOr<Environment> NcclEnvironment(
 
 absl::StatusOr<std::string> InterfaceOf(const std::string& address);
 
-// Sets what is not set already: a user's own setting goes first. Call it before the backend is loaded, while no other thread reads
+// A user's own setting goes first, unless `always`. Call it before the backend is loaded, while no other thread reads
 // the environment. Returns "NAME=value" of what holds now, for the log.
 std::string SetEnvironment(const Environment& environment);
 

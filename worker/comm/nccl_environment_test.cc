@@ -29,7 +29,11 @@ using Map = std::map<std::string, std::string>;
 Map Of(const NcclPlace& place) {
   const auto environment = NcclEnvironment(place, Interface);
   EXPECT_TRUE(environment.ok()) << environment.status();
-  return environment.ok() ? Map(environment->begin(), environment->end()) : Map();
+  Map map;
+  if (environment.ok()) {
+    for (const Setting& setting : *environment) map[setting.name] = setting.value;
+  }
+  return map;
 }
 
 TEST(NcclEnvironment, TheInterfaceIsThatOfTheDataAddress) {
@@ -64,9 +68,12 @@ TEST(NcclEnvironment, RanksThatShareADeviceLookLikeHosts) {
 TEST(NcclEnvironment, TheUsersSettingGoesFirst) {
   setenv("MT_TEST_A", "mine", 1);
   unsetenv("MT_TEST_B");
-  EXPECT_EQ(SetEnvironment({{"MT_TEST_A", "ours"}, {"MT_TEST_B", "ours"}}),
-            "MT_TEST_A=mine MT_TEST_B=ours");
+  setenv("MT_TEST_C", "the daemon's", 1);
+  EXPECT_EQ(
+      SetEnvironment({{"MT_TEST_A", "ours"}, {"MT_TEST_B", "ours"}, {"MT_TEST_C", "ours", true}}),
+      "MT_TEST_A=mine MT_TEST_B=ours MT_TEST_C=ours");
   EXPECT_STREQ(getenv("MT_TEST_A"), "mine");
+  EXPECT_STREQ(getenv("MT_TEST_C"), "ours");
 }
 
 TEST(InterfaceOf, FindsLoopbackAndNothingElse) {
