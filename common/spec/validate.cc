@@ -254,7 +254,8 @@ class Validator {
           ": use 1 to 4096, or delete it for cores / slots");
     }
     if (r.log_every() < 1) Add("runtime.log_every", r.log_every(), ": must be at least 1");
-    static const auto* const kTransports = new std::vector<std::string>{"auto", "nccl", "shm", "gloo"};
+    static const auto* const kTransports =
+        new std::vector<std::string>{"auto", "nccl", "shm", "gloo"};
     if (std::find(kTransports->begin(), kTransports->end(), r.transport()) == kTransports->end()) {
       const std::string nearest = NearestWord(r.transport(), *kTransports);
       Add("runtime.transport", "`", r.transport().substr(0, 40), "`: use ",
