@@ -8,14 +8,14 @@
 
 namespace mt::cuda {
 
-// Where the unit's two packs begin in the head.
+// Where the unit's two packs begin in the head, which has at most 2^16 elements.
 struct UnitPlace {
-  int64_t first, second;
+  int first, second;
 };
 __host__ __device__ __forceinline__ UnitPlace PlaceOfUnit(int64_t unit, int pack_elements,
                                                           int64_t rotary, bool interleaved) {
-  const int64_t begin = unit * pack_elements;
-  if (!interleaved && 2 * begin < rotary) return {begin, rotary / 2 + begin};
+  const int begin = static_cast<int>(unit) * pack_elements, turned = static_cast<int>(rotary);
+  if (!interleaved && 2 * begin < turned) return {begin, turned / 2 + begin};
   return {2 * begin, 2 * begin + pack_elements};
 }
 
