@@ -13,6 +13,12 @@ unpack() {
   [ -f "$from" ] && mkdir -p "$pack" && tar -C "$pack" -xzf "$from"
 }
 has_gpu() { compgen -G '/dev/nvidia[0-9]*' > /dev/null || grep -q '^GPU' <<< "$(nvidia-smi -L 2> /dev/null)"; }
+count_gpus() {
+  local count
+  count=$(grep -c '^GPU' <<< "$(nvidia-smi -L 2> /dev/null)")
+  [ "$count" -gt 0 ] || count=$(compgen -G '/dev/nvidia[0-9]*' | wc -l)
+  echo "$count"
+}
 # Python's packages of NVIDIA's libraries lie in <site-packages>/nvidia/*/lib; the plug-in looks there itself.
 find_libraries() {
   local site
@@ -155,7 +161,7 @@ step_cluster() {
   use_cluster cluster
   if on_gpu; then
     mtctl dev up --state "$state" || fail "mtctl dev up failed"
-    [ "$(mtctl cluster status -o json | field slots)" = "$(nvidia-smi -L | grep -c '^GPU')" ] || fail "not one slot per GPU"
+    [ "$(mtctl cluster status -o json | field slots)" = "$(count_gpus)" ] || fail "not one slot per GPU"
   else
     steps=${MT_GPU_STEPS:-600} precisions=fp32
     mtctl dev up --nodes 1 --slots 1 --state "$state" || fail "mtctl dev up failed"
