@@ -39,7 +39,8 @@ __device__ __forceinline__ T BlockReduce(T value, T identity = T{}, Operation op
   value = WarpReduce(value, operation);
   if constexpr (kWarps == 1) return value;
   __shared__ T partial[kWarps];
-  const int lane = static_cast<int>(threadIdx.x) % kWarpThreads, warp = static_cast<int>(threadIdx.x) / kWarpThreads;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpThreads,
+            warp = static_cast<int>(threadIdx.x) / kWarpThreads;
   __syncthreads();  // a call before may still be read
   if (lane == 0) partial[warp] = value;
   __syncthreads();

@@ -51,19 +51,9 @@ class Memory {
 };
 
 size_t SizeOf(int32_t dtype) {
-  switch (dtype) {
-    case MT_F64:
-    case MT_I64:
-      return 8;
-    case MT_BF16:
-      return 2;
-    case MT_F8_E4M3:
-    case MT_F8_E5M2:
-    case MT_U8:
-      return 1;
-    default:
-      return 4;
-  }
+  if (dtype == MT_F64 || dtype == MT_I64) return 8;
+  if (dtype == MT_BF16) return 2;
+  return dtype == MT_U8 ? 1 : 4;
 }
 
 void FillRandom(Memory& memory, int32_t dtype, int64_t count, unsigned seed, float size = 1) {
