@@ -31,7 +31,7 @@ __device__ __forceinline__ bool Sees(const mt_attention_args& args, int query, i
 
 // Block (query tile, head, sequence); under a causal mask the longest come first.
 template <typename T, int kSlices>
-__global__ void __launch_bounds__(kThreads) FlashForward(const mt_attention_args args) {
+__global__ void __launch_bounds__(kThreads, 1) FlashForward(const mt_attention_args args) {
   MT_DYNAMIC_SHARED(float, weights);  // (64, 64) probabilities, then the pool
   float* const pool = weights + kTile * kPitch;
   const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
