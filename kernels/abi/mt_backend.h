@@ -74,18 +74,18 @@ enum mt_operation {
   MT_OP_ADAMW = 19,                    /* mt_adamw_args */
   MT_OP_CROSS_ENTROPY_COMBINE = 20,    /* mt_cross_entropy_combine_args */
   /* since 1.1 */
-  MT_OP_SUM = 21,                    /* mt_squared_sum_args */
-  MT_OP_CLIP_FACTOR = 22,            /* mt_clip_factor_args */
-  MT_OP_COLUMN_SUM = 23,             /* mt_column_sum_args: bias gradients */
-  MT_OP_LAYERNORM_FORWARD = 24,      /* mt_layernorm_args */
-  MT_OP_LAYERNORM_BACKWARD = 25,     /* mt_layernorm_args */
-  MT_OP_GELU_FORWARD = 26,           /* mt_gelu_args */
-  MT_OP_GELU_BACKWARD = 27,          /* mt_gelu_args */
-  MT_OP_QK_NORM_ROPE_FORWARD = 28,   /* mt_qk_norm_rope_args */
-  MT_OP_QK_NORM_ROPE_BACKWARD = 29,  /* mt_qk_norm_rope_args */
-  MT_OP_AMAX = 30,                   /* mt_amax_args */
-  MT_OP_QUANTIZE = 31,               /* mt_quantize_args */
-  MT_OP_END                          /* one past the last */
+  MT_OP_SUM = 21,                   /* mt_squared_sum_args */
+  MT_OP_CLIP_FACTOR = 22,           /* mt_clip_factor_args */
+  MT_OP_COLUMN_SUM = 23,            /* mt_column_sum_args: bias gradients */
+  MT_OP_LAYERNORM_FORWARD = 24,     /* mt_layernorm_args */
+  MT_OP_LAYERNORM_BACKWARD = 25,    /* mt_layernorm_args */
+  MT_OP_GELU_FORWARD = 26,          /* mt_gelu_args */
+  MT_OP_GELU_BACKWARD = 27,         /* mt_gelu_args */
+  MT_OP_QK_NORM_ROPE_FORWARD = 28,  /* mt_qk_norm_rope_args */
+  MT_OP_QK_NORM_ROPE_BACKWARD = 29, /* mt_qk_norm_rope_args */
+  MT_OP_AMAX = 30,                  /* mt_amax_args */
+  MT_OP_QUANTIZE = 31,              /* mt_quantize_args */
+  MT_OP_END                         /* one past the last */
 };
 
 /* value -> data[0..count) */
@@ -486,20 +486,23 @@ typedef struct mt_collectives {
   /* Made by one member and carried to the others. */
   int32_t (*unique_id)(char id[MT_UNIQUE_ID_BYTES]);
   /* Begins to join and returns; poll `state` until it is MT_OK. */
-  int32_t (*create)(const char id[MT_UNIQUE_ID_BYTES], int32_t rank, int32_t size, mt_communicator* communicator);
+  int32_t (*create)(const char id[MT_UNIQUE_ID_BYTES], int32_t rank, int32_t size,
+                    mt_communicator* communicator);
   /* MT_OK, MT_IN_PROGRESS, or a negative code once anything has failed. Thread-safe. */
   int32_t (*state)(mt_communicator communicator);
-  int32_t (*all_reduce)(mt_communicator communicator, const void* input, void* output, int64_t count, int32_t dtype,
-                        int32_t reduce_op, mt_stream stream);
+  int32_t (*all_reduce)(mt_communicator communicator, const void* input, void* output,
+                        int64_t count, int32_t dtype, int32_t reduce_op, mt_stream stream);
   /* output: `count` elements, the sum of everyone's part `rank` of input (size * count) */
-  int32_t (*reduce_scatter)(mt_communicator communicator, const void* input, void* output, int64_t count, int32_t dtype,
-                            mt_stream stream);
-  int32_t (*all_gather)(mt_communicator communicator, const void* input, void* output, int64_t count, int32_t dtype,
-                        mt_stream stream);
-  int32_t (*broadcast)(mt_communicator communicator, void* data, int64_t count, int32_t dtype, int32_t root,
-                       mt_stream stream);
-  int32_t (*send)(mt_communicator communicator, const void* data, int64_t bytes, int32_t peer, mt_stream stream);
-  int32_t (*receive)(mt_communicator communicator, void* data, int64_t bytes, int32_t peer, mt_stream stream);
+  int32_t (*reduce_scatter)(mt_communicator communicator, const void* input, void* output,
+                            int64_t count, int32_t dtype, mt_stream stream);
+  int32_t (*all_gather)(mt_communicator communicator, const void* input, void* output,
+                        int64_t count, int32_t dtype, mt_stream stream);
+  int32_t (*broadcast)(mt_communicator communicator, void* data, int64_t count, int32_t dtype,
+                       int32_t root, mt_stream stream);
+  int32_t (*send)(mt_communicator communicator, const void* data, int64_t bytes, int32_t peer,
+                  mt_stream stream);
+  int32_t (*receive)(mt_communicator communicator, void* data, int64_t bytes, int32_t peer,
+                     mt_stream stream);
   /* Calls between the two are one: needed where two members send to each other. */
   int32_t (*group_begin)(void);
   int32_t (*group_end)(void);
@@ -546,8 +549,10 @@ typedef struct mt_backend {
   int32_t (*memory_info)(int64_t* free_bytes, int64_t* total_bytes);
   int32_t (*event_create)(mt_event* event);
   int32_t (*event_record)(mt_event event, mt_stream stream);
-  int32_t (*event_wait)(mt_event event, mt_stream stream); /* what is enqueued later on `stream` waits for the event */
-  int32_t (*event_query)(mt_event event);                  /* MT_OK, MT_IN_PROGRESS or an error */
+  int32_t (*event_wait)(
+      mt_event event,
+      mt_stream stream); /* what is enqueued later on `stream` waits for the event */
+  int32_t (*event_query)(mt_event event); /* MT_OK, MT_IN_PROGRESS or an error */
   int32_t (*event_synchronize)(mt_event event);
   int32_t (*event_milliseconds)(mt_event first, mt_event last, float* milliseconds);
   int32_t (*event_destroy)(mt_event event);

@@ -52,7 +52,8 @@ MT_HOST_DEVICE static inline uint16_t mt_bf16_from_double(double value) {
 
 /* A small float of `mantissa` bits and the given bias; values beyond `largest` in magnitude, infinities too, saturate to it; NaN
  * gives `nan`. */
-MT_HOST_DEVICE static inline uint8_t mt_small_from_float(float value, int mantissa, int bias, float largest, uint8_t nan) {
+MT_HOST_DEVICE static inline uint8_t mt_small_from_float(float value, int mantissa, int bias,
+                                                         float largest, uint8_t nan) {
   const uint32_t bits = mt_float_bits(value);
   const uint8_t sign = (uint8_t)((bits >> 24) & 0x80u);
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -64,7 +65,8 @@ MT_HOST_DEVICE static inline uint8_t mt_small_from_float(float value, int mantis
   if (exponent < 1 - bias) exponent = 1 - bias; /* subnormal */
   const float magic = mt_bits_float((uint32_t)(exponent - mantissa + 23 + 127) << 23);
   volatile float aligned = size + magic;
-  const uint32_t units = (uint32_t)((aligned - magic) * mt_bits_float((uint32_t)(mantissa - exponent + 127) << 23));
+  const uint32_t units =
+      (uint32_t)((aligned - magic) * mt_bits_float((uint32_t)(mantissa - exponent + 127) << 23));
   /* units counts steps of 2^(exponent - mantissa); 2^mantissa and above is normal, and a carry moves into the exponent. */
   const uint32_t code = (uint32_t)(exponent + bias - 1) * (1u << mantissa) + units;
   return (uint8_t)(sign | code);

@@ -14,7 +14,8 @@ namespace mt::cuda {
 
 struct Launch {
   cudaStream_t stream = nullptr;
-  int multiprocessors = 1;  // for grids of loops that go on to the next piece; may not change any result
+  int multiprocessors =
+      1;  // for grids of loops that go on to the next piece; may not change any result
 };
 
 // elementwise.cu, reductions.cu, optimizer.cu, quantize.cu
@@ -64,7 +65,8 @@ int32_t CrossEntropyCombine(const mt_cross_entropy_combine_args& args, const Lau
 int32_t CrossEntropyGradient(const mt_cross_entropy_args& args, const Launch& launch);
 
 // attention_flash*.cu: our own kernels, every type and head size up to 256. cuDNN's are in attention_cudnn.h.
-bool FlashAttentionSupports(const mt_attention_args& args, bool backward);  // says why not through host::Fail
+bool FlashAttentionSupports(const mt_attention_args& args,
+                            bool backward);  // says why not through host::Fail
 const char* FlashAttentionName(const mt_attention_args& args, bool backward);
 int32_t FlashAttentionForward(const mt_attention_args& args, const Launch& launch);
 int32_t FlashAttentionBackward(const mt_attention_args& args, const Launch& launch);

@@ -82,7 +82,9 @@ int32_t EventDestroy(mt_event event) {
   return MT_OK;
 }
 
-int32_t NoGraphs() { return Fail(MT_ERROR_UNSUPPORTED, 0, "a backend in host memory has no graphs"); }
+int32_t NoGraphs() {
+  return Fail(MT_ERROR_UNSUPPORTED, 0, "a backend in host memory has no graphs");
+}
 int32_t GraphBegin(mt_stream) { return NoGraphs(); }
 int32_t GraphEnd(mt_stream, mt_graph*) { return NoGraphs(); }
 int32_t GraphLaunch(mt_graph, mt_stream) { return NoGraphs(); }
