@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs what building and testing mt needs on Debian 12, by package name. Safe to run again: it does nothing, and needs
 # no network, when all is there. As root, or with sudo.
-#   deploy/install-deps.sh           install what is missing
-#   deploy/install-deps.sh --list    print the package names, one per line
-#   deploy/install-deps.sh --check   print what is missing; exit 1 if anything is
+#   deploy/install-deps.sh             install what is missing
+#   deploy/install-deps.sh --product   only what building and running mt needs, not its tests (cmake -DMT_BUILD_TESTS=OFF)
+#   deploy/install-deps.sh --list      print the package names, one per line
+#   deploy/install-deps.sh --check     print what is missing; exit 1 if anything is
 set -euo pipefail
 
 packages=(
@@ -21,17 +22,21 @@ packages=(
   libyaml-cpp-dev nlohmann-json3-dev libcli11-dev libxxhash-dev libsentencepiece-dev
   # The worker bundle: sets its libraries' run paths.
   patchelf
-  # Tests: GoogleTest; real sshd and network namespaces; a real Prometheus, with promtool.
-  libgtest-dev libgmock-dev
-  openssh-server openssh-client openssh-sftp-server iproute2 procps
-  prometheus curl sqlite3 openssl python3
-  # The portable kernels are compiled for AMD: 66 MB to fetch, 350 MB on disk, half a minute.
-  hipcc
+  # Scripts.
+  iproute2 procps curl openssl python3
   # The quickstart's text: 4.4 MB of English in the public domain.
   bible-kjv
+)
+tests=(
+  # GoogleTest; real sshd and network namespaces; a real Prometheus, with promtool.
+  libgtest-dev libgmock-dev
+  openssh-server openssh-client openssh-sftp-server prometheus sqlite3
+  # The portable kernels are compiled for AMD: 66 MB to fetch, 350 MB on disk, half a minute.
+  hipcc
   # Style checks.
   clang-format
 )
+if [ "${1:-}" = --product ]; then shift; else packages+=("${tests[@]}"); fi
 
 missing=()
 for package in "${packages[@]}"; do
@@ -45,7 +50,7 @@ case "${1:-}" in
     echo "missing: ${missing[*]} (deploy/install-deps.sh installs them)" >&2
     exit 1 ;;
   "") ;;
-  *) echo "install-deps.sh: unknown argument $1 (use --list, --check or nothing)" >&2; exit 2 ;;
+  *) echo "install-deps.sh: unknown argument $1 (use --product, --list, --check or nothing)" >&2; exit 2 ;;
 esac
 
 # The headers of cudnn-frontend (MIT licence) for the CUDA backend's cuDNN attention, from its Python package, where there is a
@@ -62,7 +67,8 @@ fetch_cudnn_frontend() {
   fi
   echo "fetching the headers of cudnn-frontend $version to $target" >&2
   mkdir -p "$target"
-  if ! python3 -m pip -q --disable-pip-version-check download --no-deps --only-binary=:all: --python-version 3.11       --platform manylinux_2_28_x86_64 --dest "$target" "nvidia-cudnn-frontend==$version" >&2; then
+  if ! python3 -m pip -q --disable-pip-version-check download --no-deps --only-binary=:all: --python-version 3.11 \
+      --platform manylinux_2_28_x86_64 --dest "$target" "nvidia-cudnn-frontend==$version" >&2; then
     echo "install-deps.sh: pip could not fetch cudnn-frontend: the CUDA backend will have no cuDNN attention" >&2
     return 0
   fi

@@ -20,13 +20,13 @@ show() { printf '$ %s\n' "$*"; "$@"; }
 number() { sed -n "s/^ *\"$1\": *\"\{0,1\}\(-\{0,1\}[0-9.e+-]*\).*/\1/p" | head -n "${2:-1}" | tail -n 1; }
 
 step "1/6 Dependencies"
-deploy/install-deps.sh
+deploy/install-deps.sh --product
 
 step "2/6 Build"
 # Compiling for GPUs takes minutes; where there is none, this run does not need it.
 cuda=AUTO
 [ -e /dev/nvidiactl ] || cuda=OFF
-cmake --preset release -DMT_CUDA="$cuda" >/dev/null
+cmake --preset release -DMT_CUDA="$cuda" -DMT_BUILD_TESTS=OFF >/dev/null
 cmake --build --preset release --target product
 export PATH="$PWD/build/bin:$PATH"
 
