@@ -319,6 +319,24 @@ TEST_F(CoordinatorTest, ProgressResetsTheCountOfAttempts) {
   EXPECT_EQ(Get(id).attempts_without_progress(), 1);
 }
 
+// The disk may fill up between a checkpoint's last shard and its manifest.
+TEST_F(CoordinatorTest, ManifestThatDoesNotFitCountsAsAFullDisk) {
+  Register("n1");
+  const std::string id = Submit(1);
+  Step("n1", id, 1, 2);
+  Shard("n1", id, 1, 0, 2, 1);
+  v1::WorkerEvent failed = Event(id, 1, -1);
+  failed.mutable_manifest_committed()->set_step(2);
+  failed.mutable_manifest_committed()->set_message("RESOURCE_EXHAUSTED: No space left on device");
+  failed.mutable_manifest_committed()->set_reason("disk_full");
+  Tell("n1", failed);
+  EXPECT_EQ(Get(id).last_checkpoint_step(), -1);
+  const MetricsSnapshot metrics = coordinator_->Metrics();
+  ASSERT_EQ(metrics.jobs.size(), 1u);
+  EXPECT_THAT(metrics.jobs[0].checkpoint_failures_by_reason,
+              ::testing::ElementsAre(::testing::Pair("disk_full", 1)));
+}
+
 TEST_F(CoordinatorTest, BadCheckpointIsMarkedAndTheOneBeforeIsUsed) {
   Register("n1");
   v1::SubmitRequest request = Request(1);

@@ -246,7 +246,8 @@ void CheckpointCatalogue::OnManifestCommitted(const std::string& node,
   if (committed.ok()) {
     Commit(ledger_->EditCheckpoint(key.first, key.second));
   } else {
-    Fail(key, "io", absl::StrCat("writing the manifest on ", node, ": ", committed.message()));
+    Fail(key, committed.reason().empty() ? "io" : committed.reason(),
+         absl::StrCat("writing the manifest on ", node, ": ", committed.message()));
   }
 }
 

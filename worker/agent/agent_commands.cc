@@ -114,7 +114,10 @@ absl::Status Agent::CommitManifest(const v1::CommitManifest& commit) {
   auto* committed = event.mutable_manifest_committed();
   committed->set_step(commit.step());
   committed->set_ok(status.ok());
-  committed->set_message(status.ok() ? "" : status.ToString());
+  if (!status.ok()) {
+    committed->set_message(status.ToString());
+    committed->set_reason(CheckpointFailureReason(status));
+  }
   Emit(std::move(event));
   return status;
 }

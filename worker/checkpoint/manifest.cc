@@ -264,4 +264,15 @@ absl::Status RemoveTemporaries(Env* env, const std::string& root) {
       });
 }
 
+const char* CheckpointFailureReason(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kResourceExhausted:
+      return "disk_full";
+    case absl::StatusCode::kPermissionDenied:
+      return "permission";
+    default:
+      return "io";
+  }
+}
+
 }  // namespace mt

@@ -67,4 +67,7 @@ absl::Status DeleteCheckpoint(Env* env, const std::string& root, absl::string_vi
 // Removes temporary files that a crash left, of all jobs. Call when nobody writes below `root`.
 absl::Status RemoveTemporaries(Env* env, const std::string& root);
 
+// What kept a checkpoint from the store, in the word of the metric: disk_full | permission | io.
+const char* CheckpointFailureReason(const absl::Status& status);
+
 }  // namespace mt

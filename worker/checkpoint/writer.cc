@@ -25,17 +25,6 @@ std::string EntryName(const TensorBox& box) {
   return absl::StrCat(box.tensor, "@", absl::StrJoin(box.offset, ","));
 }
 
-const char* FailureReason(const absl::Status& status) {
-  switch (status.code()) {
-    case absl::StatusCode::kResourceExhausted:
-      return "disk_full";
-    case absl::StatusCode::kPermissionDenied:
-      return "permission";
-    default:
-      return "io";
-  }
-}
-
 class ThreadedCheckpointWriter : public CheckpointWriter {
  public:
   ThreadedCheckpointWriter(CheckpointWriterOptions options, std::vector<TensorBox> boxes,
@@ -113,7 +102,7 @@ class ThreadedCheckpointWriter : public CheckpointWriter {
     if (!status.ok()) {
       v1::CheckpointFailed failed;
       failed.set_step(pending.position.step);
-      failed.set_reason(FailureReason(status));
+      failed.set_reason(CheckpointFailureReason(status));
       failed.set_message(std::string(status.message()));
       if (options_.on_failed) options_.on_failed(failed);
       return status;
