@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "worker/backend/abi_status.h"
 
 namespace mt {
 namespace {
@@ -91,18 +92,9 @@ absl::StatusOr<std::unique_ptr<Backend>> Open(const std::string& name) {
 
 absl::Status Backend::ToStatus(int32_t code, absl::string_view what) const {
   if (code == MT_OK) return absl::OkStatus();
-  const std::string message =
-      absl::StrCat(what, " on backend ", abi_->name, ": ", abi_->error_message());
-  switch (code) {
-    case MT_ERROR_INVALID:
-      return absl::InvalidArgumentError(message);
-    case MT_ERROR_UNSUPPORTED:
-      return absl::UnimplementedError(message);
-    case MT_ERROR_MEMORY:
-      return absl::ResourceExhaustedError(message);
-    default:
-      return absl::InternalError(absl::StrCat(message, " (code ", code, ")"));
-  }
+  std::string message = absl::StrCat(what, " on backend ", abi_->name, ": ", abi_->error_message());
+  if (code <= MT_ERROR_DEVICE) absl::StrAppend(&message, " (code ", code, ")");
+  return AbiStatus(code, message);
 }
 
 absl::StatusOr<const Backend*> LoadBackend(absl::string_view name) {

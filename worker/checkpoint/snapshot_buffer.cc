@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "worker/backend/abi_status.h"
+
 namespace mt {
 namespace {
 
@@ -79,10 +81,8 @@ class DeviceBuffer : public SnapshotBuffer {
  private:
   absl::Status Check(int32_t code, absl::string_view what) const {
     if (code == MT_OK) return absl::OkStatus();
-    const std::string message =
-        absl::StrCat(what, " on backend ", device_->name, ": ", device_->error_message());
-    return code == MT_ERROR_MEMORY ? absl::ResourceExhaustedError(message)
-                                   : absl::InternalError(message);
+    return AbiStatus(
+        code, absl::StrCat(what, " on backend ", device_->name, ": ", device_->error_message()));
   }
   void DestroyEvents() {
     for (mt_event* event : {&ready_, &copied_, &reached_}) {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "absl/strings/str_cat.h"
+#include "worker/backend/abi_status.h"
 
 namespace mt {
 namespace {
@@ -22,18 +22,8 @@ absl::Status FirstFailure(std::span<Communicator* const> groups) {
 absl::Status DeviceStatus(const mt_backend& backend, int32_t code, absl::string_view what) {
   if (code >= 0) return absl::OkStatus();
   const char* message = backend.error_message();
-  const std::string text =
-      absl::StrCat(what, ": ", message == nullptr || *message == 0 ? "no message" : message);
-  switch (code) {
-    case MT_ERROR_INVALID:
-      return absl::InvalidArgumentError(text);
-    case MT_ERROR_UNSUPPORTED:
-      return absl::UnimplementedError(text);
-    case MT_ERROR_MEMORY:
-      return absl::ResourceExhaustedError(text);
-    default:
-      return absl::InternalError(text);
-  }
+  return AbiStatus(
+      code, absl::StrCat(what, ": ", message == nullptr || *message == 0 ? "no message" : message));
 }
 
 absl::Status WaitForEvent(const mt_backend& backend, mt_event event,

@@ -12,7 +12,7 @@
 
 namespace mt {
 
-// `code` as a Status: "<what>: <the backend's message>". INVALID_ARGUMENT, UNIMPLEMENTED, RESOURCE_EXHAUSTED or INTERNAL.
+// AbiStatus of "<what>: <the backend's message>".
 absl::Status DeviceStatus(const mt_backend& backend, int32_t code, absl::string_view what);
 
 // The time that waits use; tests have their own.
