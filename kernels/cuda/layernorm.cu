@@ -8,19 +8,9 @@ namespace mt::cuda {
 int32_t LayerNormForward(const mt_layernorm_args& args, const Launch& launch) {
   return WithType(args.dtype, [&](auto type) {
     using T = decltype(type);
-    NormForward<T> a = {};
-    a.x = static_cast<const T*>(args.x);
-    a.residual = static_cast<const T*>(args.residual);
-    a.sum = static_cast<T*>(args.sum);
-    a.weight = static_cast<const T*>(args.weight);
+    NormForward<T> a = ForwardOf<T>(args);
     a.bias = static_cast<const T*>(args.bias);
-    a.output = static_cast<T*>(args.output);
     a.mean = static_cast<float*>(args.mean);
-    a.rstd = static_cast<float*>(args.rstd);
-    a.amax = args.amax;
-    a.eps = static_cast<float>(args.eps);
-    a.rows = args.rows;
-    a.columns = args.columns;
     return RunNormForward<true>(a, launch);
   });
 }
@@ -33,17 +23,8 @@ int64_t LayerNormBackwardWorkspace(const mt_layernorm_args& args) {
 int32_t LayerNormBackward(const mt_layernorm_args& args, const Launch& launch) {
   return WithType(args.dtype, [&](auto type) {
     using T = decltype(type);
-    NormBackward<T> a = {};
-    a.sum = static_cast<const T*>(args.sum);
-    a.weight = static_cast<const T*>(args.weight);
+    NormBackward<T> a = BackwardOf<T>(args);
     a.mean = static_cast<const float*>(args.mean);
-    a.rstd = static_cast<const float*>(args.rstd);
-    a.output_gradient = static_cast<const T*>(args.output_gradient);
-    a.residual_gradient = static_cast<const T*>(args.residual_gradient);
-    a.input_gradient = static_cast<T*>(args.input_gradient);
-    a.amax = args.amax;
-    a.rows = args.rows;
-    a.columns = args.columns;
     return RunNormBackward<true>(a, args.workspace, static_cast<float*>(args.weight_gradient),
                                  static_cast<float*>(args.bias_gradient), launch);
   });

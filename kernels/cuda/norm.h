@@ -41,6 +41,37 @@ struct NormBackward {
   int64_t rows, columns;
 };
 
+// What the arguments of both norms have in common; Args is mt_rmsnorm_args or mt_layernorm_args.
+template <typename T, typename Args>
+NormForward<T> ForwardOf(const Args& args) {
+  NormForward<T> a = {};
+  a.x = static_cast<const T*>(args.x);
+  a.residual = static_cast<const T*>(args.residual);
+  a.sum = static_cast<T*>(args.sum);
+  a.weight = static_cast<const T*>(args.weight);
+  a.output = static_cast<T*>(args.output);
+  a.rstd = static_cast<float*>(args.rstd);
+  a.amax = args.amax;
+  a.eps = static_cast<float>(args.eps);
+  a.rows = args.rows;
+  a.columns = args.columns;
+  return a;
+}
+template <typename T, typename Args>
+NormBackward<T> BackwardOf(const Args& args) {
+  NormBackward<T> a = {};
+  a.sum = static_cast<const T*>(args.sum);
+  a.weight = static_cast<const T*>(args.weight);
+  a.rstd = static_cast<const float*>(args.rstd);
+  a.output_gradient = static_cast<const T*>(args.output_gradient);
+  a.residual_gradient = static_cast<const T*>(args.residual_gradient);
+  a.input_gradient = static_cast<T*>(args.input_gradient);
+  a.amax = args.amax;
+  a.rows = args.rows;
+  a.columns = args.columns;
+  return a;
+}
+
 // Threads of a block: teams of one warp share one.
 template <int kThreads>
 inline constexpr int kNormBlock = kThreads == 32 ? 128 : kThreads;
