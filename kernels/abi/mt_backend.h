@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 #define MT_BACKEND_ABI_MAJOR 1
-#define MT_BACKEND_ABI_MINOR 1
+#define MT_BACKEND_ABI_MINOR 2
 #define MT_BACKEND_ENTRY_SYMBOL "mt_backend_entry_v1"
 
 enum mt_status_code {
@@ -85,6 +85,18 @@ enum mt_operation {
   MT_OP_QK_NORM_ROPE_BACKWARD = 29, /* mt_qk_norm_rope_args */
   MT_OP_AMAX = 30,                  /* mt_amax_args */
   MT_OP_QUANTIZE = 31,              /* mt_quantize_args */
+  /* since 1.2 */
+  MT_OP_MOE_ROUTE_FORWARD = 32,    /* mt_moe_route_args */
+  MT_OP_MOE_ROUTE_BACKWARD = 33,   /* mt_moe_route_args */
+  MT_OP_MOE_SORT = 34,             /* mt_moe_sort_args */
+  MT_OP_MOE_GATHER = 35,           /* mt_moe_rows_args */
+  MT_OP_MOE_COMBINE = 36,          /* mt_moe_rows_args */
+  MT_OP_MOE_COMBINE_BACKWARD = 37, /* mt_moe_rows_args */
+  MT_OP_GROUPED_MATMUL = 38,       /* mt_grouped_matmul_args */
+  MT_OP_GROUPED_COLUMN_SUM = 39,   /* mt_grouped_column_sum_args: bias gradients */
+  MT_OP_MLA_EXPAND_FORWARD = 40,   /* mt_mla_expand_args */
+  MT_OP_MLA_EXPAND_BACKWARD = 41,  /* mt_mla_expand_args */
+  MT_OP_BALANCE_UPDATE = 42,       /* mt_balance_update_args */
   MT_OP_END                         /* one past the last */
 };
 
@@ -312,7 +324,15 @@ typedef struct mt_qk_norm_rope_args {
 /* Causal grouped-query attention. Query head h reads key/value head h / (heads / kv_heads). q, k, v may be views of one packed
  * (T, B, (H + 2K) d) tensor: element (t, b, h, j) of q is at q + ((t * batch + b) * q_stride + h * d + j); k, v, o likewise.
  * scale is applied to q k^T. lse (statistic type) is (B, H, T): log of the sum of exponentials of scaled scores.
- * Backward overwrites dq, dk, dv (strides as q, k, v's: dq_stride, ...). */
+ * Backward overwrites dq, dk, dv (strides as q, k, v's: dq_stride, ...).
+ * Since 1.2, zero or null where not used:
+ *  v_head_dim: heads of v and o have this many elements (0 = head_dim): MLA.
+ *  window: query t sees keys (t - window, t] (0 = all before it). Needs causal.
+ *  sinks (heads), data type: one more logit per head, not scaled, which takes part in the softmax (and in lse) and has no
+ *    value: o = sum_s exp(score_s) v_s / (sum_s exp(score_s) + exp(sink)). Backward: sinks_gradient[h] (gradient_dtype) -= sum
+ *    over b, t of exp(sink - lse) * sum_j dO O, added in a fixed order.
+ *  key_sequence: forward only; keys and values have this many rows per sequence (0 = sequence), and query t stands at position
+ *    key_sequence - sequence + t: new tokens against a cache. */
 typedef struct mt_attention_args {
   uint32_t struct_size;
   int32_t dtype;
@@ -338,11 +358,19 @@ typedef struct mt_attention_args {
   int64_t dv_stride;
   void* workspace;
   size_t workspace_bytes;
+  int64_t v_head_dim;
+  int64_t window;
+  const void* sinks /* (heads) */;
+  void* sinks_gradient /* (heads) */;
+  int32_t gradient_dtype;
+  int64_t key_sequence;
 } mt_attention_args;
 
 /* gate_up is (N, 2D): gate in the first D columns, up in the others. Forward: output = silu(gate) * up.
  * Backward: gate_up_gradient (N, 2D), may alias gate_up; if output is not null there, it is recomputed into it.
- * amax (may be null): *amax = max(*amax, max |output|) forward; backward max |gate_up_gradient|, of what was stored. */
+ * amax (may be null): *amax = max(*amax, max |output|) forward; backward max |gate_up_gradient|, of what was stored.
+ * Since 1.2: output = g sigmoid(alpha g) (u + offset), with g = min(gate, limit), u = max(-limit, min(up, limit)); limit 0 = no
+ * limit, alpha 0 = 1. A gate or an up that the limit cut has no gradient. */
 typedef struct mt_swiglu_args {
   uint32_t struct_size;
   int32_t dtype;
@@ -352,6 +380,7 @@ typedef struct mt_swiglu_args {
   const void* output_gradient;
   void* gate_up_gradient;
   float* amax;
+  double limit, alpha, offset;
 } mt_swiglu_args;
 
 /* y = gelu(x + bias), bias (C) may be null. tanh_approximation = 1: 0.5 z (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))), as GPT-2;
@@ -447,6 +476,158 @@ typedef struct mt_adamw_args {
   double gradient_scale;
   const double* gradient_scale_pointer;
 } mt_adamw_args;
+
+/* ---- Mixture of experts. N rows, E experts, k = top_k choices per row. Router arithmetic has the statistic type S.
+ *
+ * ROUTE FORWARD. From logits (N, E) of type S:
+ *   score: softmax over E (MT_MOE_SOFTMAX), the logits themselves (MT_MOE_SOFTMAX_TOP_K) or sigmoid (MT_MOE_SIGMOID). NaN counts
+ *   as less than every number: ids are always in [0, E) and distinct within a row.
+ *   choice = score + selection_bias (may be null). With groups > 1: each group of E / groups experts is worth its largest choice
+ *   (group_top_2 = 0) or the sum of its two largest (1); only the top_groups best groups are chosen from.
+ *   ids (N, k) int32: the k largest choices, largest first, the lower id among equals (groups alike).
+ *   weight[n, j] = score of ids[n, j] (without selection_bias); with MT_MOE_SOFTMAX_TOP_K the softmax of the k chosen logits;
+ *   then, if `normalize`, divided by the k's sum + 1e-20; then times `scale`. weights (N, k) of type S.
+ *   expert_load (E) float64 += number of rows that chose the expert. score_sum (E) float64, may be null: += sum over rows of the
+ *   score normalised to sum 1 over E (softmax over all E, or with MT_MOE_SIGMOID sigmoid / its sum over E). Both for metrics and
+ *   balance losses, in a fixed order; row n belongs to sequence n % batch, and sequence s adds at s * statistics_stride (elements;
+ *   0 = all sequences together). z_sum (float64, may be null) += sum over rows of logsumexp(logits)^2.
+ * ROUTE BACKWARD. weight_gradient (N, k) of type S -> logits_gradient (N, E) of type S, overwritten: through scale, normalize and
+ *   score (ids are constants), plus, for every expert e, the constant balance_gradient[s * balance_stride + e] (float64, may be
+ *   null) that the loss has with respect to the normalised score (as in score_sum) of each row of sequence s, plus
+ *   z_scale * 2 lse * softmax(logits). */
+enum mt_moe_score { MT_MOE_SOFTMAX = 1, MT_MOE_SOFTMAX_TOP_K = 2, MT_MOE_SIGMOID = 3 };
+typedef struct mt_moe_route_args {
+  uint32_t struct_size;
+  int32_t dtype; /* S: F32 or F64 */
+  int64_t rows, batch, experts, top_k;
+  int32_t score, normalize;
+  double scale;
+  int64_t groups, top_groups; /* groups 0 or 1 = none */
+  int32_t group_top_2;
+  const void* logits /* (N, E) */;
+  const void* selection_bias /* (E) of type S */;
+  int32_t* ids /* (N, k) */;
+  void* weights /* (N, k) */;
+  double* expert_load /* (E) or (B, E) */;
+  double* score_sum /* (E) or (B, E) */;
+  int64_t statistics_stride;
+  double* z_sum;
+  const void* weight_gradient /* (N, k) */;
+  void* logits_gradient /* (N, E) */;
+  const double* balance_gradient;
+  int64_t balance_stride;
+  double z_scale;
+  void* workspace;
+  size_t workspace_bytes;
+} mt_moe_route_args;
+
+/* Sorts the N k choices by expert, stably (by n, then j). position (N, k) int32: where choice (n, j) lies among the sorted rows,
+ * or -1 if dropped; source (N k) int32: the choice n * k + j that lies at a sorted row; rows from offsets[E] on have -1.
+ * offsets (E + 1) int32: expert e has sorted rows [offsets[e], offsets[e + 1]).
+ * capacity > 0: an expert keeps at most that many: those first in order (drop_lightest = 0), or those with the largest weights,
+ * the earlier among equals, still in stable order (1). dropped (float64, may be null) += number of choices that were dropped. */
+typedef struct mt_moe_sort_args {
+  uint32_t struct_size;
+  int32_t dtype; /* of weights: F32 or F64 */
+  int64_t rows, experts, top_k;
+  const int32_t* ids /* (N, k) */;
+  const void* weights /* (N, k), read only to drop the lightest */;
+  int64_t capacity;
+  int32_t drop_lightest;
+  int32_t* position /* (N, k) */;
+  int32_t* source /* (N k) */;
+  int32_t* offsets /* (E + 1) */;
+  double* dropped;
+  void* workspace;
+  size_t workspace_bytes;
+} mt_moe_sort_args;
+
+/* Rows between tokens (N, C) and experts (R, C), R = N k sorted rows, of which offsets[E] are used.
+ * GATHER: sorted[i] = tokens[source[i] / k]; rows with source -1 become zeros.
+ * COMBINE: tokens[n] = (accumulate ? tokens[n] : 0) + sum over j, in order, of weight[n, j] sorted[position[n, j]], positions -1
+ *   left out; weights null = 1 (then it is GATHER's backward). Summed in the statistic type, rounded once.
+ * COMBINE_BACKWARD: from tokens_gradient = `tokens` (N, C) and `sorted` (R, C) as COMBINE read it:
+ *   sorted_gradient[position[n, j]] = weight[n, j] tokens[n] (zeros in rows with source -1),
+ *   weight_gradient[n, j] = <tokens[n], sorted[position[n, j]]>, 0 where dropped. sorted_gradient may alias sorted. */
+typedef struct mt_moe_rows_args {
+  uint32_t struct_size;
+  int32_t dtype; /* of tokens and sorted */
+  int64_t rows /* N */, columns /* C */, top_k;
+  const int32_t* position /* (N, k) */;
+  const int32_t* source /* (N k) */;
+  const void* weights /* (N, k) of the statistic type */;
+  void* tokens;
+  void* sorted;
+  void* sorted_gradient;
+  void* weight_gradient /* (N, k) of the statistic type */;
+  int32_t accumulate;
+} mt_moe_rows_args;
+
+/* One product per group (expert) e over its rows [offsets[e], offsets[e + 1]) of `rows` sorted rows (offsets on the device, so
+ * that nothing waits for the host). Group e's matrix W_e (out, in) is at weight + e * weight_group_stride elements, row-major,
+ * row stride `in`.
+ *   FORWARD          y (rows, out) = x (rows, in) W_e^T + bias_e   (bias: (E, out), group stride bias_group_stride; may be null)
+ *   INPUT_GRADIENT   x (rows, in)  = y (rows, out) W_e
+ *   WEIGHT_GRADIENT  W_e (gradient_dtype) = beta W_e + y^T x over the group's rows; a group without rows becomes beta W_e
+ * Rows at or past offsets[E] of what is written are zeros. dtype is of x, y, weight and bias (weight has gradient_dtype in
+ * WEIGHT_GRADIENT). A backend may ask for `in` and `out` multiples of 8 with BF16. */
+enum mt_grouped_mode { MT_GROUPED_FORWARD = 1, MT_GROUPED_INPUT_GRADIENT = 2, MT_GROUPED_WEIGHT_GRADIENT = 3 };
+typedef struct mt_grouped_matmul_args {
+  uint32_t struct_size;
+  int32_t dtype, gradient_dtype, mode;
+  int64_t groups /* E */, rows, in, out;
+  const int32_t* offsets /* (E + 1) */;
+  void* x;
+  void* y;
+  void* weight;
+  int64_t weight_group_stride;
+  const void* bias;
+  int64_t bias_group_stride;
+  double beta; /* WEIGHT_GRADIENT: 0 or 1 */
+  void* workspace;
+  size_t workspace_bytes;
+} mt_grouped_matmul_args;
+
+/* result[e * result_group_stride + c] (gradient_dtype) += sum over the group's rows of data[r * columns + c], in a fixed order. */
+typedef struct mt_grouped_column_sum_args {
+  uint32_t struct_size;
+  int32_t dtype, gradient_dtype;
+  int64_t groups, rows, columns;
+  const int32_t* offsets;
+  const void* data /* (rows, C) */;
+  void* result;
+  int64_t result_group_stride;
+  void* workspace;
+  size_t workspace_bytes;
+} mt_grouped_column_sum_args;
+
+/* Keys and values of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434). kv (N, H (nope + v)): per head nope numbers of
+ * the key, then v of the value. key_rope (N, rope): rotated, shared by all heads. FORWARD: key (N, H (nope + rope)), per head its
+ * nope numbers, then key_rope; value (N, H v). BACKWARD: from the gradients of key and value (in `key` and `value`) kv and
+ * key_rope are overwritten with theirs, key_rope with the sum over heads, in order. */
+typedef struct mt_mla_expand_args {
+  uint32_t struct_size;
+  int32_t dtype;
+  int64_t rows, heads, nope_dim, rope_dim, v_dim;
+  void* kv;
+  void* key_rope;
+  void* key;
+  void* value;
+} mt_mla_expand_args;
+
+/* Balance without a loss (Wang et al. 2024, arXiv 2408.15664): bias[i] (state_dtype) += rate * sign(target - load[i]), load of
+ * type gradient_dtype; parameter[i] (dtype) = bias[i] rounded (may be the same memory). If *gradient_scale_pointer (may be null)
+ * is not finite, nothing is changed, as in ADAMW. */
+typedef struct mt_balance_update_args {
+  uint32_t struct_size;
+  int32_t dtype, state_dtype, gradient_dtype;
+  int64_t count;
+  void* parameter;
+  void* bias;
+  const void* load;
+  double rate, target;
+  const double* gradient_scale_pointer;
+} mt_balance_update_args;
 
 typedef struct mt_stream_s* mt_stream; /* null = the backend's compute stream */
 typedef struct mt_event_s* mt_event;
