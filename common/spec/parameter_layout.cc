@@ -2,16 +2,24 @@
 
 #include <algorithm>
 
-#include "absl/strings/match.h"
+#include "common/spec/model_traits.h"
 #include "common/spec/round_up.h"
 
 namespace mt {
 namespace {
 
-// k, v and up follow their predecessor without a gap.
-bool ContinuesGroup(const std::string& name) {
-  return absl::EndsWith(name, ".k_proj.weight") || absl::EndsWith(name, ".v_proj.weight") ||
-         absl::EndsWith(name, ".up_proj.weight");
+// Which region of parameter_layout.h a parameter is in.
+int RegionOf(const LogicalParameter& p, bool vocabulary, bool copy) {
+  if (copy) return 1;
+  if (vocabulary || p.split_dimension >= 0) return p.weight_decay ? 0 : 2;
+  return p.weight_decay ? 3 : 4;
+}
+
+// The block of a stage whose backward pass completes a matrix's gradient. Multi-token prediction comes before everything else in
+// the backward pass, with the head.
+int64_t CompletingBlock(const LogicalParameter& p, const LayerRange& layers) {
+  if (p.name == kEmbeddingName) return FlatBucket::kAtTheEnd;
+  return p.layer < 0 ? layers.last : std::min(p.layer, layers.last);
 }
 
 }  // namespace
@@ -32,16 +40,19 @@ ParameterLayout LayoutOf(const v1::ModelSpec& model, const Mesh& mesh, int rank)
   layout.vocab_start = std::min(model.vocab(), layout.vocab_rows * at.tensor);
   layout.vocab_valid = std::min(layout.vocab_rows, model.vocab() - layout.vocab_start);
 
-  std::vector<LocalParameter> matrices, tied, norms;
+  std::vector<LocalParameter> regions[5];
   for (const LogicalParameter& logical : ParametersOf(model)) {
+    if (!logical.trained) continue;
     LocalParameter p{.logical = logical, .shape = logical.shape};
     p.global_offset.assign(logical.shape.size(), 0);
-    bool here = logical.layer >= layers.first && logical.layer < layers.last, tied_copy = false;
+    bool here = logical.layer >= layers.first && logical.layer < layers.last, copy = false;
     const bool vocabulary = logical.name == kEmbeddingName || logical.name == kHeadName;
     if (logical.name == kEmbeddingName) {
-      tied_copy = model.tie_embeddings() && last_stage && !first_stage;
-      here = first_stage || tied_copy;
-    } else if (logical.layer < 0) {
+      copy = (model.tie_embeddings() || MtpLayers(model) > 0) && last_stage && !first_stage;
+      here = first_stage || copy;
+    } else if (logical.name == kPositionName) {
+      here = first_stage;
+    } else if (logical.layer < 0 || logical.layer >= model.layers()) {
       here = last_stage;
     }
     if (!here) continue;
@@ -53,13 +64,15 @@ ParameterLayout LayoutOf(const v1::ModelSpec& model, const Mesh& mesh, int rank)
       p.global_offset[logical.split_dimension] = p.shape[logical.split_dimension] * at.tensor;
     }
     p.valid_rows = vocabulary ? layout.vocab_valid : p.shape[0];
-    p.saved = !tied_copy && (logical.split_dimension >= 0 || at.tensor == 0);
-    (logical.shape.size() == 1 ? norms : tied_copy ? tied : matrices).push_back(std::move(p));
+    p.saved = !copy && (logical.split_dimension >= 0 || at.tensor == 0);
+    regions[RegionOf(logical, vocabulary, copy)].push_back(std::move(p));
   }
 
   int64_t next = 0, bucket_first = 0;
+  std::string group;
   auto place = [&](LocalParameter& p) {
-    if (!ContinuesGroup(p.logical.name)) next = RoundUp(next, kFlatAlignment);
+    if (p.logical.group.empty() || p.logical.group != group) next = RoundUp(next, kFlatAlignment);
+    group = p.logical.group;
     p.flat_offset = next;
     next += p.Elements();
     layout.parameters.push_back(std::move(p));
@@ -70,21 +83,24 @@ ParameterLayout LayoutOf(const v1::ModelSpec& model, const Mesh& mesh, int rank)
       layout.buckets.push_back({.range = {bucket_first, next - bucket_first}, .block = block});
     bucket_first = next;
   };
-  for (size_t i = 0; i < matrices.size(); ++i) {
-    const LogicalParameter& logical = matrices[i].logical;
-    const int64_t layer = logical.layer;
-    const int64_t block = logical.name == kHeadName        ? layers.last
-                          : logical.name == kEmbeddingName ? FlatBucket::kAtTheEnd
-                                                           : layer;
-    place(matrices[i]);
-    if (i + 1 == matrices.size() || layer < 0 || matrices[i + 1].logical.layer != layer)
-      close_bucket(block);
+  for (int region = 0; region < 5; ++region) {
+    const int64_t first = next;
+    std::vector<LocalParameter>& parameters = regions[region];
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      const LogicalParameter logical = parameters[i].logical;
+      place(parameters[i]);
+      if (region == 0 && (i + 1 == parameters.size() || logical.layer < 0 ||
+                          parameters[i + 1].logical.layer != logical.layer))
+        close_bucket(CompletingBlock(logical, layers));
+    }
+    next = RoundUp(next, kFlatAlignment);
+    layout.regions.push_back({.range = {first, next - first},
+                              .weight_decay = region == 0 || region == 1 || region == 3,
+                              .copy = region == 1,
+                              .replicated = region >= 3});
   }
-  layout.counted = next;
-  for (LocalParameter& p : tied) place(p);
-  layout.matrices = next = RoundUp(next, kFlatAlignment);
-  for (LocalParameter& p : norms) place(p);
-  layout.end = next = RoundUp(next, kFlatAlignment);
+  layout.added = {layout.regions[2].range.first, next - layout.regions[2].range.first};
+  layout.replicated = {layout.regions[3].range.first, next - layout.regions[3].range.first};
   close_bucket(FlatBucket::kAtTheEnd);
   layout.size = next;
   return layout;

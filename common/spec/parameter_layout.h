@@ -1,13 +1,16 @@
 // Where one rank's parameters lie in its flat buffers (weights, gradients, optimizer state: one
 // layout for all).
 //
-// Order: matrices in the order of the forward pass, then the tied copy of the embedding if this is a last stage that is not
-// the first, then norm weights. So what is treated alike is contiguous:
-//   [0, counted)         matrices: weight decay, part of the gradient norm
-//   [counted, matrices)  the tied copy: weight decay, but counted and saved by the first stage only
-//   [matrices, end)      norm weights: no decay; every tensor rank has them whole, tensor rank 0 counts and saves them
-// Rows of q, k, v and of gate, up are adjacent, so that each group is one matrix product, and begin at a multiple of
-// kFlatAlignment elements.
+// Order: regions of what is treated alike (FlatRegion), each in the order of the forward pass:
+//   1. matrices that the tensor group shares out: weight decay; products overwrite their gradients
+//   2. a copy of the embedding on a last stage that is not the first, where head or multi-token prediction reads it: counted and
+//      saved by the first stage only
+//   3. biases and other vectors that the tensor group shares out: no decay
+//   4. matrices that every tensor rank has whole (router, latent projections, positions): decay
+//   5. vectors that every tensor rank has whole (norms, row-parallel biases): no decay
+// Gradients from 3 on are added to and must be cleared. Of 4 and 5 each tensor rank has the same gradient, or, under sequence
+// parallelism, the part that its rows made; tensor rank 0 counts and saves them. What is not trained has no place here.
+// Parameters of one group (LogicalParameter::group) lie next to each other; groups begin at a multiple of kFlatAlignment elements.
 //
 // Buckets cut the buffers where a backward pass completes its gradients: embedding, each block's matrices, head, and the rest
 // (tied copy and norms). A bucket is a multiple of data * kFlatAlignment elements, padded at its end: ZeRO-1 cuts each bucket
@@ -55,12 +58,21 @@ struct FlatBucket {
   int64_t block = kAtTheEnd;
 };
 
+struct FlatRegion {
+  FlatRange range;
+  bool weight_decay = false;
+  bool copy = false;        // another stage has the same parameters, and counts and saves them
+  bool replicated = false;  // every tensor rank has them whole
+};
+
 struct ParameterLayout {
   std::vector<LocalParameter> parameters;
-  int64_t counted = 0, matrices = 0, end = 0;  // see above
-  int64_t size = 0;                            // elements, padded
-  std::vector<FlatBucket> buckets;             // in order, without gaps
-  int64_t vocab_rows = 0;  // of embedding and head on this rank, padding included
+  std::vector<FlatRegion> regions;  // the five above, in order; some may be empty
+  FlatRange added;                  // gradients that are added to: regions 3 to 5
+  FlatRange replicated;             // regions 4 and 5
+  int64_t size = 0;                 // elements, padded
+  std::vector<FlatBucket> buckets;  // in order, without gaps
+  int64_t vocab_rows = 0;           // of embedding and head on this rank, padding included
   int64_t vocab_start = 0, vocab_valid = 0;
 
   // Null if this rank has no such parameter.

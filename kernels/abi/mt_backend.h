@@ -97,7 +97,7 @@ enum mt_operation {
   MT_OP_MLA_EXPAND_FORWARD = 40,   /* mt_mla_expand_args */
   MT_OP_MLA_EXPAND_BACKWARD = 41,  /* mt_mla_expand_args */
   MT_OP_BALANCE_UPDATE = 42,       /* mt_balance_update_args */
-  MT_OP_END                         /* one past the last */
+  MT_OP_END                        /* one past the last */
 };
 
 /* value -> data[0..count) */
@@ -329,7 +329,7 @@ typedef struct mt_qk_norm_rope_args {
  *  v_head_dim: heads of v and o have this many elements (0 = head_dim): MLA.
  *  window: query t sees keys (t - window, t] (0 = all before it). Needs causal.
  *  sinks (heads), data type: one more logit per head, not scaled, which takes part in the softmax (and in lse) and has no
- *    value: o = sum_s exp(score_s) v_s / (sum_s exp(score_s) + exp(sink)). Backward: sinks_gradient[h] (gradient_dtype) -= sum
+ *    value: o = sum_s exp(score_s) v_s / (sum_s exp(score_s) + exp(sink)). Backward: sinks_gradient[h] (sinks_gradient_dtype) -= sum
  *    over b, t of exp(sink - lse) * sum_j dO O, added in a fixed order.
  *  key_sequence: forward only; keys and values have this many rows per sequence (0 = sequence), and query t stands at position
  *    key_sequence - sequence + t: new tokens against a cache. */
@@ -362,7 +362,7 @@ typedef struct mt_attention_args {
   int64_t window;
   const void* sinks /* (heads) */;
   void* sinks_gradient /* (heads) */;
-  int32_t gradient_dtype;
+  int32_t sinks_gradient_dtype;
   int64_t key_sequence;
 } mt_attention_args;
 
@@ -571,7 +571,11 @@ typedef struct mt_moe_rows_args {
  *   WEIGHT_GRADIENT  W_e (gradient_dtype) = beta W_e + y^T x over the group's rows; a group without rows becomes beta W_e
  * Rows at or past offsets[E] of what is written are zeros. dtype is of x, y, weight and bias (weight has gradient_dtype in
  * WEIGHT_GRADIENT). A backend may ask for `in` and `out` multiples of 8 with BF16. */
-enum mt_grouped_mode { MT_GROUPED_FORWARD = 1, MT_GROUPED_INPUT_GRADIENT = 2, MT_GROUPED_WEIGHT_GRADIENT = 3 };
+enum mt_grouped_mode {
+  MT_GROUPED_FORWARD = 1,
+  MT_GROUPED_INPUT_GRADIENT = 2,
+  MT_GROUPED_WEIGHT_GRADIENT = 3
+};
 typedef struct mt_grouped_matmul_args {
   uint32_t struct_size;
   int32_t dtype, gradient_dtype, mode;

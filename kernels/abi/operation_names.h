@@ -38,7 +38,18 @@ static inline const char* mt_operation_name(int32_t operation) {
                                       "qk_norm_rope_forward",
                                       "qk_norm_rope_backward",
                                       "amax",
-                                      "quantize"};
+                                      "quantize",
+                                      "moe_route_forward",
+                                      "moe_route_backward",
+                                      "moe_sort",
+                                      "moe_gather",
+                                      "moe_combine",
+                                      "moe_combine_backward",
+                                      "grouped_matmul",
+                                      "grouped_column_sum",
+                                      "mla_expand_forward",
+                                      "mla_expand_backward",
+                                      "balance_update"};
   const int32_t count = (int32_t)(sizeof names / sizeof names[0]);
   return operation > 0 && operation < count ? names[operation] : NULL;
 }

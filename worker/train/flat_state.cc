@@ -6,8 +6,9 @@
 namespace mt {
 namespace {
 
-FlatRange Intersect(FlatRange a, int64_t begin, int64_t end) {
-  const int64_t first = std::max(a.first, begin), last = std::min(a.first + a.count, end);
+FlatRange Intersect(FlatRange a, FlatRange b) {
+  const int64_t first = std::max(a.first, b.first),
+                last = std::min(a.first + a.count, b.first + b.count);
   return {.first = first, .count = std::max<int64_t>(0, last - first)};
 }
 
@@ -21,7 +22,7 @@ std::vector<TensorBox> BoxesOf(const ParameterLayout& layout, FlatRange range, c
     if (only_saved && !p.saved) continue;
     const bool matrix = p.shape.size() == 2;
     const int64_t columns = matrix ? p.shape[1] : 1;
-    const FlatRange mine = Intersect(range, p.flat_offset, p.flat_offset + p.valid_rows * columns);
+    const FlatRange mine = Intersect(range, {p.flat_offset, p.valid_rows * columns});
     // Emits elements [first, last) of the local matrix: a rectangle.
     auto emit = [&](int64_t first, int64_t rows, int64_t width) {
       TensorBox box{
@@ -149,8 +150,10 @@ absl::Status FlatState::Initialise(uint64_t seed) {
     const LocalParameter* p = layout_.Find(box.tensor);
     if (p == nullptr) continue;  // a moment
     if (box.shape.size() == 1) {
-      MT_RETURN_IF_ERROR(operations_->Run<MT_OP_FILL>(
-          {.dtype = types_.state, .data = box.data, .count = box.shape[0], .value = 1}));
+      MT_RETURN_IF_ERROR(operations_->Run<MT_OP_FILL>({.dtype = types_.state,
+                                                       .data = box.data,
+                                                       .count = box.shape[0],
+                                                       .value = p->logical.init_value}));
       continue;
     }
     const int64_t global_columns = box.global_shape[1];
@@ -175,7 +178,7 @@ absl::Status FlatState::ClearAddedGradients(bool table) {
     MT_RETURN_IF_ERROR(
         Zero(GradientAt(embedding->flat_offset), embedding->Elements(), types_.gradient));
   }
-  return Zero(GradientAt(layout_.matrices), layout_.end - layout_.matrices, types_.gradient);
+  return Zero(GradientAt(layout_.added.first), layout_.added.count, types_.gradient);
 }
 
 absl::Status FlatState::SumGradientsOverData(Communicator* data, int64_t block) {
@@ -192,7 +195,7 @@ absl::Status FlatState::SumGradientsOverData(Communicator* data, int64_t block) 
   return absl::OkStatus();
 }
 
-absl::Status FlatState::SquaredGradientSum(bool count_norms, double* result) {
+absl::Status FlatState::SquaredGradientSum(bool count_replicated, double* result) {
   bool accumulate = false;
   auto add = [&](FlatRange part) -> absl::Status {
     if (part.count == 0 && accumulate) return absl::OkStatus();
@@ -204,8 +207,11 @@ absl::Status FlatState::SquaredGradientSum(bool count_norms, double* result) {
                                                 .accumulate = onto});
   };
   return ForOwned([&](FlatRange range, int64_t) -> absl::Status {
-    MT_RETURN_IF_ERROR(add(Intersect(range, 0, layout_.counted)));
-    return count_norms ? add(Intersect(range, layout_.matrices, layout_.end)) : absl::OkStatus();
+    for (const FlatRegion& region : layout_.regions) {
+      if (region.copy || (region.replicated && !count_replicated)) continue;
+      MT_RETURN_IF_ERROR(add(Intersect(range, region.range)));
+    }
+    return absl::OkStatus();
   });
 }
 
@@ -232,11 +238,12 @@ absl::Status FlatState::Update(const v1::OptimizerSpec& optimizer, double lr, in
                                           .gradient_scale_pointer = gradient_scale});
   };
   return ForOwned([&](FlatRange range, int64_t stored) -> absl::Status {
-    const FlatRange matrices = Intersect(range, 0, layout_.matrices);
-    const FlatRange norms = Intersect(range, layout_.matrices, layout_.end);
-    MT_RETURN_IF_ERROR(
-        update(matrices, stored + matrices.first - range.first, optimizer.weight_decay()));
-    return update(norms, stored + norms.first - range.first, 0);
+    for (const FlatRegion& region : layout_.regions) {
+      const FlatRange part = Intersect(range, region.range);
+      MT_RETURN_IF_ERROR(update(part, stored + part.first - range.first,
+                                region.weight_decay ? optimizer.weight_decay() : 0));
+    }
+    return absl::OkStatus();
   });
 }
 

@@ -54,14 +54,15 @@ class FlatState {
 
   // Fresh weights of what this rank owns; FinishWeights makes the others.
   absl::Status Initialise(uint64_t seed);
-  // What a step only adds to: norm weights and, if asked, the embedding table. Other matrices are overwritten (context.h).
+  // What a step only adds to (ParameterLayout::added) and, if asked, the embedding table. Other matrices are overwritten
+  // (context.h).
   absl::Status ClearAddedGradients(bool table);
 
   // Sums the buckets that are complete with `block` (FlatBucket) over `data` (null = alone): once all are, the gradient of
   // what is owned is whole.
   absl::Status SumGradientsOverData(Communicator* data, int64_t block);
   // Sum of squares of the owned gradient elements that no other rank counts, into *result (device).
-  absl::Status SquaredGradientSum(bool count_norms, double* result);
+  absl::Status SquaredGradientSum(bool count_replicated, double* result);
   // AdamW with gradient * *gradient_scale (device); if that is not finite, nothing changes. `step`
   // counts from 1.
   absl::Status Update(const v1::OptimizerSpec& optimizer, double lr, int64_t step,

@@ -110,7 +110,7 @@ TEST(LayoutTest, GroupsAreAdjacentAndNormsComeLast) {
   EXPECT_EQ(v->flat_offset, k->flat_offset + k->Elements());
   EXPECT_EQ(q->flat_offset % kFlatAlignment, 0);
   for (const LocalParameter& p : layout.parameters) {
-    EXPECT_EQ(p.flat_offset >= layout.matrices, p.shape.size() == 1) << p.logical.name;
+    EXPECT_EQ(p.flat_offset >= layout.added.first, p.shape.size() == 1) << p.logical.name;
   }
   EXPECT_EQ(layout.vocab_rows, 16);
   EXPECT_EQ(layout.vocab_valid, 15);

@@ -278,12 +278,11 @@ absl::Status Trainer::State::RunSchedule(const TrainingPosition& position, int64
 
 absl::Status Trainer::State::SumGradients() {
   const ParameterLayout& layout = flat->layout();
-  // Under sequence parallelism each tensor rank saw its own rows only: norm weights, whole on all
-  // of them, sum over them.
+  // Under sequence parallelism each tensor rank saw its own rows only: what is whole on all of them
+  // sums over them.
   if (stage->context().sequence_parallel()) {
-    MT_RETURN_IF_ERROR(tensor->AllReduce(flat->GradientAt(layout.matrices),
-                                         layout.end - layout.matrices, types.gradient,
-                                         ReduceOp::kSum));
+    MT_RETURN_IF_ERROR(tensor->AllReduce(flat->GradientAt(layout.replicated.first),
+                                         layout.replicated.count, types.gradient, ReduceOp::kSum));
   }
   if (tied_across_stages) {
     const LocalParameter* table = layout.Find(kEmbeddingName);
@@ -296,7 +295,7 @@ absl::Status Trainer::State::SumGradients() {
   // right. Without shards all data ranks have the same gradients, and the first one counts them.
   if (options.spec.parallel().zero() == 1 || at.data == 0) {
     MT_RETURN_IF_ERROR(
-        flat->SquaredGradientSum(/*count_norms=*/at.tensor == 0, scalars->squared_norm()));
+        flat->SquaredGradientSum(/*count_replicated=*/at.tensor == 0, scalars->squared_norm()));
   }
   return scalars->Sum(data, model);
 }
