@@ -1,10 +1,10 @@
 // kernels_conformance_test [--slow] REFERENCE_LIBRARY [BACKEND_LIBRARY...]: every case of the table on
-// every library, against the first library in float64. Inputs are fresh in every run.
+// every library, against the first library in float64. The same inputs in every run, unless other ones are asked for.
 //
 //   --slow                    the cases with very many rows as well, and only they
-//   MT_CONFORMANCE_SEED=<n>   repeats the inputs of a run
+//   MT_CONFORMANCE_SEED=<n>   other inputs; `random` draws a seed, and prints it
 //   MT_CONFORMANCE_RANDOM=<n> instead of the table, n cases of every operation with random sizes
-//   MT_EMULATOR_SEED=random   draws the emulator's order of threads, and prints it
+//   MT_EMULATOR_SEED=random   draws the emulator's order of threads from the seed, and prints it
 //
 // A library that declines (no device) is skipped; if none is left the program exits with 77.
 #include <gtest/gtest.h>
@@ -218,11 +218,11 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "usage: %s [--slow] REFERENCE_LIBRARY [BACKEND_LIBRARY...]\n", argv[0]);
     return 2;
   }
-  seed = Number("MT_CONFORMANCE_SEED", std::random_device{}());
+  seed = SeedFromEnvironment();
   std::printf("MT_CONFORMANCE_SEED=%llu", static_cast<unsigned long long>(seed));
   if (const char* order = std::getenv("MT_EMULATOR_SEED"); order != nullptr) {
     if (std::strcmp(order, "random") == 0)
-      setenv("MT_EMULATOR_SEED", std::to_string(1 + std::random_device{}() % 1000000).c_str(), 1);
+      setenv("MT_EMULATOR_SEED", std::to_string(1 + std::mt19937_64(seed)() % 1000000).c_str(), 1);
     std::printf(" MT_EMULATOR_SEED=%s", std::getenv("MT_EMULATOR_SEED"));
   }
   std::printf("\n");

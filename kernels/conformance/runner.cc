@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <random>
 
 #include "kernels/abi/philox.h"
 #include "kernels/abi/small_floats.h"
@@ -136,6 +138,14 @@ const mt_backend* LoadLibrary(const std::string& path, std::string* error, bool*
     return nullptr;
   }
   return backend;
+}
+
+uint64_t SeedFromEnvironment() {
+  constexpr uint64_t kSeed = 20240517;
+  const char* given = std::getenv("MT_CONFORMANCE_SEED");
+  if (given == nullptr) return kSeed;
+  return std::strcmp(given, "random") == 0 ? std::random_device{}()
+                                           : std::strtoull(given, nullptr, 10);
 }
 
 const char* TypeName(int32_t dtype) {

@@ -12,6 +12,9 @@ namespace mt::conformance {
 // library is sound but cannot work on this machine; then `error` is its reason alone.
 const mt_backend* LoadLibrary(const std::string& path, std::string* error,
                               bool* declined = nullptr);
+// MT_CONFORMANCE_SEED: a number, or `random` for a fresh one; without it always the same, so that what was green once stays green
+// until the code changes.
+uint64_t SeedFromEnvironment();
 // "float32", "bfloat16", "float64"
 const char* TypeName(int32_t dtype);
 

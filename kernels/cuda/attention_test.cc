@@ -1,6 +1,6 @@
 // attention_test REFERENCE_LIBRARY BACKEND_LIBRARY [CHOICE]: attention of a backend of these kernels against the reference in
 // float64, on sizes at which tiles, groups and strides go wrong; CHOICE is what "attention" is configured to. Runs on the
-// processor (emulated backend) and, as it is, on a device. Inputs are fresh in every run; MT_CONFORMANCE_SEED=<n> repeats one.
+// processor (emulated backend) and, as it is, on a device. MT_CONFORMANCE_SEED=<n> or `random` for other inputs.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -301,8 +301,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: attention_test REFERENCE_LIBRARY BACKEND_LIBRARY [CHOICE]\n");
     return 2;
   }
-  const char* given = std::getenv("MT_CONFORMANCE_SEED");
-  mt::seed = given == nullptr ? std::random_device()() : std::strtoull(given, nullptr, 10);
+  mt::seed = mt::conformance::SeedFromEnvironment();
   std::string error;
   for (auto [library, path] :
        {std::pair{&mt::reference, argv[1]}, std::pair{&mt::backend, argv[2]}}) {

@@ -66,6 +66,7 @@ step_machine() {
 # The table of cases on the backend in all its types against float64, split over processes.
 step_conformance() {
   local shards=6 shard failed=0
+  on_gpu && export MT_CONFORMANCE_SEED="${MT_CONFORMANCE_SEED:-random}"  # each run of a device sees other data
   for shard in $(seq 0 $((shards - 1))); do
     GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$shard "$bin/kernels_conformance_test" "$pack/bundle/libmt_backend_reference.so" \
       "$(plugin)" --gtest_filter="${MT_GPU_CASES:-$MT_GPU_BACKEND*}" --gtest_brief=0 > "$OUT/conformance.$shard.txt" 2>&1 &
@@ -86,7 +87,10 @@ step_conformance() {
 # Attention at the sizes where tiles, groups and strides go wrong, by our own kernels and by cuDNN, repeated bit for bit.
 step_attention() {
   local choice choices=("") failed=0
-  [ "$MT_GPU_BACKEND" != cuda ] || choices=(flash cudnn)
+  if on_gpu; then
+    choices=(flash cudnn)
+    export MT_CONFORMANCE_SEED="${MT_CONFORMANCE_SEED:-random}"
+  fi
   for choice in "${choices[@]}"; do
     # shellcheck disable=SC2086  # no choice is no argument
     "$bin/kernels_cuda_attention_test" "$pack/bundle/libmt_backend_reference.so" "$(plugin)" $choice > "$OUT/attention.$choice.txt" 2>&1 || failed=1
