@@ -1,62 +1,13 @@
 // kernels_gradient_test REFERENCE_LIBRARY: every backward operation of the reference backend
 // against central differences of its forward, in float64. loss = sum of output * output_gradient,
 // whose derivative by x backward must give.
-#include <gtest/gtest.h>
-
-#include <cmath>
-#include <functional>
-#include <vector>
-
-#include "kernels/abi/philox.h"
-#include "kernels/conformance/runner.h"
+#include "kernels/conformance/gradient_check.h"
 
 namespace mt::conformance {
-namespace {
 
 const mt_backend* backend = nullptr;
-using Vector = std::vector<double>;
 
-Vector Normals(int64_t count, uint64_t stream) {
-  Vector out(static_cast<size_t>(count));
-  for (size_t i = 0; i < out.size(); ++i) out[i] = mt_normal(7, stream, i);
-  return out;
-}
-
-template <typename Args>
-void Call(int32_t operation, Args args) {
-  args.struct_size = sizeof args;
-  args.dtype = MT_F64;
-  Vector workspace;
-  if constexpr (requires { args.workspace; }) {
-    workspace.assign(static_cast<size_t>(backend->workspace_bytes(operation, &args) / 8 + 1), NAN);
-    args.workspace = workspace.data();
-    args.workspace_bytes = workspace.size() * 8;
-  }
-  ASSERT_EQ(backend->run(operation, &args, nullptr), MT_OK) << backend->error_message();
-}
-
-double Dot(const Vector& a, const Vector& b) {
-  double sum = 0;
-  for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
-  return sum;
-}
-
-// `gradient` against central differences of `loss` by each element of `x`, which `loss` reads.
-void ExpectGradient(Vector& x, const Vector& gradient, const std::function<double()>& loss,
-                    const char* what) {
-  constexpr double kStep = 1e-5;
-  for (size_t i = 0; i < x.size(); ++i) {
-    const double kept = x[i];
-    x[i] = kept + kStep;
-    const double above = loss();
-    x[i] = kept - kStep;
-    const double below = loss();
-    x[i] = kept;
-    ASSERT_NEAR(gradient[i], (above - below) / (2 * kStep),
-                1e-8 * std::max(1.0, std::fabs(gradient[i])))
-        << what << "[" << i << "]";
-  }
-}
+namespace {
 
 TEST(GradientTest, RmsNorm) {
   const int64_t rows = 3, C = 5;
@@ -280,47 +231,6 @@ TEST(GeluTest, KnownValues) {
     Call(MT_OP_GELU_FORWARD,
          mt_gelu_args{.rows = 1, .columns = 1, .x = &x, .output = &y, .tanh_approximation = tanh});
     EXPECT_NEAR(y, expected, 1e-15);
-  }
-}
-
-TEST(GradientTest, Attention) {
-  for (const int32_t causal : {1, 0}) {
-    const int64_t T = 5, B = 2, H = 4, K = 2, d = 3, rows = T * B;
-    Vector q = Normals(rows * H * d, 1), k = Normals(rows * K * d, 2), v = Normals(rows * K * d, 3),
-           dy = Normals(rows * H * d, 4);
-    Vector o(rows * H * d), lse(B * H * T), dq(q.size()), dk(k.size()), dv(v.size());
-    mt_attention_args args = {.sequence = T,
-                              .batch = B,
-                              .heads = H,
-                              .kv_heads = K,
-                              .head_dim = d,
-                              .scale = 0.6,
-                              .causal = causal,
-                              .q = q.data(),
-                              .q_stride = H * d,
-                              .k = k.data(),
-                              .k_stride = K * d,
-                              .v = v.data(),
-                              .v_stride = K * d,
-                              .o = o.data(),
-                              .o_stride = H * d,
-                              .lse = lse.data()};
-    const auto forward = [&] {
-      Call(MT_OP_ATTENTION_FORWARD, args);
-      return Dot(o, dy);
-    };
-    forward();
-    mt_attention_args backward = args;
-    backward.o_gradient = dy.data();
-    backward.dq = dq.data();
-    backward.dk = dk.data();
-    backward.dv = dv.data();
-    backward.o_gradient_stride = backward.dq_stride = H * d;
-    backward.dk_stride = backward.dv_stride = K * d;
-    Call(MT_OP_ATTENTION_BACKWARD, backward);
-    ExpectGradient(q, dq, forward, "q");
-    ExpectGradient(k, dk, forward, "k");
-    ExpectGradient(v, dv, forward, "v");
   }
 }
 

@@ -2,6 +2,7 @@
 // reads them.
 #include <algorithm>
 
+#include "kernels/abi/attention_shape.h"
 #include "kernels/host/host.h"
 
 namespace mt::host {
@@ -217,19 +218,39 @@ void Check(Checker& c, const mt_qk_norm_rope_args& a, bool backward) {
   c.Pointer("weight_gradient", a.weight_gradient, backward);
 }
 
+// What 1.2 added: which keys are seen, and the logits without a value.
+void CheckMask(Checker& c, const mt_attention_args& a, bool backward) {
+  c.Range("v_head_dim", a.v_head_dim, 0, 1 << 16);
+  c.Range("window", a.window, 0);
+  c.Rule(a.window == 0 || a.causal != 0, "window", a.window, "needs causal");
+  c.Range("key_sequence", a.key_sequence, 0, 1 << 30);
+  c.Rule(a.key_sequence == 0 || a.key_sequence >= a.sequence, "key_sequence", a.key_sequence,
+         "is smaller than sequence: every query stands among the keys");
+  c.Rule(!backward || a.key_sequence == 0 || a.key_sequence == a.sequence, "key_sequence",
+         a.key_sequence, "differs from sequence, which backward does not know");
+  if (!backward || a.sinks_gradient == nullptr) return;
+  c.Pointer("sinks", a.sinks);
+  c.Rule(a.sinks_gradient_dtype != 0, "sinks_gradient_dtype", a.sinks_gradient_dtype,
+         "says no type");
+}
+
 void Check(Checker& c, const mt_attention_args& a, bool backward) {
   c.Range("sequence", a.sequence, 0, 1 << 30);
   c.Range("batch", a.batch, 0, 1 << 30);
   c.Range("heads", a.heads, 1, 1 << 20);
   c.Range("kv_heads", a.kv_heads, 1, 1 << 20);
   c.Range("head_dim", a.head_dim, 1, 1 << 16);
+  CheckMask(c, a, backward);
   if (c.code() != MT_OK) return;
   c.Rule(a.heads % a.kv_heads == 0, "kv_heads", a.kv_heads, "does not divide heads");
-  const int64_t q_width = a.heads * a.head_dim, kv_width = a.kv_heads * a.head_dim;
-  c.Rule(a.q_stride >= q_width, "q_stride", a.q_stride, "is smaller than heads * head_dim");
-  c.Rule(a.k_stride >= kv_width, "k_stride", a.k_stride, "is smaller than kv_heads * head_dim");
-  c.Rule(a.v_stride >= kv_width, "v_stride", a.v_stride, "is smaller than kv_heads * head_dim");
-  c.Rule(a.o_stride >= q_width, "o_stride", a.o_stride, "is smaller than heads * head_dim");
+  const int64_t v_head_dim = mt_attention_v_head_dim(&a);
+  const auto stride = [&c](const char* field, int64_t value, int64_t heads, int64_t dim) {
+    c.Rule(value >= heads * dim, field, value, "is smaller than a row of all heads");
+  };
+  stride("q_stride", a.q_stride, a.heads, a.head_dim);
+  stride("k_stride", a.k_stride, a.kv_heads, a.head_dim);
+  stride("v_stride", a.v_stride, a.kv_heads, v_head_dim);
+  stride("o_stride", a.o_stride, a.heads, v_head_dim);
   const int64_t rows = a.sequence * a.batch;
   c.Pointer("q", a.q, rows);
   c.Pointer("k", a.k, rows);
@@ -237,11 +258,10 @@ void Check(Checker& c, const mt_attention_args& a, bool backward) {
   c.Pointer("o", a.o, rows);
   c.Pointer("lse", a.lse, rows);
   if (!backward) return;
-  c.Rule(a.o_gradient_stride >= q_width, "o_gradient_stride", a.o_gradient_stride,
-         "is smaller than heads * head_dim");
-  c.Rule(a.dq_stride >= q_width, "dq_stride", a.dq_stride, "is smaller than heads * head_dim");
-  c.Rule(a.dk_stride >= kv_width, "dk_stride", a.dk_stride, "is smaller than kv_heads * head_dim");
-  c.Rule(a.dv_stride >= kv_width, "dv_stride", a.dv_stride, "is smaller than kv_heads * head_dim");
+  stride("o_gradient_stride", a.o_gradient_stride, a.heads, v_head_dim);
+  stride("dq_stride", a.dq_stride, a.heads, a.head_dim);
+  stride("dk_stride", a.dk_stride, a.kv_heads, a.head_dim);
+  stride("dv_stride", a.dv_stride, a.kv_heads, v_head_dim);
   c.Pointer("o_gradient", a.o_gradient, rows);
   c.Pointer("dq", a.dq, rows);
   c.Pointer("dk", a.dk, rows);
@@ -459,6 +479,9 @@ int TypesOf(int32_t operation, const void* args, int32_t types[3]) {
     if constexpr (requires { a.gradient_dtype; }) {
       // Forward passes make no weight gradient: the field may be left out.
       if ((... && backward) || a.gradient_dtype != 0) types[count++] = a.gradient_dtype;
+    }
+    if constexpr (requires { a.sinks_gradient_dtype; }) {
+      if (a.sinks_gradient_dtype != 0) types[count++] = a.sinks_gradient_dtype;
     }
   });
   return count;

@@ -113,6 +113,65 @@ TEST(ArgumentsTest, NormedHeadsFitTheirRows) {
   EXPECT_THAT(Refusal(MT_OP_QK_NORM_ROPE_BACKWARD, args), HasSubstr("output_gradient is null"));
 }
 
+TEST(ArgumentsTest, AttentionSeesKeysThatAreThere) {
+  const mt_attention_args plain = {.dtype = MT_F32,
+                                   .sequence = 2,
+                                   .batch = 1,
+                                   .heads = 2,
+                                   .kv_heads = 1,
+                                   .head_dim = 4,
+                                   .scale = 0.5,
+                                   .causal = 1,
+                                   .q = memory,
+                                   .q_stride = 8,
+                                   .k = memory,
+                                   .k_stride = 4,
+                                   .v = memory,
+                                   .v_stride = 4,
+                                   .o = memory,
+                                   .o_stride = 8,
+                                   .lse = memory,
+                                   .o_gradient = memory,
+                                   .o_gradient_stride = 8,
+                                   .dq = memory,
+                                   .dq_stride = 8,
+                                   .dk = memory,
+                                   .dk_stride = 4,
+                                   .dv = memory,
+                                   .dv_stride = 4};
+  EXPECT_EQ(Refusal(MT_OP_ATTENTION_FORWARD, plain), "");
+  EXPECT_EQ(Refusal(MT_OP_ATTENTION_BACKWARD, plain), "");
+  mt_attention_args args = plain;
+  args.v_head_dim = 5;
+  EXPECT_THAT(Refusal(MT_OP_ATTENTION_FORWARD, args), HasSubstr("v_stride = 4"));
+  args.v_stride = 5;
+  EXPECT_THAT(Refusal(MT_OP_ATTENTION_FORWARD, args), HasSubstr("o_stride = 8"));
+  args.v_head_dim = 3;  // shorter rows fit
+  EXPECT_EQ(Refusal(MT_OP_ATTENTION_BACKWARD, args), "");
+  args = plain;
+  args.window = -1;
+  EXPECT_THAT(Refusal(MT_OP_ATTENTION_FORWARD, args), HasSubstr("window = -1"));
+  args.window = 7;
+  EXPECT_EQ(Refusal(MT_OP_ATTENTION_BACKWARD, args), "");
+  args.causal = 0;
+  EXPECT_THAT(Refusal(MT_OP_ATTENTION_FORWARD, args), HasSubstr("window = 7 needs causal"));
+  args = plain;
+  args.key_sequence = 1;
+  EXPECT_THAT(Refusal(MT_OP_ATTENTION_FORWARD, args), HasSubstr("key_sequence = 1 is smaller"));
+  args.key_sequence = 3;
+  EXPECT_EQ(Refusal(MT_OP_ATTENTION_FORWARD, args), "");
+  EXPECT_THAT(Refusal(MT_OP_ATTENTION_BACKWARD, args), HasSubstr("key_sequence = 3 differs"));
+  args = plain;
+  args.sinks_gradient = memory;
+  EXPECT_THAT(Refusal(MT_OP_ATTENTION_BACKWARD, args), HasSubstr("sinks is null"));
+  args.sinks = memory;
+  EXPECT_THAT(Refusal(MT_OP_ATTENTION_BACKWARD, args), HasSubstr("sinks_gradient_dtype = 0"));
+  args.sinks_gradient_dtype = MT_F32;
+  EXPECT_EQ(Refusal(MT_OP_ATTENTION_BACKWARD, args), "");
+  args.sinks_gradient = nullptr;  // sinks that are not trained
+  EXPECT_EQ(Refusal(MT_OP_ATTENTION_BACKWARD, args), "");
+}
+
 TEST(ArgumentsTest, QuantizingIsToFp8AndOfSomethingElse) {
   mt_quantize_args args = {.dtype = MT_BF16,
                            .output_dtype = MT_F8_E4M3,

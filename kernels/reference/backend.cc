@@ -1,4 +1,5 @@
 // The reference backend's entry: every operation in float32, float64 and bfloat16.
+#include "kernels/abi/attention_shape.h"
 #include "kernels/abi/operation_names.h"
 #include "kernels/host/host.h"
 #include "kernels/reference/operations.h"
@@ -20,9 +21,11 @@ int64_t WorkspaceBytes(int32_t operation, const void* args) {
     case MT_OP_QK_NORM_ROPE_BACKWARD:
       return 2 * kDouble * static_cast<const mt_qk_norm_rope_args*>(args)->head_dim;
     case MT_OP_ATTENTION_FORWARD:
-      return kDouble * attention->sequence;
+      return kDouble * mt_attention_keys(attention);
     case MT_OP_ATTENTION_BACKWARD:
-      return kDouble * attention->head_dim * (2 * attention->sequence + 1);
+      return kDouble *
+             (attention->sequence * (attention->head_dim + mt_attention_v_head_dim(attention)) +
+              attention->head_dim + attention->heads);
     default:
       return 0;
   }
