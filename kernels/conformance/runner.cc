@@ -199,6 +199,15 @@ bool SetWorkspace(int32_t operation, std::vector<char>& arguments, void* workspa
     case MT_OP_ATTENTION_FORWARD:
     case MT_OP_ATTENTION_BACKWARD:
       return SetFields<mt_attention_args>(arguments, workspace, bytes);
+    case MT_OP_MOE_ROUTE_FORWARD:
+    case MT_OP_MOE_ROUTE_BACKWARD:
+      return SetFields<mt_moe_route_args>(arguments, workspace, bytes);
+    case MT_OP_MOE_SORT:
+      return SetFields<mt_moe_sort_args>(arguments, workspace, bytes);
+    case MT_OP_GROUPED_MATMUL:
+      return SetFields<mt_grouped_matmul_args>(arguments, workspace, bytes);
+    case MT_OP_GROUPED_COLUMN_SUM:
+      return SetFields<mt_grouped_column_sum_args>(arguments, workspace, bytes);
     default:
       return false;
   }

@@ -43,6 +43,8 @@ int32_t CheckTypes(int32_t operation, const void* args) {
     case MT_OP_QUANTIZE:
       return host::Fail(MT_ERROR_UNSUPPORTED, operation, "the cpu backend does not have it");
     default:
+      if (operation >= MT_OP_MOE_ROUTE_FORWARD)
+        return host::Fail(MT_ERROR_UNSUPPORTED, operation, "the cpu backend does not have it");
       break;
   }
   int32_t types[3];

@@ -1,55 +1,14 @@
 // The contract of kernels/abi/mt_backend.h as checks: bad arguments are refused before a kernel
 // reads them.
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/abi/attention_shape.h"
+#include "kernels/host/argument_checker.h"
 #include "kernels/host/host.h"
 
 namespace mt::host {
 namespace {
-
-constexpr int64_t kLargest =
-    int64_t{1} << 48;  // of one dimension; products of two sizes below are checked apart
-
-// Collects the first broken rule of one call.
-class Checker {
- public:
-  Checker(int32_t operation, bool with_pointers)
-      : operation_(operation), with_pointers_(with_pointers) {}
-
-  template <typename Args>
-  bool Size(const Args& args) {
-    if (args.struct_size >= sizeof(Args)) return true;
-    Invalid("struct_size", args.struct_size, "smaller than this version's struct");
-    return false;
-  }
-  void Range(const char* field, int64_t value, int64_t least, int64_t most = kLargest) {
-    if (code_ == MT_OK && (value < least || value > most)) Invalid(field, value, "out of range");
-  }
-  void Rule(bool holds, const char* field, int64_t value, const char* why) {
-    if (code_ == MT_OK && !holds) Invalid(field, value, why);
-  }
-  // Two sizes whose product is a number of elements.
-  void Product(const char* field, int64_t a, int64_t b) {
-    if (code_ == MT_OK && a > 0 && b > kLargest / a)
-      Invalid(field, a, "times the other size is too large");
-  }
-  void Pointer(const char* field, const void* pointer, int64_t count = 1) {
-    if (code_ == MT_OK && with_pointers_ && pointer == nullptr && count > 0) {
-      code_ = Fail(MT_ERROR_INVALID, operation_, "%s is null", field);
-    }
-  }
-  int32_t code() const { return code_; }
-
- private:
-  void Invalid(const char* field, int64_t value, const char* why) {
-    code_ = Fail(MT_ERROR_INVALID, operation_, "%s = %lld %s", field, static_cast<long long>(value),
-                 why);
-  }
-  int32_t operation_;
-  bool with_pointers_;
-  int32_t code_ = MT_OK;
-};
 
 bool IsFp8(int32_t dtype) { return dtype == MT_F8_E4M3 || dtype == MT_F8_E5M2; }
 
@@ -272,6 +231,9 @@ void Check(Checker& c, const mt_swiglu_args& a, bool backward) {
   c.Range("rows", a.rows, 0);
   c.Range("columns", a.columns, 0);
   c.Product("rows", a.rows, 2 * a.columns);
+  c.Real(a.limit >= 0 && std::isfinite(a.limit), "limit", a.limit, "is no size; 0 = no limit");
+  c.Real(a.alpha >= 0 && std::isfinite(a.alpha), "alpha", a.alpha, "is no slope; 0 = 1");
+  c.Real(std::isfinite(a.offset), "offset", a.offset, "is not finite");
   const int64_t count = c.code() == MT_OK ? a.rows * a.columns : 0;
   c.Pointer("gate_up", a.gate_up, count);
   c.Pointer("output", a.output, backward ? 0 : count);
@@ -344,8 +306,22 @@ void Check(Checker& c, const mt_adamw_args& a) {
   c.Pointer("exp_avg_sq", a.exp_avg_sq, a.count);
 }
 
-// Calls `visit(args, backward...)` with the operation's own struct; false if there is no such
-// operation.
+void Check(Checker& c, const mt_mla_expand_args& a) {
+  c.Range("rows", a.rows, 0);
+  c.Range("heads", a.heads, 1, 1 << 20);
+  c.Range("nope_dim", a.nope_dim, 1, 1 << 16);
+  c.Range("rope_dim", a.rope_dim, 1, 1 << 16);
+  c.Range("v_dim", a.v_dim, 1, 1 << 16);
+  if (c.code() != MT_OK) return;
+  c.Product("rows", a.rows, a.heads * (a.nope_dim + std::max(a.rope_dim, a.v_dim)));
+  c.Pointer("kv", a.kv, a.rows);
+  c.Pointer("key_rope", a.key_rope, a.rows);
+  c.Pointer("key", a.key, a.rows);
+  c.Pointer("value", a.value, a.rows);
+}
+
+// Calls `visit(args, which...)` with the operation's own struct and, where operations share one, which of them it is (backward
+// or not); false if there is no such operation.
 template <typename Visit>
 bool Dispatch(int32_t operation, const void* args, Visit&& visit) {
 #define AS(type) *static_cast<const type*>(args)
@@ -443,6 +419,37 @@ bool Dispatch(int32_t operation, const void* args, Visit&& visit) {
     case MT_OP_QUANTIZE:
       visit(AS(mt_quantize_args));
       return true;
+    case MT_OP_MOE_ROUTE_FORWARD:
+      visit(AS(mt_moe_route_args), false);
+      return true;
+    case MT_OP_MOE_ROUTE_BACKWARD:
+      visit(AS(mt_moe_route_args), true);
+      return true;
+    case MT_OP_MOE_SORT:
+      visit(AS(mt_moe_sort_args));
+      return true;
+    case MT_OP_MOE_GATHER:
+      visit(AS(mt_moe_rows_args), Rows::kGather);
+      return true;
+    case MT_OP_MOE_COMBINE:
+      visit(AS(mt_moe_rows_args), Rows::kCombine);
+      return true;
+    case MT_OP_MOE_COMBINE_BACKWARD:
+      visit(AS(mt_moe_rows_args), Rows::kCombineBackward);
+      return true;
+    case MT_OP_GROUPED_MATMUL:
+      visit(AS(mt_grouped_matmul_args));
+      return true;
+    case MT_OP_GROUPED_COLUMN_SUM:
+      visit(AS(mt_grouped_column_sum_args));
+      return true;
+    case MT_OP_MLA_EXPAND_FORWARD:
+    case MT_OP_MLA_EXPAND_BACKWARD:
+      visit(AS(mt_mla_expand_args));
+      return true;
+    case MT_OP_BALANCE_UPDATE:
+      visit(AS(mt_balance_update_args));
+      return true;
     default:
       return false;
   }
@@ -454,8 +461,8 @@ bool Dispatch(int32_t operation, const void* args, Visit&& visit) {
 int32_t CheckArguments(int32_t operation, const void* args, bool with_pointers) {
   if (args == nullptr) return Fail(MT_ERROR_INVALID, operation, "arguments are null");
   Checker checker(operation, with_pointers);
-  const bool known = Dispatch(operation, args, [&](const auto& a, auto... backward) {
-    if (checker.Size(a)) Check(checker, a, backward...);
+  const bool known = Dispatch(operation, args, [&](const auto& a, auto... which) {
+    if (checker.Size(a)) Check(checker, a, which...);
   });
   if (!known)
     return Fail(MT_ERROR_UNSUPPORTED, 0, "operation %d is unknown to this backend", operation);
@@ -464,7 +471,7 @@ int32_t CheckArguments(int32_t operation, const void* args, bool with_pointers) 
 
 int TypesOf(int32_t operation, const void* args, int32_t types[3]) {
   int count = 0;
-  Dispatch(operation, args, [&](const auto& a, auto... backward) {
+  Dispatch(operation, args, [&](const auto& a, auto... which) {
     if constexpr (requires { a.source_dtype; }) {
       types[count++] = a.source_dtype;
       types[count++] = a.destination_dtype;
@@ -478,7 +485,9 @@ int TypesOf(int32_t operation, const void* args, int32_t types[3]) {
     if constexpr (requires { a.state_dtype; }) types[count++] = a.state_dtype;
     if constexpr (requires { a.gradient_dtype; }) {
       // Forward passes make no weight gradient: the field may be left out.
-      if ((... && backward) || a.gradient_dtype != 0) types[count++] = a.gradient_dtype;
+      bool makes_gradient = (... && static_cast<bool>(which));
+      if constexpr (requires { a.mode; }) makes_gradient = a.mode == MT_GROUPED_WEIGHT_GRADIENT;
+      if (makes_gradient || a.gradient_dtype != 0) types[count++] = a.gradient_dtype;
     }
     if constexpr (requires { a.sinks_gradient_dtype; }) {
       if (a.sinks_gradient_dtype != 0) types[count++] = a.sinks_gradient_dtype;

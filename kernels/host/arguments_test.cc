@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <string>
 
 #include "kernels/host/host.h"
@@ -218,6 +219,161 @@ TEST(ArgumentsTest, NullPointersAndSizesOfTheOthers) {
   amax.struct_size = 8;
   EXPECT_EQ(CheckArguments(MT_OP_AMAX, &amax, true), MT_ERROR_INVALID);
   EXPECT_THAT(std::string(ErrorMessage()), HasSubstr("struct_size = 8"));
+}
+
+mt_moe_route_args Route() {
+  return {.dtype = MT_F32,
+          .rows = 2,
+          .batch = 1,
+          .experts = 8,
+          .top_k = 2,
+          .score = MT_MOE_SIGMOID,
+          .scale = 1,
+          .logits = memory,
+          .ids = reinterpret_cast<int32_t*>(memory),
+          .weights = memory,
+          .expert_load = reinterpret_cast<double*>(memory),
+          .weight_gradient = memory,
+          .logits_gradient = memory};
+}
+
+TEST(ArgumentsTest, RoutesFindEnoughExperts) {
+  mt_moe_route_args args = Route();
+  EXPECT_EQ(Refusal(MT_OP_MOE_ROUTE_FORWARD, args), "");
+  EXPECT_EQ(Refusal(MT_OP_MOE_ROUTE_BACKWARD, args), "");
+  const auto refused = [](auto change) {
+    mt_moe_route_args changed = Route();
+    change(changed);
+    return Refusal(MT_OP_MOE_ROUTE_FORWARD, changed);
+  };
+  EXPECT_THAT(refused([](auto& a) { a.top_k = 9; }), HasSubstr("top_k = 9"));
+  EXPECT_THAT(refused([](auto& a) { a.dtype = MT_BF16; }), HasSubstr("dtype = 3 is neither"));
+  EXPECT_THAT(refused([](auto& a) { a.score = 0; }), HasSubstr("score = 0"));
+  EXPECT_THAT(refused([](auto& a) { a.batch = 0; }), HasSubstr("batch = 0"));
+  EXPECT_THAT(refused([](auto& a) { a.scale = NAN; }), HasSubstr("scale = nan"));
+  EXPECT_THAT(refused([](auto& a) { a.statistics_stride = 7; }), HasSubstr("statistics_stride"));
+  EXPECT_THAT(refused([](auto& a) { a.balance_stride = 7; }), HasSubstr("balance_stride = 7"));
+  EXPECT_THAT(refused([](auto& a) { a.expert_load = nullptr; }), HasSubstr("expert_load is null"));
+  EXPECT_THAT(refused([](auto& a) { a.rows = INT32_MAX; }), HasSubstr("32 bits"));
+  EXPECT_THAT(refused([](auto& a) { a.groups = 3; }), HasSubstr("groups = 3 does not divide"));
+  EXPECT_THAT(refused([](auto& a) { a.groups = 4; }), HasSubstr("top_groups = 0"));
+  EXPECT_THAT(refused([](auto& a) {
+                a.groups = 8;
+                a.top_groups = 1;
+              }),
+              HasSubstr("top_k = 2 is more than the experts of top_groups groups"));
+  EXPECT_THAT(refused([](auto& a) {
+                a.groups = 8;
+                a.top_groups = 2;
+                a.group_top_2 = 1;
+              }),
+              HasSubstr("groups of two experts"));
+  args.logits_gradient = nullptr;
+  EXPECT_THAT(Refusal(MT_OP_MOE_ROUTE_BACKWARD, args), HasSubstr("logits_gradient is null"));
+}
+
+TEST(ArgumentsTest, SortedRowsAreThirtyTwoBitNumbers) {
+  auto* integers = reinterpret_cast<int32_t*>(memory);
+  mt_moe_sort_args sort = {.dtype = MT_F32,
+                           .rows = 2,
+                           .experts = 4,
+                           .top_k = 2,
+                           .ids = integers,
+                           .position = integers,
+                           .source = integers,
+                           .offsets = integers};
+  EXPECT_EQ(Refusal(MT_OP_MOE_SORT, sort), "");
+  sort.capacity = 1;
+  EXPECT_EQ(Refusal(MT_OP_MOE_SORT, sort), "");
+  sort.drop_lightest = 1;
+  EXPECT_THAT(Refusal(MT_OP_MOE_SORT, sort), HasSubstr("weights is null"));
+  sort.rows = int64_t{1} << 30;
+  EXPECT_THAT(Refusal(MT_OP_MOE_SORT, sort), HasSubstr("rows = 1073741824 times top_k"));
+  mt_moe_rows_args rows = {.dtype = MT_BF16,
+                           .rows = 2,
+                           .columns = 4,
+                           .top_k = 2,
+                           .position = integers,
+                           .tokens = memory,
+                           .sorted = memory};
+  EXPECT_EQ(Refusal(MT_OP_MOE_COMBINE, rows), "");
+  EXPECT_THAT(Refusal(MT_OP_MOE_GATHER, rows), HasSubstr("source is null"));
+  rows.source = integers;
+  EXPECT_EQ(Refusal(MT_OP_MOE_GATHER, rows), "");
+  EXPECT_THAT(Refusal(MT_OP_MOE_COMBINE_BACKWARD, rows), HasSubstr("weights is null"));
+}
+
+TEST(ArgumentsTest, GroupsDoNotOverlap) {
+  const auto* offsets = reinterpret_cast<const int32_t*>(memory);
+  mt_grouped_matmul_args args = {.dtype = MT_F32,
+                                 .mode = MT_GROUPED_FORWARD,
+                                 .groups = 2,
+                                 .rows = 4,
+                                 .in = 3,
+                                 .out = 5,
+                                 .offsets = offsets,
+                                 .x = memory,
+                                 .y = memory,
+                                 .weight = memory,
+                                 .weight_group_stride = 15};
+  EXPECT_EQ(Refusal(MT_OP_GROUPED_MATMUL, args), "");
+  args.bias = memory;
+  EXPECT_THAT(Refusal(MT_OP_GROUPED_MATMUL, args), HasSubstr("bias_group_stride = 0"));
+  args.bias = nullptr;
+  args.weight_group_stride = 14;
+  EXPECT_THAT(Refusal(MT_OP_GROUPED_MATMUL, args), HasSubstr("weight_group_stride = 14"));
+  args.weight_group_stride = 15;
+  args.beta = 0.5;
+  EXPECT_THAT(Refusal(MT_OP_GROUPED_MATMUL, args), HasSubstr("beta = 0.5"));
+  args.mode = 4;
+  EXPECT_THAT(Refusal(MT_OP_GROUPED_MATMUL, args), HasSubstr("mode = 4"));
+  mt_grouped_column_sum_args sum = {.dtype = MT_F32,
+                                    .gradient_dtype = MT_F32,
+                                    .groups = 2,
+                                    .rows = 1,
+                                    .columns = 4,
+                                    .offsets = offsets,
+                                    .data = memory,
+                                    .result = memory,
+                                    .result_group_stride = 3};
+  EXPECT_THAT(Refusal(MT_OP_GROUPED_COLUMN_SUM, sum), HasSubstr("result_group_stride = 3"));
+}
+
+TEST(ArgumentsTest, OnlyWeightGradientsOfGroupsHaveAGradientType) {
+  mt_grouped_matmul_args args = {
+      .struct_size = sizeof args, .dtype = MT_BF16, .mode = MT_GROUPED_INPUT_GRADIENT};
+  int32_t types[3];
+  EXPECT_EQ(TypesOf(MT_OP_GROUPED_MATMUL, &args, types), 1);
+  args.mode = MT_GROUPED_WEIGHT_GRADIENT;  // a type that was forgotten is seen, and refused
+  ASSERT_EQ(TypesOf(MT_OP_GROUPED_MATMUL, &args, types), 2);
+  EXPECT_EQ(types[1], 0);
+}
+
+TEST(ArgumentsTest, LatentHeadsAndLimits) {
+  mt_mla_expand_args expand = {.dtype = MT_F32,
+                               .rows = 1,
+                               .heads = 1,
+                               .nope_dim = 4,
+                               .rope_dim = 0,
+                               .v_dim = 4,
+                               .kv = memory,
+                               .key_rope = memory,
+                               .key = memory,
+                               .value = memory};
+  EXPECT_THAT(Refusal(MT_OP_MLA_EXPAND_FORWARD, expand), HasSubstr("rope_dim = 0"));
+  expand.rope_dim = 2;
+  EXPECT_EQ(Refusal(MT_OP_MLA_EXPAND_BACKWARD, expand), "");
+  mt_swiglu_args swiglu = {
+      .dtype = MT_F32, .rows = 1, .columns = 4, .gate_up = memory, .output = memory};
+  EXPECT_EQ(Refusal(MT_OP_SWIGLU_FORWARD, swiglu), "");
+  swiglu.limit = -7;
+  EXPECT_THAT(Refusal(MT_OP_SWIGLU_FORWARD, swiglu), HasSubstr("limit = -7"));
+  swiglu.limit = 7;
+  swiglu.alpha = NAN;
+  EXPECT_THAT(Refusal(MT_OP_SWIGLU_FORWARD, swiglu), HasSubstr("alpha = nan"));
+  mt_balance_update_args balance = {
+      .dtype = MT_F32, .count = 2, .parameter = memory, .bias = memory};
+  EXPECT_THAT(Refusal(MT_OP_BALANCE_UPDATE, balance), HasSubstr("load is null"));
 }
 
 TEST(ArgumentsTest, ShapesAloneAreEnoughForSupports) {
