@@ -183,15 +183,4 @@ int64_t ParameterCount(const v1::ModelSpec& model) {
   return count;
 }
 
-double ModelFlops(const v1::ModelSpec& m, int64_t sequence_length, int64_t tokens) {
-  const double query = static_cast<double>(m.heads() * m.head_dim()),
-               key = static_cast<double>(m.kv_heads() * m.head_dim());
-  const double hidden = static_cast<double>(m.hidden()), layers = static_cast<double>(m.layers());
-  const double matrices =
-      layers * (hidden * (2 * query + 2 * key) + 3 * hidden * static_cast<double>(m.ffn())) +
-      hidden * static_cast<double>(m.vocab());
-  return static_cast<double>(tokens) *
-         (6 * matrices + 6 * layers * query * static_cast<double>(sequence_length));
-}
-
 }  // namespace mt

@@ -47,9 +47,4 @@ inline constexpr char kFinalNormName[] = "model.norm.weight";
 inline constexpr char kFinalNormBiasName[] = "model.norm.bias";
 inline constexpr char kHeadName[] = "lm_head.weight";
 
-// Model FLOPs of one training step over `tokens` tokens: 6 per matrix parameter and token (head counted, embedding look-up
-// not), plus causal attention 6 * layers * heads * head_dim * sequence per token (half of the square), as in Narayanan et
-// al. 2021 (arXiv 2104.04473) without recomputation.
-double ModelFlops(const v1::ModelSpec& model, int64_t sequence_length, int64_t tokens);
-
 }  // namespace mt

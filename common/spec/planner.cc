@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "common/spec/model_flops.h"
 #include "common/spec/parameters.h"
 #include "common/spec/validate.h"
 

@@ -4,7 +4,7 @@
 #include <numeric>
 
 #include "absl/strings/str_format.h"
-#include "common/spec/parameters.h"
+#include "common/spec/model_flops.h"
 
 namespace mt {
 namespace {
