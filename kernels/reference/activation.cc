@@ -5,8 +5,25 @@
 
 namespace mt::reference {
 
-// Shazeer 2020 (arXiv 2002.05202): silu(g) u, silu(g) = g sigmoid(g).
+namespace {
+
+// Shazeer 2020 (arXiv 2002.05202): silu(g) u; silu(g) = g sigmoid(g). The limits, the steeper sigmoid and the offset are gpt-oss's.
+struct Gated {
+  double limit, alpha, offset;
+  explicit Gated(const mt_swiglu_args& args)
+      : limit(args.limit != 0 ? args.limit : HUGE_VAL),
+        alpha(args.alpha != 0 ? args.alpha : 1),
+        offset(args.offset) {}
+  // Not std::min: NaN stays.
+  double Gate(double gate) const { return gate > limit ? limit : gate; }
+  double Up(double up) const { return up > limit ? limit : up < -limit ? -limit : up; }
+  double Sigmoid(double gate) const { return 1 / (1 + std::exp(-alpha * Gate(gate))); }
+};
+
+}  // namespace
+
 void SwigluForward(const mt_swiglu_args& args) {
+  const Gated gated(args);
   WithType(args.dtype, [&](auto type) {
     using T = decltype(type);
     const int64_t D = args.columns;
@@ -16,8 +33,8 @@ void SwigluForward(const mt_swiglu_args& args) {
       const T* up = gate + D;
       T* output = static_cast<T*>(args.output) + i * D;
       for (int64_t c = 0; c < D; ++c) {
-        const double g = gate[c];
-        output[c] = static_cast<T>(g / (1 + std::exp(-g)) * up[c]);
+        output[c] = static_cast<T>(gated.Gate(gate[c]) * gated.Sigmoid(gate[c]) *
+                                   (gated.Up(up[c]) + gated.offset));
         largest.See(output[c]);
       }
     }
@@ -25,6 +42,7 @@ void SwigluForward(const mt_swiglu_args& args) {
 }
 
 void SwigluBackward(const mt_swiglu_args& args) {
+  const Gated gated(args);
   WithType(args.dtype, [&](auto type) {
     using T = decltype(type);
     const int64_t D = args.columns;
@@ -37,13 +55,16 @@ void SwigluBackward(const mt_swiglu_args& args) {
       T* up_gradient = gate_gradient + D;
       T* output = args.output != nullptr ? static_cast<T*>(args.output) + i * D : nullptr;
       for (int64_t c = 0; c < D; ++c) {
-        const double g = gate[c], u = up[c], d = dy[c];
-        const double sigmoid = 1 / (1 + std::exp(-g));
-        gate_gradient[c] = static_cast<T>(d * u * sigmoid * (1 + g * (1 - sigmoid)));
-        up_gradient[c] = static_cast<T>(d * g * sigmoid);
+        const double d = dy[c], sigmoid = gated.Sigmoid(gate[c]);
+        const double g = gated.Gate(gate[c]), u = gated.Up(up[c]);
+        const bool gate_cut = gate[c] > gated.limit;
+        const bool up_cut = std::fabs(static_cast<double>(up[c])) > gated.limit;
+        const double slope = sigmoid * (1 + gated.alpha * g * (1 - sigmoid));
+        gate_gradient[c] = static_cast<T>(gate_cut ? 0.0 : d * (u + gated.offset) * slope);
+        up_gradient[c] = static_cast<T>(up_cut ? 0.0 : d * g * sigmoid);
         largest.See(gate_gradient[c]);
         largest.See(up_gradient[c]);
-        if (output != nullptr) output[c] = static_cast<T>(g * sigmoid * u);
+        if (output != nullptr) output[c] = static_cast<T>(g * sigmoid * (u + gated.offset));
       }
     }
   });

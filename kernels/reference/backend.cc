@@ -26,6 +26,15 @@ int64_t WorkspaceBytes(int32_t operation, const void* args) {
       return kDouble *
              (attention->sequence * (attention->head_dim + mt_attention_v_head_dim(attention)) +
               attention->head_dim + attention->heads);
+    case MT_OP_MOE_ROUTE_FORWARD:
+    case MT_OP_MOE_ROUTE_BACKWARD:  // seven rows of numbers, two of marks
+      return (7 * kDouble + 2) * static_cast<const mt_moe_route_args*>(args)->experts;
+    case MT_OP_MOE_SORT: {
+      const auto& sort = *static_cast<const mt_moe_sort_args*>(args);
+      return kDouble * sort.experts + int64_t{sizeof(int32_t)} * sort.rows * sort.top_k;
+    }
+    case MT_OP_GROUPED_COLUMN_SUM:
+      return kDouble * static_cast<const mt_grouped_column_sum_args*>(args)->columns;
     default:
       return 0;
   }
@@ -116,6 +125,17 @@ int32_t Run(int32_t operation, const void* args, mt_stream) {
     MT_RUN(MT_OP_QK_NORM_ROPE_BACKWARD, QkNormRopeBackward, mt_qk_norm_rope_args);
     MT_RUN(MT_OP_AMAX, Amax, mt_amax_args);
     MT_RUN(MT_OP_QUANTIZE, Quantize, mt_quantize_args);
+    MT_RUN(MT_OP_MOE_ROUTE_FORWARD, MoeRouteForward, mt_moe_route_args);
+    MT_RUN(MT_OP_MOE_ROUTE_BACKWARD, MoeRouteBackward, mt_moe_route_args);
+    MT_RUN(MT_OP_MOE_SORT, MoeSort, mt_moe_sort_args);
+    MT_RUN(MT_OP_MOE_GATHER, MoeGather, mt_moe_rows_args);
+    MT_RUN(MT_OP_MOE_COMBINE, MoeCombine, mt_moe_rows_args);
+    MT_RUN(MT_OP_MOE_COMBINE_BACKWARD, MoeCombineBackward, mt_moe_rows_args);
+    MT_RUN(MT_OP_GROUPED_MATMUL, GroupedMatmul, mt_grouped_matmul_args);
+    MT_RUN(MT_OP_GROUPED_COLUMN_SUM, GroupedColumnSum, mt_grouped_column_sum_args);
+    MT_RUN(MT_OP_MLA_EXPAND_FORWARD, MlaExpandForward, mt_mla_expand_args);
+    MT_RUN(MT_OP_MLA_EXPAND_BACKWARD, MlaExpandBackward, mt_mla_expand_args);
+    MT_RUN(MT_OP_BALANCE_UPDATE, BalanceUpdate, mt_balance_update_args);
     default:
       return host::Fail(MT_ERROR_UNSUPPORTED, 0, "operation %d is unknown", operation);
   }

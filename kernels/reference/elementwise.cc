@@ -161,4 +161,25 @@ void AdamW(const mt_adamw_args& args) {
   });
 }
 
+void BalanceUpdate(const mt_balance_update_args& args) {
+  if (args.gradient_scale_pointer != nullptr && !std::isfinite(*args.gradient_scale_pointer))
+    return;
+  WithType(args.dtype, [&](auto parameter_type) {
+    WithType(args.state_dtype, [&](auto state_type) {
+      WithType(args.gradient_dtype, [&](auto load_type) {
+        using P = decltype(parameter_type);
+        using S = decltype(state_type);
+        S* bias = static_cast<S*>(args.bias);
+        const auto* load = static_cast<const decltype(load_type)*>(args.load);
+        for (int64_t i = 0; i < args.count; ++i) {
+          const double missing = args.target - load[i];
+          const int sign = (missing > 0) - (missing < 0);
+          bias[i] = static_cast<S>(bias[i] + args.rate * sign);
+          static_cast<P*>(args.parameter)[i] = static_cast<P>(static_cast<double>(bias[i]));
+        }
+      });
+    });
+  });
+}
+
 }  // namespace mt::reference

@@ -42,6 +42,17 @@ void AttentionBackward(const mt_attention_args& args);
 void CrossEntropyStatistics(const mt_cross_entropy_args& args);
 void CrossEntropyGradient(const mt_cross_entropy_args& args);
 void CrossEntropyCombine(const mt_cross_entropy_combine_args& args);
+void MoeRouteForward(const mt_moe_route_args& args);
+void MoeRouteBackward(const mt_moe_route_args& args);
+void MoeSort(const mt_moe_sort_args& args);
+void MoeGather(const mt_moe_rows_args& args);
+void MoeCombine(const mt_moe_rows_args& args);
+void MoeCombineBackward(const mt_moe_rows_args& args);
+void GroupedMatmul(const mt_grouped_matmul_args& args);
+void GroupedColumnSum(const mt_grouped_column_sum_args& args);
+void MlaExpandForward(const mt_mla_expand_args& args);
+void MlaExpandBackward(const mt_mla_expand_args& args);
+void BalanceUpdate(const mt_balance_update_args& args);
 
 // Bytes of scratch that the operation needs; 0 for most.
 int64_t WorkspaceBytes(int32_t operation, const void* args);
