@@ -36,6 +36,7 @@ struct RankShape {
   int64_t heads = 0, kv_heads = 0, head_dim = 0;  // of this tensor rank
   int64_t query = 0, qkv = 0;                     // columns: heads * d, (heads + 2 kv_heads) * d
   int64_t ffn = 0;                                // D of this tensor rank
+  int64_t gate_up = 0;                            // columns: 2D, or D where there is no gate
   int64_t vocab_rows = 0, vocab_start = 0, vocab_valid = 0;  // see parameter_layout.h
   int64_t loss_chunk = 0;                                    // rows of logits alive at once
   int64_t first_layer = 0, blocks = 0;                       // decoder blocks of this stage
@@ -67,6 +68,10 @@ struct PlannedTensor {
           0;  // moments of a pass (see the source); copies whose moments do not meet share memory
   int64_t copies = 1;  // consecutive in the arena, each padded to 64 bytes
   int64_t offset = 0;  // of the first copy in the arena, in bytes
+  // Of what belongs to blocks: by block of the stage, which copy is its own in slot 0 (-1: it has no such tensor), and how many
+  // copies further the next slot's is (0: all share one).
+  std::vector<int64_t> copy_of_block;
+  int64_t blocks = 0;
 
   int64_t CopyBytes() const;  // of one copy, padded
 };

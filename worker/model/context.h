@@ -25,20 +25,20 @@ namespace mt {
 
 class ModelContext {
  public:
-  ModelContext(const RankShape& shape, const NumberTypes& types, double norm_eps,
+  ModelContext(const RankShape& shape, const NumberTypes& types, const v1::ModelSpec& model,
                Operations* operations, Communicator* tensor)
       : shape(shape),
         types(types),
         dtype(types.data),
-        norm_eps(norm_eps),
+        model(model),
         operations_(operations),
         tensor_(tensor) {}
 
   RankShape
       shape;  // a generator shortens `sequence` and rows to what it needs; never beyond the plan's
   const NumberTypes types;
-  const mt_dtype dtype;  // types.data
-  const double norm_eps;
+  const mt_dtype dtype;       // types.data
+  const v1::ModelSpec model;  // its traits (common/spec/model_traits.h); sizes are those of `shape`
   bool planning = false;
   // One operand of an FP8 product at a time; null unless precision is fp8 (linear.h).
   struct Fp8Scratch {
@@ -122,21 +122,28 @@ class ModelContext {
                               .beta = overwrite ? 0.0 : 1.0});
   }
 
-  // All N rows of a stream tensor (stream_rows, C): itself, or under sequence parallelism gathered
-  // into `full` (N, C).
-  absl::StatusOr<const void*> GatherRows(const void* stream, void* full) {
+  // All N rows of a tensor of stream rows (stream_rows, width): itself, or under sequence parallelism gathered into `full`
+  // (N, width).
+  absl::StatusOr<const void*> GatherRows(const void* stream, void* full, int64_t width) {
     if (!sequence_parallel()) return stream;
     if (!planning) {
-      MT_RETURN_IF_ERROR(tensor_->AllGather(stream, full, shape.stream_rows * shape.hidden, dtype));
+      MT_RETURN_IF_ERROR(tensor_->AllGather(stream, full, shape.stream_rows * width, dtype));
     }
     return full;
   }
+  absl::StatusOr<const void*> GatherRows(const void* stream, void* full) {
+    return GatherRows(stream, full, shape.hidden);
+  }
+  // What GatherRows(stream, full) has returned: for who reads it again.
+  const void* GatheredRows(const void* stream, const void* full) const {
+    return sequence_parallel() ? full : stream;
+  }
 
-  // Sum over the tensor group of partial (N, C), in place; returns this rank's rows of the sum
-  // (stream_rows, C) within it.
-  absl::StatusOr<void*> SumToStream(void* partial) {
+  // Sum over the tensor group of partial (N, width), in place; returns this rank's rows of the sum
+  // (stream_rows, width) within it.
+  absl::StatusOr<void*> SumToStream(void* partial, int64_t width) {
     if (tensor_size() == 1) return partial;
-    const int64_t count = shape.stream_rows * shape.hidden;
+    const int64_t count = shape.stream_rows * width;
     if (!sequence_parallel()) {
       if (!planning) MT_RETURN_IF_ERROR(tensor_->AllReduce(partial, count, dtype, ReduceOp::kSum));
       return partial;
@@ -145,6 +152,7 @@ class ModelContext {
     if (!planning) MT_RETURN_IF_ERROR(tensor_->ReduceScatter(partial, rows, count, dtype));
     return rows;
   }
+  absl::StatusOr<void*> SumToStream(void* partial) { return SumToStream(partial, shape.hidden); }
 
   // *amax = max(*amax, largest absolute value of `data`) where amax is not null.
   absl::Status Measure(const void* data, int64_t count, float* amax) {

@@ -5,22 +5,10 @@
 namespace mt {
 namespace {
 
-mt_rmsnorm_args NormArguments(const ModelContext& context, const HeadWeights& weights,
-                              const HeadTensors& t) {
-  return {.dtype = context.dtype,
-          .gradient_dtype = context.types.gradient,
-          .rows = context.shape.stream_rows,
-          .columns = context.shape.hidden,
-          .eps = context.norm_eps,
-          .sum = t.sum,
-          .weight = weights.norm,
-          .rstd = t.rstd};
-}
-
 // Loss and gradient of `rows` rows from `first` on; x: all rows after the norm.
-absl::Status LossChunk(ModelContext& context, const HeadWeights& weights,
-                       const HeadWeights& gradients, const void* x, const int32_t* targets,
-                       const LossOptions& loss, const HeadTensors& t, int64_t first, int64_t rows) {
+absl::Status LossChunk(ModelContext& context, const HeadWeights& weights, const void* x,
+                       const int32_t* targets, const LossOptions& loss, const HeadTensors& t,
+                       int64_t first, int64_t rows) {
   const RankShape& s = context.shape;
   const int64_t mine = context.tensor_rank() * rows;
   const void* chunk = context.At(const_cast<void*>(x), first * s.hidden);
@@ -58,25 +46,23 @@ absl::Status LossChunk(ModelContext& context, const HeadWeights& weights,
   MT_RETURN_IF_ERROR(context.ProductInputGradient(t.logits, weights.head,
                                                   context.At(t.norm_gradient, first * s.hidden),
                                                   rows, s.hidden, s.vocab_rows));
-  return context.ProductWeightGradient(t.logits, chunk, gradients.head, rows, s.hidden,
+  return context.ProductWeightGradient(t.logits, chunk, weights.head_gradient, rows, s.hidden,
                                        s.vocab_rows, context.first_micro_batch && first == 0);
 }
 
 }  // namespace
 
-absl::Status HeadForward(ModelContext& context, const HeadWeights& weights,
-                         const HeadWeights& gradients, const void* delta, const void* residual,
-                         const int32_t* targets, const LossOptions& loss, const HeadTensors& t) {
+absl::Status HeadForward(ModelContext& context, const HeadWeights& weights, const void* delta,
+                         const void* residual, const int32_t* targets, const LossOptions& loss,
+                         const HeadTensors& t) {
   const RankShape& s = context.shape;
-  mt_rmsnorm_args norm = NormArguments(context, weights, t);
-  norm.x = delta;
-  norm.residual = residual;
-  norm.output = t.norm;
-  MT_RETURN_IF_ERROR(context.Run<MT_OP_RMSNORM_FORWARD>(norm));
-  MT_ASSIGN_OR_RETURN(const void* x, context.GatherRows(t.norm, t.gathered_input));
+  MT_RETURN_IF_ERROR(NormForward(context, weights.norm,
+                                 {.x = delta, .residual = residual, .sum = t.sum}, t.norm,
+                                 /*amax=*/nullptr));
+  MT_ASSIGN_OR_RETURN(const void* x, context.GatherRows(t.norm.output, t.gathered_input));
   for (int64_t first = 0; first < s.rows; first += s.loss_chunk) {
     const int64_t rows = std::min(s.loss_chunk, s.rows - first);
-    MT_RETURN_IF_ERROR(LossChunk(context, weights, gradients, x, targets, loss, t, first, rows));
+    MT_RETURN_IF_ERROR(LossChunk(context, weights, x, targets, loss, t, first, rows));
   }
   return absl::OkStatus();
 }
@@ -84,25 +70,18 @@ absl::Status HeadForward(ModelContext& context, const HeadWeights& weights,
 absl::Status HeadLogits(ModelContext& context, const HeadWeights& weights, const void* delta,
                         const void* residual, int64_t row, const HeadTensors& t) {
   const RankShape& s = context.shape;
-  mt_rmsnorm_args norm = NormArguments(context, weights, t);
-  norm.x = delta;
-  norm.residual = residual;
-  norm.output = t.norm;
-  MT_RETURN_IF_ERROR(context.Run<MT_OP_RMSNORM_FORWARD>(norm));
-  return context.Product(context.At(t.norm, row * s.hidden), weights.head, t.logits, 1, s.hidden,
-                         s.vocab_rows);
+  MT_RETURN_IF_ERROR(NormForward(context, weights.norm,
+                                 {.x = delta, .residual = residual, .sum = t.sum}, t.norm,
+                                 /*amax=*/nullptr));
+  return context.Product(context.At(t.norm.output, row * s.hidden), weights.head, t.logits, 1,
+                         s.hidden, s.vocab_rows);
 }
 
-absl::Status HeadBackward(ModelContext& context, const HeadWeights& weights,
-                          const HeadWeights& gradients, const HeadTensors& t, void* stream_gradient,
-                          float* stream_gradient_amax) {
+absl::Status HeadBackward(ModelContext& context, const HeadWeights& weights, const HeadTensors& t,
+                          void* stream_gradient, float* stream_gradient_amax) {
   MT_ASSIGN_OR_RETURN(void* norm_gradient, context.SumToStream(t.norm_gradient));
-  mt_rmsnorm_args norm = NormArguments(context, weights, t);
-  norm.output_gradient = norm_gradient;
-  norm.input_gradient = stream_gradient;
-  norm.weight_gradient = gradients.norm;
-  norm.amax = stream_gradient_amax;
-  return context.Run<MT_OP_RMSNORM_BACKWARD>(norm);
+  return NormBackward(context, weights.norm, t.sum, t.norm,
+                      {.output = norm_gradient, .input = stream_gradient}, stream_gradient_amax);
 }
 
 }  // namespace mt

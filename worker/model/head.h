@@ -5,18 +5,19 @@
 
 #include "common/status.h"
 #include "worker/model/context.h"
+#include "worker/model/norm.h"
 
 namespace mt {
 
 struct HeadWeights {
-  void* norm = nullptr;  // (C)
-  void* head = nullptr;  // (vocab_rows, C); the embedding table when tied
+  NormWeights norm;
+  const void* head = nullptr;     // (vocab_rows, C); the embedding table when tied
+  void* head_gradient = nullptr;  // added to
 };
 
 struct HeadTensors {
-  void* sum = nullptr;             // (S, C): the stream before the norm
-  void* rstd = nullptr;            // (S)
-  void* norm = nullptr;            // (S, C)
+  void* sum = nullptr;  // (S, C): the stream before the norm
+  NormActivations norm;
   void* norm_gradient = nullptr;   // (N, C)
   void* logits = nullptr;          // (loss_chunk, vocab_rows)
   void* maximum = nullptr;         // (tensor ranks, loss_chunk)
@@ -33,19 +34,18 @@ struct LossOptions {
 };
 
 // Stream = delta + residual, both (S, C). Fills tensors.row_loss, tensors.norm_gradient and adds to
-// gradients.head.
-absl::Status HeadForward(ModelContext& context, const HeadWeights& weights,
-                         const HeadWeights& gradients, const void* delta, const void* residual,
-                         const int32_t* targets, const LossOptions& loss,
+// the head's gradient.
+absl::Status HeadForward(ModelContext& context, const HeadWeights& weights, const void* delta,
+                         const void* residual, const int32_t* targets, const LossOptions& loss,
                          const HeadTensors& tensors);
 
 // logits (vocab) of one row, into tensors.logits. Only for a tensor group of one.
 absl::Status HeadLogits(ModelContext& context, const HeadWeights& weights, const void* delta,
                         const void* residual, int64_t row, const HeadTensors& tensors);
 
-// stream_gradient (S, C) and, if asked, its largest absolute value; adds to gradients.norm.
+// stream_gradient (S, C) and, if asked, its largest absolute value; adds to the norm's gradients.
 absl::Status HeadBackward(ModelContext& context, const HeadWeights& weights,
-                          const HeadWeights& gradients, const HeadTensors& tensors,
-                          void* stream_gradient, float* stream_gradient_amax);
+                          const HeadTensors& tensors, void* stream_gradient,
+                          float* stream_gradient_amax);
 
 }  // namespace mt

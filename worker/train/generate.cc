@@ -87,11 +87,10 @@ absl::StatusOr<std::unique_ptr<Generator>> Generator::Create(const v1::ModelSpec
       FlatState::Create(LayoutOf(model, mesh, 0), {.types = types, .trained = false}, operations));
   MT_ASSIGN_OR_RETURN(
       state->stage,
-      Stage::Create(
-          ModelContext(ShapeOf(spec, mesh, 0), types, model.norm_eps(), operations, nullptr),
-          PlanActivations(spec, mesh, 0),
-          {.recompute = true, .tied = model.tie_embeddings(), .rope_theta = model.rope_theta()},
-          state->flat.get(), operations));
+      Stage::Create(ModelContext(ShapeOf(spec, mesh, 0), types, model, operations, nullptr),
+                    PlanActivations(spec, mesh, 0),
+                    {.recompute = true, .tied = model.tie_embeddings()}, state->flat.get(),
+                    operations));
   state->ids.resize(static_cast<size_t>(context));
   state->logits.resize(static_cast<size_t>(model.vocab() * BytesPerNumber(types.data)));
   state->stage->context().planning = true;

@@ -17,6 +17,7 @@
 #include "worker/model/fp8_weights.h"
 #include "worker/model/head.h"
 #include "worker/train/flat_state.h"
+#include "worker/train/stage_binder.h"
 
 namespace mt {
 
@@ -26,7 +27,6 @@ class Stage {
     bool first = true, last = true;
     bool recompute = false;
     bool tied = false;
-    double rope_theta = 10000;
     LossOptions loss;
   };
   // Allocates the arena, makes the rotation table. `state` and `operations` outlive the stage.
@@ -76,12 +76,9 @@ class Stage {
   Stage(const ModelContext& context, ActivationPlan plan, const Options& options, FlatState* state,
         Operations* operations);
   absl::Status FillRopeTable();
-  void BindWeights();
-  void BindActivations();
-  void BindScratch();
+  absl::Status Bind();
   // Slots and scratch of precision fp8; nothing otherwise.
-  absl::Status BindFp8();
-  void* Tensor(absl::string_view name, int64_t copy = 0) const;
+  absl::Status BindFp8(const StageBinder& binder);
   const BlockActivations& BlockOf(int64_t slot, int64_t block) const {
     return activations_[static_cast<size_t>(slot * context_.shape.blocks + block)];
   }
@@ -99,7 +96,7 @@ class Stage {
   std::vector<BlockWeights> weights_;          // by block
   std::vector<BlockActivations> activations_;  // by slot, then block
   BlockScratch scratch_;
-  HeadWeights head_weights_, head_gradients_;
+  HeadWeights head_weights_;
   HeadTensors head_;
   void* table_ = nullptr;  // embedding
   void* table_gradient_ = nullptr;

@@ -162,13 +162,12 @@ absl::Status Trainer::State::BuildStage(const RankShape& shape) {
       .last = last_stage,
       .recompute = spec.training().recompute() == v1::TrainingSpec::RECOMPUTE_BLOCK,
       .tied = spec.model().tie_embeddings(),
-      .rope_theta = spec.model().rope_theta(),
       .loss = {.scale = 1.0 / static_cast<double>(total_tokens),
                .z_loss = spec.training().z_loss()}};
-  MT_ASSIGN_OR_RETURN(stage, Stage::Create(ModelContext(shape, types, spec.model().norm_eps(),
-                                                        options.operations, tensor),
-                                           PlanActivations(spec, options.mesh, options.rank),
-                                           stage_options, flat.get(), options.operations));
+  MT_ASSIGN_OR_RETURN(
+      stage, Stage::Create(ModelContext(shape, types, spec.model(), options.operations, tensor),
+                           PlanActivations(spec, options.mesh, options.rank), stage_options,
+                           flat.get(), options.operations));
   // Declare every shape a step will use; a first micro-batch's products overwrite gradients, the
   // others' add to them.
   stage->context().planning = true;

@@ -1,0 +1,30 @@
+#include "common/spec/plan_builder.h"
+
+namespace mt {
+
+void PlanStream(PlanBuilder& plan) {
+  const RankShape& s = plan.shape();
+  const int64_t N = s.rows, S = s.stream_rows, C = s.hidden;
+  if (plan.first_stage()) plan.Keep("tokens.input", {N}, s.in_flight, 4);
+  if (plan.last_stage()) plan.Keep("tokens.target", {N}, s.in_flight, 4);
+  plan.KeepOfBlocks("block.input", {S, C}, s.element_bytes);
+  plan.Block("block.middle", {S, C}, s.element_bytes);
+  for (const char* rstd : {"block.first_norm_rstd", "block.second_norm_rstd"})
+    plan.Block(rstd, {S}, s.statistic_bytes);
+  for (const char* norm : {"block.first_norm", "block.second_norm"})
+    plan.Block(norm, {S, C}, s.element_bytes);
+  // A projection's output before and after the sum over the tensor group; carried into the next
+  // block.
+  plan.Scratch("stream.delta", {N, C}, kInput, plan.recompute() ? kInputBackward : kHead);
+  plan.Scratch("stream.gradient", {S, C}, kHead, kInputBackward);
+  // Two buffers take turns, so that a weight gradient can still read what came in when its
+  // block's input gradient is made.
+  plan.Scratch("stream.middle_gradient", {S, C}, kSecondNormBackward, kInputBackward);
+  plan.Scratch("block.norm_gradient", {N, C}, kGateUpBackward, kFirstNormBackward);
+  if (S != N) {
+    plan.Scratch("gathered.input", {N, C}, kFirstNorm, kInputBackward);
+    plan.Scratch("gathered.gradient", {N, C}, kDownBackward, kInputBackward);
+  }
+}
+
+}  // namespace mt

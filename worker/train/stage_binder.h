@@ -1,0 +1,46 @@
+// Finds what a stage's parts borrow: weights and gradients in the flat buffers, tensors in the arena. One function per part.
+#pragma once
+
+#include <string>
+
+#include "common/spec/activation_plan.h"
+#include "worker/model/decoder_block.h"
+#include "worker/model/head.h"
+#include "worker/train/flat_state.h"
+
+namespace mt {
+
+class StageBinder {
+ public:
+  // All outlive the binder.
+  StageBinder(const ModelContext& context, const ActivationPlan& plan, void* arena,
+              const FlatState& state)
+      : context_(context), plan_(plan), arena_(arena), state_(state) {}
+
+  // Null if the stage has no such tensor.
+  void* Tensor(absl::string_view name, int64_t copy = 0) const;
+  // Of block `block` of the stage (counted from 0) and micro-batch slot `slot`; null if it has no such tensor.
+  void* TensorOf(absl::string_view name, int64_t slot, int64_t block) const;
+
+  BlockWeights WeightsOf(int64_t layer) const;
+  BlockActivations ActivationsOf(int64_t slot, int64_t block) const;
+  BlockScratch Scratch() const;
+  HeadWeights Head(bool tied) const;
+  HeadTensors HeadScratch() const;
+
+ private:
+  // `name` without ".weight".
+  NormWeights Norm(const std::string& name, int64_t columns) const;
+  // A group of neighbours (LogicalParameter::group) by the name of its first, without ".weight".
+  LinearLayer Linear(const std::string& name, int64_t in, int64_t out, bool column_parallel) const;
+  AttentionWeights AttentionOf(const std::string& block) const;
+  FeedForwardWeights FeedForwardOf(const std::string& block) const;
+  PartScratch Part() const;
+
+  const ModelContext& context_;
+  const ActivationPlan& plan_;
+  void* const arena_;
+  const FlatState& state_;
+};
+
+}  // namespace mt
