@@ -174,6 +174,12 @@ class ModelContext {
                               types.statistic);
   }
 
+  // Sum over the tensor group, in place, the same on every member.
+  absl::Status SumStatistics(void* data, int64_t count) {
+    if (tensor_size() == 1 || planning) return absl::OkStatus();
+    return tensor_->AllReduce(data, count, types.statistic, ReduceOp::kSum);
+  }
+
   absl::Status Copy(const void* source, void* destination, int64_t count) {
     return Run<MT_OP_COPY>({.source_dtype = dtype,
                             .destination_dtype = dtype,

@@ -2,60 +2,82 @@
 
 namespace mt {
 
-absl::Status FeedForwardRecompute(ModelContext& context, const FeedForwardWeights& w, const void* x,
-                                  const FeedForwardActivations& a,
-                                  const FeedForwardScratch& scratch) {
-  MT_ASSIGN_OR_RETURN(const void* rows, context.GatherRows(x, scratch.part.gathered_input));
-  return LinearForward(context, w.gate_up, rows, a.gate_up_scales, a.gate_up);
+absl::Status FeedForwardPartialRecompute(ModelContext& context, const FeedForwardWeights& w,
+                                         const void* x, const FeedForwardActivations& a) {
+  return LinearForward(context, w.gate_up, x, a.gate_up_scales, a.gate_up);
 }
 
-absl::StatusOr<void*> FeedForwardForward(ModelContext& context, const FeedForwardWeights& w,
-                                         const void* x, const FeedForwardActivations& a,
-                                         const FeedForwardScratch& scratch) {
-  const RankShape& s = context.shape;
-  MT_RETURN_IF_ERROR(FeedForwardRecompute(context, w, x, a, scratch));
+absl::Status FeedForwardPartial(ModelContext& context, const FeedForwardWeights& w, const void* x,
+                                const FeedForwardActivations& a, const FeedForwardScratch& scratch,
+                                void* partial) {
+  MT_RETURN_IF_ERROR(FeedForwardPartialRecompute(context, w, x, a));
   MT_RETURN_IF_ERROR(context.Run<MT_OP_SWIGLU_FORWARD>({.dtype = context.dtype,
-                                                        .rows = s.rows,
-                                                        .columns = s.ffn,
+                                                        .rows = context.shape.rows,
+                                                        .columns = w.down.in,
                                                         .gate_up = a.gate_up,
                                                         .output = scratch.activated,
                                                         .amax = a.down_scales.input.amax}));
-  MT_RETURN_IF_ERROR(
-      LinearForward(context, w.down, scratch.activated, a.down_scales, scratch.part.delta));
-  return context.SumToStream(scratch.part.delta);
+  return LinearForward(context, w.down, scratch.activated, a.down_scales, partial);
 }
 
 // Leaves scratch.activated_again and, in a.gate_up, its gradient for the weights.
-absl::StatusOr<void*> FeedForwardBackwardInput(ModelContext& context, const FeedForwardWeights& w,
-                                               const void* dy, const FeedForwardActivations& a,
-                                               const FeedForwardScratch& scratch) {
-  const RankShape& s = context.shape;
-  MT_ASSIGN_OR_RETURN(const void* rows, context.GatherRows(dy, scratch.part.gathered_gradient));
+absl::Status FeedForwardPartialBackwardInput(ModelContext& context, const FeedForwardWeights& w,
+                                             const void* dy, const FeedForwardActivations& a,
+                                             const FeedForwardScratch& scratch, void* partial) {
   MT_RETURN_IF_ERROR(
-      LinearInputGradient(context, w.down, rows, a.down_scales, scratch.activated_gradient));
+      LinearInputGradient(context, w.down, dy, a.down_scales, scratch.activated_gradient));
   MT_RETURN_IF_ERROR(
       context.Run<MT_OP_SWIGLU_BACKWARD>({.dtype = context.dtype,
-                                          .rows = s.rows,
-                                          .columns = s.ffn,
+                                          .rows = context.shape.rows,
+                                          .columns = w.down.in,
                                           .gate_up = a.gate_up,
                                           .output = scratch.activated_again,
                                           .output_gradient = scratch.activated_gradient,
                                           .gate_up_gradient = a.gate_up,
                                           .amax = a.gate_up_scales.output_gradient.amax}));
-  MT_RETURN_IF_ERROR(LinearInputGradient(context, w.gate_up, a.gate_up, a.gate_up_scales,
-                                         scratch.part.norm_gradient));
-  return context.SumToStream(scratch.part.norm_gradient);
+  return LinearInputGradient(context, w.gate_up, a.gate_up, a.gate_up_scales, partial);
+}
+
+absl::Status FeedForwardPartialBackwardWeight(ModelContext& context, const FeedForwardWeights& w,
+                                              const void* x, const void* dy,
+                                              const FeedForwardActivations& a,
+                                              const FeedForwardScratch& scratch) {
+  MT_RETURN_IF_ERROR(
+      LinearWeightGradient(context, w.down, dy, scratch.activated_again, a.down_scales));
+  return LinearWeightGradient(context, w.gate_up, a.gate_up, x, a.gate_up_scales);
+}
+
+absl::StatusOr<void*> FeedForwardForward(ModelContext& context, const FeedForwardWeights& w,
+                                         const void* x, const FeedForwardActivations& a,
+                                         const FeedForwardScratch& scratch) {
+  MT_ASSIGN_OR_RETURN(const void* rows, context.GatherRows(x, scratch.part.gathered_input));
+  MT_RETURN_IF_ERROR(FeedForwardPartial(context, w, rows, a, scratch, scratch.part.delta));
+  return context.SumToStream(scratch.part.delta);
+}
+
+absl::Status FeedForwardRecompute(ModelContext& context, const FeedForwardWeights& w, const void* x,
+                                  const FeedForwardActivations& a,
+                                  const FeedForwardScratch& scratch) {
+  MT_ASSIGN_OR_RETURN(const void* rows, context.GatherRows(x, scratch.part.gathered_input));
+  return FeedForwardPartialRecompute(context, w, rows, a);
+}
+
+absl::StatusOr<void*> FeedForwardBackwardInput(ModelContext& context, const FeedForwardWeights& w,
+                                               const void* dy, const FeedForwardActivations& a,
+                                               const FeedForwardScratch& scratch) {
+  void* const partial = scratch.part.norm_gradient;
+  MT_ASSIGN_OR_RETURN(const void* rows, context.GatherRows(dy, scratch.part.gathered_gradient));
+  MT_RETURN_IF_ERROR(FeedForwardPartialBackwardInput(context, w, rows, a, scratch, partial));
+  return context.SumToStream(partial);
 }
 
 absl::Status FeedForwardBackwardWeight(ModelContext& context, const FeedForwardWeights& w,
                                        const void* x, const void* dy,
                                        const FeedForwardActivations& a,
                                        const FeedForwardScratch& scratch) {
-  MT_RETURN_IF_ERROR(LinearWeightGradient(context, w.down,
-                                          context.GatheredRows(dy, scratch.part.gathered_gradient),
-                                          scratch.activated_again, a.down_scales));
+  const void* output_gradient = context.GatheredRows(dy, scratch.part.gathered_gradient);
   MT_ASSIGN_OR_RETURN(const void* rows, context.GatherRows(x, scratch.part.gathered_input));
-  return LinearWeightGradient(context, w.gate_up, a.gate_up, rows, a.gate_up_scales);
+  return FeedForwardPartialBackwardWeight(context, w, rows, output_gradient, a, scratch);
 }
 
 }  // namespace mt

@@ -32,6 +32,23 @@ struct FeedForwardScratch {
   void* activated_again = nullptr;     // (N, D)
 };
 
+// Of all N rows, without the group: x (N, C) -> partial (N, C), a partial sum. The shared experts of a mixture are this too.
+absl::Status FeedForwardPartial(ModelContext& context, const FeedForwardWeights& weights,
+                                const void* x, const FeedForwardActivations& activations,
+                                const FeedForwardScratch& scratch, void* partial);
+absl::Status FeedForwardPartialRecompute(ModelContext& context, const FeedForwardWeights& weights,
+                                         const void* x, const FeedForwardActivations& activations);
+// dy (N, C) -> partial (N, C), a partial sum of dx.
+absl::Status FeedForwardPartialBackwardInput(ModelContext& context,
+                                             const FeedForwardWeights& weights, const void* dy,
+                                             const FeedForwardActivations& activations,
+                                             const FeedForwardScratch& scratch, void* partial);
+absl::Status FeedForwardPartialBackwardWeight(ModelContext& context,
+                                              const FeedForwardWeights& weights, const void* x,
+                                              const void* dy,
+                                              const FeedForwardActivations& activations,
+                                              const FeedForwardScratch& scratch);
+
 // x (S, C) -> (S, C), within scratch.part.delta.
 absl::StatusOr<void*> FeedForwardForward(ModelContext& context, const FeedForwardWeights& weights,
                                          const void* x, const FeedForwardActivations& activations,
