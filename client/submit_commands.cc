@@ -182,7 +182,7 @@ absl::StatusOr<v1::JobSpec> LoadSpec(const std::string& path,
   if (absl::EndsWith(data->tokenizer(), ".model")) data->set_tokenizer(Absolute(data->tokenizer()));
   if (!spec->checkpoint().path().empty())
     spec->mutable_checkpoint()->set_path(Absolute(spec->checkpoint().path()));
-  absl::Status status = FillDefaults(&*spec, VocabularyOfTokenizer);
+  absl::Status status = FillDefaults(&*spec, {.vocabulary_of = VocabularyOfTokenizer});
   if (status.ok()) status = ValidateSpec(*spec);
   if (!status.ok()) return WithNext(Annotate(status, path), "see docs/guide/job-spec.md");
   return spec;

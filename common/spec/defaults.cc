@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "common/spec/architectures.h"
+
 namespace mt {
 namespace {
 
@@ -15,15 +17,27 @@ void FillDuration(google::protobuf::Duration* duration, int64_t seconds) {
   if (duration->seconds() == 0 && duration->nanos() == 0) duration->set_seconds(seconds);
 }
 
-absl::Status FillModel(v1::JobSpec* spec, const VocabularyOf& vocabulary_of) {
+// The model of the weights to start from is what the spec's model is a change of, unless that names a preset.
+absl::Status TakeModelOfWeights(v1::JobSpec* spec, const SpecFiles& files) {
   v1::ModelSpec* m = spec->mutable_model();
-  Fill(m, &v1::ModelSpec::architecture, &v1::ModelSpec::set_architecture, v1::ARCHITECTURE_LLAMA);
-  Fill(m, &v1::ModelSpec::kv_heads, &v1::ModelSpec::set_kv_heads, m->heads());
-  if (m->head_dim() == 0 && m->heads() > 0 && m->hidden() % m->heads() == 0)
-    m->set_head_dim(m->hidden() / m->heads());
-  Fill(m, &v1::ModelSpec::rope_theta, &v1::ModelSpec::set_rope_theta, 10000.0);
-  Fill(m, &v1::ModelSpec::norm_eps, &v1::ModelSpec::set_norm_eps, 1e-5);
-  Fill(m, &v1::ModelSpec::init_std, &v1::ModelSpec::set_init_std, 0.02);
+  if (spec->initial_checkpoint().empty() || !m->preset().empty()) return absl::OkStatus();
+  if (files.model_of == nullptr) {
+    if (m->layers() != 0) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("model is not set, and initial_checkpoint = `", spec->initial_checkpoint(),
+                     "` is not read here; set model to what it holds"));
+  }
+  absl::StatusOr<v1::ModelSpec> base = files.model_of(spec->initial_checkpoint());
+  if (!base.ok()) return Annotate(base.status(), "initial_checkpoint");
+  base->MergeFrom(*m);
+  *m = std::move(*base);
+  return absl::OkStatus();
+}
+
+absl::Status FillModel(v1::JobSpec* spec, const SpecFiles& files) {
+  MT_RETURN_IF_ERROR(TakeModelOfWeights(spec, files));
+  v1::ModelSpec* m = spec->mutable_model();
+  MT_RETURN_IF_ERROR(ResolveModel(m));
   if (m->vocab() != 0) return absl::OkStatus();
   int64_t size = 0;
   const std::string& tokenizer = spec->data().tokenizer();
@@ -33,12 +47,12 @@ absl::Status FillModel(v1::JobSpec* spec, const VocabularyOf& vocabulary_of) {
     return absl::InvalidArgumentError(
         "model.vocab is not set and there is no data.tokenizer to take it from; set model.vocab, "
         "or data.tokenizer: byte");
-  } else if (vocabulary_of == nullptr) {
+  } else if (files.vocabulary_of == nullptr) {
     return absl::InvalidArgumentError(
         absl::StrCat("model.vocab is not set, and the tokenizer ", tokenizer,
                      " is not read here; set model.vocab to its size"));
   } else {
-    const absl::StatusOr<int64_t> known = vocabulary_of(tokenizer);
+    const absl::StatusOr<int64_t> known = files.vocabulary_of(tokenizer);
     if (!known.ok()) {
       return Annotate(
           known.status(),
@@ -79,7 +93,7 @@ void FillTraining(v1::TrainingSpec* t) {
 
 }  // namespace
 
-absl::Status FillDefaults(v1::JobSpec* spec, const VocabularyOf& vocabulary_of) {
+absl::Status FillDefaults(v1::JobSpec* spec, const SpecFiles& files) {
   FillTraining(spec->mutable_training());
   v1::DataSpec* data = spec->mutable_data();
   if (data->split().empty()) data->set_split("1,0,0");
@@ -107,7 +121,7 @@ absl::Status FillDefaults(v1::JobSpec* spec, const VocabularyOf& vocabulary_of) 
   if (r->transport().empty()) r->set_transport("auto");
   if (r->graphs().empty()) r->set_graphs("on");
   if (r->attention().empty()) r->set_attention("auto");
-  return FillModel(spec, vocabulary_of);
+  return FillModel(spec, files);
 }
 
 }  // namespace mt

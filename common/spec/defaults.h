@@ -11,17 +11,20 @@
 
 namespace mt {
 
-// Number of token ids of `data.tokenizer` (its path), asked for only when model.vocab is unset and
-// the tokenizer is not `byte`. The client passes one that reads the file; the coordinator, which
-// may not see the file, passes none.
-using VocabularyOf = std::function<absl::StatusOr<int64_t>(const std::string& tokenizer)>;
+// What only files tell. The client passes functions that read them; the coordinator, which may not see the files, passes none.
+struct SpecFiles {
+  // Number of token ids of `data.tokenizer` (its path), asked for only when model.vocab is unset and the tokenizer is not `byte`.
+  std::function<absl::StatusOr<int64_t>(const std::string& tokenizer)> vocabulary_of;
+  // The model whose weights `initial_checkpoint` names. Asked for only when no preset is named; what the spec says goes over it.
+  std::function<absl::StatusOr<v1::ModelSpec>(const std::string& initial_checkpoint)> model_of;
+};
 
 // Default model.vocab is the tokenizer's size rounded up to a multiple of this, so that it can be
 // cut over the usual tensor groups, and does not depend on the layout.
 inline constexpr int64_t kVocabularyMultiple = 64;
 inline constexpr int64_t kByteVocabulary = 257;  // 256 bytes and end-of-document
 
-// INVALID_ARGUMENT when a default cannot be known (vocabulary), naming the key to set.
-absl::Status FillDefaults(v1::JobSpec* spec, const VocabularyOf& vocabulary_of = nullptr);
+// INVALID_ARGUMENT when a default cannot be known (vocabulary, model), naming the key to set.
+absl::Status FillDefaults(v1::JobSpec* spec, const SpecFiles& files = {});
 
 }  // namespace mt

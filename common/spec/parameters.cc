@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/spec/model_traits.h"
 
@@ -181,6 +182,16 @@ int64_t ParameterCount(const v1::ModelSpec& model) {
   int64_t count = 0;
   for (const LogicalParameter& p : ParametersOf(model)) count += p.Elements();
   return count;
+}
+
+int64_t ActiveParameterCount(const v1::ModelSpec& model) {
+  int64_t count = 0, in_experts = 0;
+  for (const LogicalParameter& p : ParametersOf(model)) {
+    if (p.layer >= model.layers()) continue;
+    (absl::StrContains(p.name, ".mlp.experts.") ? in_experts : count) += p.Elements();
+  }
+  if (!HasExperts(model)) return count;
+  return count + in_experts / model.moe().experts() * model.moe().top_k();
 }
 
 }  // namespace mt

@@ -39,6 +39,9 @@ struct LogicalParameter {
 // In the order of the forward pass: embedding, blocks, final norm, head (absent when tied). `model` is resolved (no zeros).
 std::vector<LogicalParameter> ParametersOf(const v1::ModelSpec& model);
 int64_t ParameterCount(const v1::ModelSpec& model);
+// Those that one token meets on its way to the main prediction: all but the experts that it did not choose, and multi-token
+// prediction. The embedding counts whole, as most publishers count it.
+int64_t ActiveParameterCount(const v1::ModelSpec& model);
 
 // Names of parameters outside the blocks.
 inline constexpr char kEmbeddingName[] = "model.embed_tokens.weight";

@@ -95,10 +95,10 @@ TEST(FillDefaults, TheVocabularyIsTheTokenizersOrAsked) {
   spec.mutable_data()->set_tokenizer("/t/a.model");
   v1::JobSpec other = spec;
   EXPECT_THAT(FillDefaults(&spec).message(), HasSubstr("set model.vocab"));
-  ASSERT_TRUE(FillDefaults(&other, [](const std::string& path) -> absl::StatusOr<int64_t> {
+  ASSERT_TRUE(FillDefaults(&other, {.vocabulary_of = [](const std::string& path) {
                 EXPECT_EQ(path, "/t/a.model");
-                return 32000;
-              }).ok());
+                return absl::StatusOr<int64_t>(32000);
+              }}).ok());
   EXPECT_EQ(other.model().vocab(), 32000);
   other.clear_data();
   other.mutable_model()->clear_vocab();

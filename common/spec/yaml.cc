@@ -19,6 +19,7 @@
 #include "absl/strings/strip.h"
 #include "absl/time/time.h"
 #include "common/spec/keys.h"
+#include "common/spec/presets.h"
 #include "common/spec/print.h"
 
 namespace mt {
@@ -132,6 +133,8 @@ class Reader {
     }
     if (field.is_map()) return ReadMap(node, path, field, message);
     if (IsDuration(field)) return ReadDuration(node, path, field, message);
+    if (field.message_type() == v1::ModelSpec::descriptor() && node.IsScalar())
+      return ReadPreset(node, path, field, message);
     if (field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
       return ReadMessage(node, path, message->GetReflection()->MutableMessage(message, &field));
     }
@@ -298,6 +301,22 @@ class Reader {
     return value;
   }
 
+  // `model: NAME`: that preset, and nothing of what was written before.
+  absl::Status ReadPreset(const YAML::Node& node, const std::string& path,
+                          const FieldDescriptor& field, Message* message) {
+    MT_RETURN_IF_ERROR(CheckText(node, path));
+    v1::ModelSpec model;
+    model.set_preset(node.Scalar());
+    MT_RETURN_IF_ERROR(CheckPreset(node, path, model.preset()));
+    message->GetReflection()->MutableMessage(message, &field)->CopyFrom(model);
+    return absl::OkStatus();
+  }
+  absl::Status CheckPreset(const YAML::Node& node, const std::string& path,
+                           const std::string& name) const {
+    const absl::Status known = PresetModel(name).status();
+    return known.ok() ? known : Error(node, path, known.message());
+  }
+
   absl::Status RefuseZero(const YAML::Node& node, const std::string& path,
                           const FieldDescriptor& field, bool zero) const {
     if (!zero || ZeroIsAValue(field)) return absl::OkStatus();
@@ -360,6 +379,9 @@ class Reader {
       }
       case FieldDescriptor::CPPTYPE_STRING: {
         MT_RETURN_IF_ERROR(CheckText(node, path));
+        // An empty text takes back what was written before.
+        if (field.full_name() == "mt.v1.ModelSpec.preset" && !node.Scalar().empty())
+          MT_RETURN_IF_ERROR(CheckPreset(node, path, node.Scalar()));
         r.SetString(message, &field, node.Scalar());
         return absl::OkStatus();
       }

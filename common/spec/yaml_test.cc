@@ -152,8 +152,10 @@ INSTANTIATE_TEST_SUITE_P(
             "job.yaml:1:1: name: has no value; write one, or delete the key to take the default"},
         Refused{"name: [a]\n", "job.yaml:1:7: name: expected text, got a list"},
         Refused{"model: 3\n",
+                "job.yaml:1:8: model: no preset is called `3`; `mtctl model list` has all"},
+        Refused{"model: [1]\n",
                 "job.yaml:1:8: model: expected a mapping with keys such as `architecture`, "
-                "`layers`, `hidden`, got `3`"},
+                "`layers`, `hidden`, got a list"},
         Refused{"- a\n",
                 "job.yaml:1:1: expected a mapping with keys such as `name`, `model`, `data`, got a "
                 "list"},
