@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <initializer_list>
+#include <optional>
 #include <utility>
 
 #include "kernels/abi/operation_names.h"
@@ -109,16 +110,25 @@ struct Product {
 Case Matmul(const Product& size);
 // op(A) op(B)^T with both contiguous along k; D of the type under test (F32 or BF16).
 Case MatmulFp8(const Product& size, Element a, Element b);
-struct Attend {
-  int64_t sequence, batch, heads, kv_heads, head_dim;
-  bool causal = true;
-};
-Case Attention(bool backward, const Attend& size);
 struct Logits {
   int64_t rows, columns, valid, start = 0, padding = 0;
 };
 Case CrossEntropyStatistics(const Logits& size);
 Case CrossEntropyGradient(const Logits& size, double z_loss);
 Case CrossEntropyCombine(int64_t rows, int64_t world, double z_loss);
+
+// attention_cases.cc
+struct AttendTraits {
+  int64_t v_head_dim = 0, window = 0, key_sequence = 0;
+  std::optional<double> sinks = {};  // their mean; they are spread by 1
+  bool apart = false;                // q, k and v in tensors of their own
+};
+struct Attend {
+  int64_t sequence, batch, heads, kv_heads, head_dim;
+  bool causal = true;
+  AttendTraits traits = {};
+};
+Case Attention(bool backward, const Attend& size);
+std::vector<Case> AttentionCases();
 
 }  // namespace mt::conformance

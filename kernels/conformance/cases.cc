@@ -135,29 +135,6 @@ void AddMatmul(Cases& cases) {
   }
 }
 
-void AddAttention(Cases& cases) {
-  for (const bool backward : {false, true}) {
-    for (const bool causal : {true, false}) {
-      for (const auto& [T, B, H, K, d] : std::vector<std::array<int64_t, 5>>{{1, 1, 1, 1, 2},
-                                                                             {5, 2, 2, 1, 3},
-                                                                             {33, 2, 4, 2, 8},
-                                                                             {70, 1, 3, 3, 16},
-                                                                             {65, 1, 4, 2, 64},
-                                                                             {129, 1, 2, 1, 128},
-                                                                             {24, 2, 2, 2, 80},
-                                                                             {130, 2, 8, 2, 20}}) {
-        cases.push_back(Attention(backward, {T, B, H, K, d, causal}));
-      }
-    }
-    cases.push_back(Attention(backward, {0, 2, 2, 1, 8}));
-    cases.push_back(Attention(backward, {3, 0, 2, 1, 8}));
-    cases.push_back(Attention(backward, {20, 1, 1, 1, 256}));
-    cases.push_back(Unaligned(Attention(backward, {34, 1, 2, 1, 64})));
-    cases.push_back(Slow(Attention(backward, {1100, 1, 2, 1, 8})));
-    cases.push_back(Slow(Attention(backward, {1100, 1, 2, 1, 64, false})));
-  }
-}
-
 void AddNorms(Cases& cases) {
   using enum GradientAlias;
   for (const auto& [rows, columns] : std::vector<std::array<int64_t, 2>>{
@@ -287,7 +264,7 @@ std::vector<Case> ConformanceCases() {
   AddElementwise(cases);
   AddQuantize(cases);
   AddMatmul(cases);
-  AddAttention(cases);
+  for (Case& item : AttentionCases()) cases.push_back(std::move(item));
   AddNorms(cases);
   AddLayers(cases);
   AddRotary(cases);

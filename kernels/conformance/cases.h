@@ -33,6 +33,9 @@ enum class Element {
 int32_t TypeOf(Element element, int32_t dtype);
 int64_t SizeOf(int32_t dtype);
 
+// Host copies of one case's tensors as float64 (integers and codes too).
+using Values = std::vector<std::vector<double>>;
+
 struct Tensor {
   std::string name;
   int64_t count = 0;
@@ -49,7 +52,10 @@ struct Tensor {
   bool long_sum = false, rounded = false, exact = false;
   int64_t terms =
       0;  // of a long sum, about 1 each: where the tensor is too small to tell its own size
-  double slack = 1;      // times the tolerance
+  double slack = 1;  // times the tolerance
+  // Of a sum whose terms may be rounded to the type of the data before they are added: for every element the root of the sum of
+  // its terms' squares, from the case's inputs (runner.h, Compare).
+  std::function<std::vector<double>(const Values& inputs)> term_norms;
   int64_t traffic = -1;  // elements that must be moved, where that is not `count`
 };
 

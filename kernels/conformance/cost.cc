@@ -4,6 +4,8 @@
 #include <chrono>
 #include <vector>
 
+#include "kernels/abi/attention_shape.h"
+
 namespace mt::conformance {
 namespace {
 
@@ -36,17 +38,26 @@ Cost MatmulCost(const mt_matmul_args& a) {
 
 Cost AttentionCost(const mt_attention_args& a, bool backward) {
   const double rows = D(a.sequence) * D(a.batch), s = D(BytesOf(a.dtype));
-  const double q = rows * D(a.heads) * D(a.head_dim) * s,
-               k = rows * D(a.kv_heads) * D(a.head_dim) * s,
+  const int64_t keys = mt_attention_keys(&a), v_head_dim = mt_attention_v_head_dim(&a);
+  // Older keys than the first query's window are not read.
+  const double key_rows =
+      D(a.batch) * D(a.window != 0 ? std::min(keys, a.sequence + a.window - 1) : keys);
+  const double q = rows * D(a.heads) * D(a.head_dim) * s, o = rows * D(a.heads) * D(v_head_dim) * s,
+               k = key_rows * D(a.kv_heads) * D(a.head_dim) * s,
+               v = key_rows * D(a.kv_heads) * D(v_head_dim) * s,
                lse = rows * D(a.heads) * StatisticBytes(a.dtype);
-  // Two products forward; backward repeats one and adds four.
-  const double product =
-      2 * rows * D(a.sequence) * D(a.heads) * D(a.head_dim) * (a.causal ? 0.5 : 1);
-  // Forward q, o; k, v. Backward q, o, do, dq; k, v, dk, dv.
-  return {(backward ? 4 : 2) * (q + k) + lse, (backward ? 5 : 2) * product, a.dtype,
-          "t" + std::to_string(a.sequence) + " b" + std::to_string(a.batch) + " h" +
-              std::to_string(a.heads) + "/" + std::to_string(a.kv_heads) + " d" +
-              std::to_string(a.head_dim)};
+  const double pairs = D(a.batch) * D(a.heads) * VisiblePairs(a);
+  std::string shape = "t" + std::to_string(a.sequence) + " b" + std::to_string(a.batch) + " h" +
+                      std::to_string(a.heads) + "/" + std::to_string(a.kv_heads) + " d" +
+                      std::to_string(a.head_dim);
+  if (v_head_dim != a.head_dim) shape += "/" + std::to_string(v_head_dim);
+  if (a.window != 0) shape += " w" + std::to_string(a.window);
+  if (keys != a.sequence) shape += " k" + std::to_string(keys);
+  // Forward: S and O, from q, k, v. Backward: S, dP, dV, dK, dQ, from q, k, v, o, do to dq, dk, dv.
+  return {(backward ? 2 : 1) * (q + k + v + o) + lse,
+          2 * pairs *
+              (backward ? 3 * D(a.head_dim) + 2 * D(v_head_dim) : D(a.head_dim) + D(v_head_dim)),
+          a.dtype, shape};
 }
 
 Cost RmsNormCost(const mt_rmsnorm_args& a, bool backward) {
@@ -111,6 +122,17 @@ Cost Columns(int64_t rows, int64_t columns, double bytes_each, int32_t dtype) {
 }
 
 }  // namespace
+
+double VisiblePairs(const mt_attention_args& args) {
+  const double queries = D(args.sequence), keys = D(mt_attention_keys(&args));
+  if (args.causal == 0) return queries * keys;
+  const double window = args.window != 0 ? D(args.window) : keys;
+  // Of the queries at positions [0, end).
+  const auto before = [=](double end) {
+    return end <= window ? end * end / 2 : end * window - window * window / 2;
+  };
+  return before(keys) - before(keys - queries);
+}
 
 int64_t BytesOf(int32_t dtype) {
   switch (dtype) {

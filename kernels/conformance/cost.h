@@ -19,6 +19,8 @@ struct Cost {
 Cost CostOf(int32_t operation, const void* arguments);
 
 int64_t BytesOf(int32_t dtype);
+// Pairs of a query and a key that it sees, per head and sequence; half a key per query is not counted under a causal mask, as usual.
+double VisiblePairs(const mt_attention_args& args);
 
 // A device's measured ceilings; 0 = unknown.
 struct Ceilings {

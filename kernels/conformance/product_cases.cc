@@ -101,61 +101,6 @@ Case MatmulFp8(const Product& size, Element a, Element b) {
   return item;
 }
 
-// q, k, v are views of one packed tensor; the gradients too.
-Case Attention(bool backward, const Attend& size) {
-  const auto [T, B, H, K, d, causal] = size;
-  const int32_t operation = backward ? MT_OP_ATTENTION_BACKWARD : MT_OP_ATTENTION_FORWARD;
-  const int64_t width = (H + 2 * K) * d, rows = T * B, o_stride = H * d + (T % 2 ? 3 : 0);
-  std::vector<Tensor> tensors = {In("qkv", rows * width)};
-  if (backward) {
-    tensors.push_back(In("o", rows * o_stride));
-    tensors.push_back(
-        Wide(Around(In("lse", B * H * T), std::log(static_cast<double>(T)) + 1, 0.2)));
-    tensors.push_back(In("o_gradient", rows * o_stride));
-    tensors.push_back(Long(Out("qkv_gradient", rows * width)));
-  } else {
-    tensors.push_back(Long(Out("o", rows * o_stride)));
-    tensors.push_back(Wide(Out("lse", B * H * T)));
-  }
-  // Tensor cores get the probabilities and their gradients in the data's type: a bfloat16 kernel rounds every term of the sums,
-  // of which one may be much larger than the result.
-  tensors[backward ? 4 : 1].slack = 3;
-  const double products = (backward ? 5 : 2) * (causal ? 0.5 : 1.0);
-  return {Name(operation, {{"t", T}, {"b", B}, {"h", H}, {"k", K}, {"d", d}},
-               causal ? "causal" : "full"),
-          operation, tensors,
-          [=, T = T, B = B, H = H, K = K, d = d, causal = causal](int32_t type, void* const* p) {
-            const int64_t bytes = SizeOf(type);
-            char* qkv = static_cast<char*>(p[0]);
-            mt_attention_args a = {.dtype = type,
-                                   .sequence = T,
-                                   .batch = B,
-                                   .heads = H,
-                                   .kv_heads = K,
-                                   .head_dim = d,
-                                   .scale = 1 / std::sqrt(static_cast<double>(d)),
-                                   .causal = causal};
-            a.q = qkv;
-            a.k = qkv + bytes * H * d;
-            a.v = qkv + bytes * (H + K) * d;
-            a.q_stride = a.k_stride = a.v_stride = width;
-            a.o = p[1];
-            a.o_stride = o_stride;
-            a.lse = p[2];
-            if (backward) {
-              char* gradient = static_cast<char*>(p[4]);
-              a.o_gradient = p[3];
-              a.o_gradient_stride = o_stride;
-              a.dq = gradient;
-              a.dk = gradient + bytes * H * d;
-              a.dv = gradient + bytes * (H + K) * d;
-              a.dq_stride = a.dk_stride = a.dv_stride = width;
-            }
-            return Bytes(a);
-          },
-          products * 2.0 * T * T * d * H * B};
-}
-
 Case CrossEntropyStatistics(const Logits& size) {
   const auto [rows, columns, valid, start, padding] = size;
   const int64_t stride = columns + padding;

@@ -102,11 +102,18 @@ Case DrawNorm(Draw& draw, int32_t operation) {
 }
 
 Case DrawAttention(Draw& draw, bool backward) {
-  const int64_t kv_heads = draw.Between(1, 3), d = draw.Between(0, 2) == 0
-                                                       ? draw.Between(1, 100)
-                                                       : draw.Of<int64_t>({32, 64, 80, 96, 128});
-  return Attention(backward, {draw.Size(150), draw.Between(1, 2), kv_heads * draw.Between(1, 3),
-                              kv_heads, d, draw.Coin()});
+  const auto head = [&draw] {
+    return draw.Between(0, 2) == 0 ? draw.Between(1, 100)
+                                   : draw.Of<int64_t>({32, 64, 80, 96, 128, 192});
+  };
+  Attend size = {draw.Size(150), draw.Between(1, 2), 0, draw.Between(1, 3), head(), draw.Coin()};
+  size.heads = size.kv_heads * draw.Between(1, 3);
+  if (draw.Between(0, 2) == 0) size.traits.v_head_dim = head();
+  if (size.causal && draw.Coin()) size.traits.window = draw.Positive(200);
+  if (draw.Coin()) size.traits.sinks = draw.Of({0.0, 5.0, -5.0, 30.0});
+  if (!backward && draw.Coin()) size.traits.key_sequence = size.sequence + draw.Positive(300);
+  size.traits.apart = draw.Coin();
+  return Attention(backward, size);
 }
 
 Case DrawCrossEntropy(Draw& draw, int32_t operation) {

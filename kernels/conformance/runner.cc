@@ -83,6 +83,8 @@ bool Same(double x, double y) { return x == y || (std::isnan(x) && std::isnan(y)
 struct Tolerance {
   double absolute, relative;
 };
+// Of sums of terms that were rounded (runner.h, Compare).
+constexpr double kBf16Unit = 1.0 / 256, kRoundedTerms = 6 / 1.7320508075688772;
 
 Tolerance ToleranceOf(const Case& item, const Tensor& tensor, int32_t dtype) {
   if (dtype == MT_F64) return {1e-12, 1e-12};
@@ -321,6 +323,8 @@ std::string Compare(const Case& item, int32_t dtype, const Values& before, const
     const double size = tensor.long_sum ? std::max(SizeOf(expected[t]),
                                                    std::sqrt(static_cast<double>(tensor.terms)))
                                         : 0;
+    const std::vector<double> norms =
+        tensor.term_norms ? tensor.term_norms(before) : std::vector<double>();
     double worst = 0;
     size_t worst_index = 0;
     for (size_t i = 0; i < expected[t].size(); ++i) {
@@ -332,11 +336,14 @@ std::string Compare(const Case& item, int32_t dtype, const Values& before, const
         excess = Same(x, RoundTo(type, y)) ? 0 : HUGE_VAL;
       } else if (!std::isfinite(y)) {
         excess = Same(x, y) ? 0 : HUGE_VAL;  // NaN: padding that nobody may touch
+      } else if (!norms.empty() && type == MT_BF16) {
+        excess =
+            std::fabs(x - y) / (absolute + kBf16Unit * (std::fabs(y) + kRoundedTerms * norms[i]));
       } else {
-        excess = std::fabs(x - y) /
-                 (tensor.slack * (absolute + relative * std::max(std::fabs(y), size)));
-        if (std::isnan(excess)) excess = HUGE_VAL;
+        const double by = std::max({std::fabs(y), size, norms.empty() ? 0 : norms[i]});
+        excess = std::fabs(x - y) / (tensor.slack * (absolute + relative * by));
       }
+      if (std::isnan(excess)) excess = HUGE_VAL;
       if (excess > worst) {
         worst = excess;
         worst_index = i;

@@ -21,8 +21,6 @@ const char* TypeName(int32_t dtype);
 // `value` rounded to `type`, at `out`; NaN, where a type has none, is something that no case uses.
 void Encode(int32_t type, double value, char* out);
 
-// Host copies of one case's tensors as float64 (integers and codes too).
-using Values = std::vector<std::vector<double>>;
 // Fresh inputs for a seed, already rounded to what the tensors are in memory with data of `dtype`
 // (float64 data: to float32), so that a comparison sees the operation's own error only; NaN where
 // the operation has to write.
@@ -75,6 +73,16 @@ bool SetWorkspace(int32_t operation, std::vector<char>& arguments, void* workspa
 // Long sums of either sign are judged against the tensor's root mean square instead of |expected|
 // when that is larger. Statistics and main gradients of bfloat16 data are float32 and judged so,
 // unless they are made from something that was rounded. Moves, maxima and FP8 codes are exact.
+//
+// Sums with term_norms N: the tensor cores of attention take probabilities and their gradients as
+// bfloat16. Each term x_i of a sum then has an error of its own, evenly spread over +-u |x_i| at most
+// (u = 2^-8), and the errors add like a random walk: their sum is sub-Gaussian with variance at most
+// u^2 / 3 N^2, N^2 = sum of x_i^2 (Hoeffding 1963; evenly spread errors have no larger tails than a
+// normal with their variance), and beyond 6 of its deviations once in 10^8 sums. N may be much larger
+// than the sum and than the tensor's other elements (one key with large scores), and is what the
+// error is measured by, whatever the number of terms. The sum itself is rounded once more:
+//   bfloat16  1e-5  + u (|expected| + 6 / sqrt(3) N)
+// In other types the terms are not rounded apart: as above, with N in place of |expected| where larger.
 std::string Compare(const Case& item, int32_t dtype, const Values& before, const Values& actual,
                     const Values& expected);
 

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 
+#include "kernels/abi/attention_shape.h"
 #include "kernels/cuda/attention_cudnn.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/libraries.h"
@@ -78,7 +79,9 @@ class Choice {
   // The plan for this shape, made now if it is new; null if cuDNN is not wanted for it.
   const Entry* Ask(const mt_attention_args& args, bool backward) {
     const std::lock_guard lock(mutex_);
-    if (!wanted_ || args.dtype != MT_BF16 || args.sequence == 0 || args.batch == 0) return nullptr;
+    if (!wanted_ || !mt_attention_is_plain(&args) || args.dtype != MT_BF16 || args.sequence == 0 ||
+        args.batch == 0)
+      return nullptr;
     if (!required_ && args.sequence < kShortSequence) return nullptr;
     const auto [at, is_new] = entries_.try_emplace(KeyOf(args, backward));
     Entry& entry = at->second;
@@ -105,7 +108,7 @@ class Choice {
   // True if cuDNN has a plan and has run it; `*status` is then what came of it.
   bool Run(const mt_attention_args& args, bool backward, const Launch& launch, int32_t* status) {
     const std::lock_guard lock(mutex_);
-    if (handle_ == nullptr || args.dtype != MT_BF16) return false;
+    if (handle_ == nullptr || !mt_attention_is_plain(&args) || args.dtype != MT_BF16) return false;
     const auto at = entries_.find(KeyOf(args, backward));
     if (at == entries_.end() || at->second.plan == nullptr || !Aligned(args, backward))
       return false;

@@ -2,6 +2,7 @@
 // is known from the sizes, but for pointers that are not aligned to 16 bytes, which take the portable kernels too.
 #include "kernels/cuda/attention_flash.h"
 
+#include "kernels/abi/attention_shape.h"
 #include "kernels/host/host.h"
 
 namespace mt::cuda {
@@ -27,6 +28,10 @@ bool FlashAttentionSupports(const mt_attention_args& args, bool backward) {
   if (args.dtype != MT_F32 && args.dtype != MT_BF16) {
     host::Fail(MT_ERROR_UNSUPPORTED, operation, "dtype %d: only F32 and BF16",
                static_cast<int>(args.dtype));
+    return false;
+  }
+  if (!mt_attention_is_plain(&args)) {
+    host::Fail(MT_ERROR_UNSUPPORTED, operation, "only plain attention yet");
     return false;
   }
   if (args.head_dim > kLargestHead || args.heads > kLargestGrid || args.batch > kLargestGrid ||
