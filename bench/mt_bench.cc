@@ -32,7 +32,6 @@
 #include "bench/profile.h"
 #include "common/spec/defaults.h"
 #include "common/spec/model_flops.h"
-#include "common/spec/parameters.h"
 #include "kernels/abi/philox.h"
 #include "worker/train/gemm_peak.h"
 #include "worker/train/trainer.h"

@@ -75,6 +75,7 @@ ActivationPlan PlanActivations(const v1::JobSpec& spec, const Mesh& mesh, int ra
   PlanBuilder plan(spec, mesh, rank);
   PlanStream(plan);
   PlanAttention(plan);
+  PlanMla(plan);
   PlanFeedForward(plan);
   PlanFp8(plan);
   PlanHead(plan);

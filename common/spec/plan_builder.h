@@ -90,6 +90,7 @@ class PlanBuilder {
 // The parts, in the order of the forward pass; of what the rank's stage has.
 void PlanStream(PlanBuilder& plan);       // tokens, and the residual stream with the norms on it
 void PlanAttention(PlanBuilder& plan);    // grouped-query
+void PlanMla(PlanBuilder& plan);          // multi-head latent attention
 void PlanFeedForward(PlanBuilder& plan);  // dense
 void PlanFp8(PlanBuilder& plan);
 void PlanHead(PlanBuilder& plan);

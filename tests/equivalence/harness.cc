@@ -237,6 +237,7 @@ absl::StatusOr<Outcome> RunRank(const RunOptions& options, int rank, RankGroups*
   for (int64_t step = 0; step < options.steps; ++step) {
     MT_ASSIGN_OR_RETURN(const StepResult result, trainer->Step());
     run.losses.push_back(result.loss);
+    run.total_losses.push_back(result.loss);
     run.gradient_norms.push_back(result.grad_norm);
     if (step == 0) AddBoxes(trainer->Gradients(), &run.gradients);
   }

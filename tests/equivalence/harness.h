@@ -70,8 +70,9 @@ v1::JobSpec SmallJob();
 
 struct Outcome {
   std::vector<double> losses, gradient_norms;
-  LogicalState gradients;  // of the first step
-  LogicalState state;      // after the last step
+  std::vector<double> total_losses;  // what is minimised: with every auxiliary loss
+  LogicalState gradients;            // of the first step
+  LogicalState state;                // after the last step
   TrainingPosition position;
 };
 struct RunOptions {

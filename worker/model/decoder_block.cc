@@ -1,7 +1,34 @@
 #include "worker/model/decoder_block.h"
 
+#include "common/spec/model_traits.h"
+
 namespace mt {
 namespace {
+
+// ---- the attention that the model has
+
+absl::StatusOr<void*> MixForward(ModelContext& context, const BlockWeights& w,
+                                 const BlockActivations& a, const BlockScratch& scratch) {
+  const void* x = a.first_norm.output;
+  return IsMla(context.model)
+             ? MlaForward(context, w.mla, x, a.mla, scratch.mla)
+             : AttentionForward(context, w.attention, x, a.attention, scratch.attention);
+}
+
+absl::StatusOr<void*> MixBackwardInput(ModelContext& context, const BlockWeights& w, const void* dy,
+                                       const BlockActivations& a, const BlockScratch& scratch) {
+  return IsMla(context.model)
+             ? MlaBackwardInput(context, w.mla, dy, a.mla, scratch.mla)
+             : AttentionBackwardInput(context, w.attention, dy, a.attention, scratch.attention);
+}
+
+absl::Status MixBackwardWeight(ModelContext& context, const BlockWeights& w, const void* dy,
+                               const BlockActivations& a, const BlockScratch& scratch) {
+  const void* x = a.first_norm.output;
+  return IsMla(context.model)
+             ? MlaBackwardWeight(context, w.mla, x, dy, a.mla, scratch.mla)
+             : AttentionBackwardWeight(context, w.attention, x, dy, a.attention, scratch.attention);
+}
 
 // norm1, attention, norm2: up to what the feed-forward reads.
 absl::Status FirstHalf(ModelContext& context, const BlockWeights& w, const BlockInput& input,
@@ -12,8 +39,7 @@ absl::Status FirstHalf(ModelContext& context, const BlockWeights& w, const Block
           : NormInput{.x = input.delta, .residual = input.residual, .sum = a.input};
   MT_RETURN_IF_ERROR(
       NormForward(context, w.first_norm, first, a.first_norm, a.attention_amax.input));
-  MT_ASSIGN_OR_RETURN(void* delta, AttentionForward(context, w.attention, a.first_norm.output,
-                                                    a.attention, scratch.attention));
+  MT_ASSIGN_OR_RETURN(void* delta, MixForward(context, w, a, scratch));
   return NormForward(context, w.second_norm, {.x = delta, .residual = a.input, .sum = a.middle},
                      a.second_norm, a.feed_forward_amax.input);
 }
@@ -34,15 +60,12 @@ absl::Status SecondHalfBackward(ModelContext& context, const BlockWeights& w,
 // scratch.middle_gradient -> scratch.gradient (of `input`).
 absl::Status FirstHalfBackward(ModelContext& context, const BlockWeights& w,
                                const BlockActivations& a, const BlockScratch& scratch) {
-  MT_ASSIGN_OR_RETURN(
-      void* dx, AttentionBackwardInput(context, w.attention, scratch.middle_gradient, a.attention,
-                                       scratch.attention));
+  MT_ASSIGN_OR_RETURN(void* dx, MixBackwardInput(context, w, scratch.middle_gradient, a, scratch));
   MT_RETURN_IF_ERROR(
       NormBackward(context, w.first_norm, a.input, a.first_norm,
                    {.output = dx, .residual = scratch.middle_gradient, .input = scratch.gradient},
                    a.input_gradient_amax));
-  return AttentionBackwardWeight(context, w.attention, a.first_norm.output, scratch.middle_gradient,
-                                 a.attention, scratch.attention);
+  return MixBackwardWeight(context, w, scratch.middle_gradient, a, scratch);
 }
 
 }  // namespace

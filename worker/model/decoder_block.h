@@ -14,6 +14,7 @@
 #include "worker/model/attention.h"
 #include "worker/model/context.h"
 #include "worker/model/feed_forward.h"
+#include "worker/model/mla.h"
 #include "worker/model/norm.h"
 
 namespace mt {
@@ -23,6 +24,7 @@ struct BlockWeights {
   int64_t layer = 0;
   NormWeights first_norm, second_norm;
   AttentionWeights attention;
+  MlaWeights mla;
   FeedForwardWeights feed_forward;
 };
 
@@ -38,6 +40,7 @@ struct BlockActivations {
   void* middle = nullptr;  // (S, C)
   NormActivations first_norm, second_norm;
   AttentionActivations attention;
+  MlaActivations mla;
   FeedForwardActivations feed_forward;
   PartAmax attention_amax, feed_forward_amax;
   float* input_gradient_amax = nullptr;  // of the block before: it is that block's output gradient
@@ -48,6 +51,7 @@ struct BlockScratch {
   void* gradient = nullptr;         // (S, C) of the stream between blocks
   void* middle_gradient = nullptr;  // (S, C)
   AttentionScratch attention;
+  MlaScratch mla;
   FeedForwardScratch feed_forward;
 };
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "common/spec/model_traits.h"
 #include "worker/model/embedding.h"
 
 namespace mt {
@@ -98,14 +99,14 @@ absl::Status Stage::WeightsChanged() {
 // [p, j] = cos(p theta^(-2j/d)), [p, d/2 + j] = sin, in float64, rounded once.
 absl::Status Stage::FillRopeTable() {
   const RankShape& s = context_.shape;
-  const int64_t half = s.head_dim / 2, count = s.sequence * s.head_dim;
+  const int64_t d = RotaryDim(context_.model), half = d / 2, count = s.sequence * d;
   std::vector<double> table(static_cast<size_t>(count));
   for (int64_t p = 0; p < s.sequence; ++p) {
     for (int64_t j = 0; j < half; ++j) {
-      const double exponent = -2.0 * static_cast<double>(j) / static_cast<double>(s.head_dim);
+      const double exponent = -2.0 * static_cast<double>(j) / static_cast<double>(d);
       const double angle = static_cast<double>(p) * std::pow(context_.model.rope_theta(), exponent);
-      table[static_cast<size_t>(p * s.head_dim + j)] = std::cos(angle);
-      table[static_cast<size_t>(p * s.head_dim + half + j)] = std::sin(angle);
+      table[static_cast<size_t>(p * d + j)] = std::cos(angle);
+      table[static_cast<size_t>(p * d + half + j)] = std::sin(angle);
     }
   }
   const std::vector<float> single(table.begin(), table.end());

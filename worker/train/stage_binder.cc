@@ -38,6 +38,26 @@ AttentionWeights StageBinder::AttentionOf(const std::string& block) const {
           .output = Linear(block + "self_attn.o_proj", s.query, s.hidden, false)};
 }
 
+MlaWeights StageBinder::MlaOf(const std::string& block) const {
+  const RankShape& s = context_.shape;
+  const v1::MlaSpec& mla = context_.model.mla();
+  const int64_t Q = mla.q_rank(), R = mla.kv_rank(), query = s.heads * KeyHeadDim(context_.model);
+  const std::string at = block + "self_attn.";
+  MlaWeights w = {
+      .key_down = Linear(at + "kv_a_proj_with_mqa", s.hidden, R + mla.rope_dim(), false),
+      .key_norm = Norm(at + "kv_a_layernorm", R),
+      .key_value = Linear(at + "kv_b_proj", R, s.heads * (mla.nope_dim() + mla.v_dim()), true),
+      .output = Linear(at + "o_proj", s.heads * mla.v_dim(), s.hidden, false)};
+  if (Q == 0) {
+    w.query = Linear(at + "q_proj", s.hidden, query, true);
+    return w;
+  }
+  w.query_down = Linear(at + "q_a_proj", s.hidden, Q, false);
+  w.query_norm = Norm(at + "q_a_layernorm", Q);
+  w.query = Linear(at + "q_b_proj", Q, query, true);
+  return w;
+}
+
 FeedForwardWeights StageBinder::FeedForwardOf(const std::string& block) const {
   const RankShape& s = context_.shape;
   const char* first = IsGated(context_.model) ? "mlp.gate_proj" : "mlp.up_proj";
@@ -51,7 +71,11 @@ BlockWeights StageBinder::WeightsOf(int64_t layer) const {
   BlockWeights weights = {.layer = layer,
                           .first_norm = Norm(at + "input_layernorm", hidden),
                           .second_norm = Norm(at + "post_attention_layernorm", hidden)};
-  if (!IsMla(context_.model)) weights.attention = AttentionOf(at);
+  if (IsMla(context_.model)) {
+    weights.mla = MlaOf(at);
+  } else {
+    weights.attention = AttentionOf(at);
+  }
   if (!IsMoe(context_.model, layer)) weights.feed_forward = FeedForwardOf(at);
   return weights;
 }
@@ -67,6 +91,16 @@ BlockActivations StageBinder::ActivationsOf(int64_t slot, int64_t block) const {
       .attention = {.qkv = tensor("block.qkv"),
                     .output = tensor("block.attention"),
                     .lse = tensor("block.attention_lse")},
+      .mla = {.query_latent = tensor("mla.query_latent"),
+              .query_norm = {.rstd = tensor("mla.query_rstd"),
+                             .output = tensor("mla.query_normed")},
+              .key_latent = tensor("mla.key_latent"),
+              .key_norm = {.rstd = tensor("mla.key_rstd"), .output = tensor("mla.key_normed")},
+              .query = tensor("mla.query"),
+              .key = tensor("mla.key"),
+              .value = tensor("mla.value"),
+              .output = tensor("mla.output"),
+              .lse = tensor("mla.lse")},
       .feed_forward = {.gate_up = tensor("block.gate_up")}};
 }
 
@@ -84,6 +118,21 @@ BlockScratch StageBinder::Scratch() const {
                         .rope_table = Tensor("rope.table"),
                         .output_gradient = Tensor("block.attention_gradient"),
                         .qkv_gradient = Tensor("block.qkv_gradient")},
+          .mla = {.part = Part(),
+                  .rope_table = Tensor("rope.table"),
+                  .key_value = Tensor("mla.key_value"),
+                  .key_rope = Tensor("mla.key_rope"),
+                  .key_rope_rows = Tensor("mla.key_rope_rows"),
+                  .gathered_query = Tensor("mla.gathered_query"),
+                  .gathered_key = Tensor("mla.gathered_key"),
+                  .output_gradient = Tensor("mla.output_gradient"),
+                  .query_gradient = Tensor("mla.query_gradient"),
+                  .key_gradient = Tensor("mla.key_gradient"),
+                  .value_gradient = Tensor("mla.value_gradient"),
+                  .key_value_gradient = Tensor("mla.key_value_gradient"),
+                  .key_rope_gradient = Tensor("mla.key_rope_gradient"),
+                  .query_normed_gradient = Tensor("mla.query_normed_gradient"),
+                  .key_normed_gradient = Tensor("mla.key_normed_gradient")},
           .feed_forward = {.part = Part(),
                            .activated = Tensor("block.activated"),
                            .activated_gradient = Tensor("block.activated_gradient"),

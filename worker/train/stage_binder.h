@@ -34,6 +34,7 @@ class StageBinder {
   // A group of neighbours (LogicalParameter::group) by the name of its first, without ".weight".
   LinearLayer Linear(const std::string& name, int64_t in, int64_t out, bool column_parallel) const;
   AttentionWeights AttentionOf(const std::string& block) const;
+  MlaWeights MlaOf(const std::string& block) const;
   FeedForwardWeights FeedForwardOf(const std::string& block) const;
   PartScratch Part() const;
 
