@@ -3,7 +3,6 @@
 #include <cstdio>
 #include <cstring>
 
-#include "kernels/abi/attention_shape.h"
 #include "kernels/cpu/operations.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/host/host.h"
@@ -43,11 +42,6 @@ int32_t CheckTypes(int32_t operation, const void* args) {
     case MT_OP_QK_NORM_ROPE_BACKWARD:
     case MT_OP_QUANTIZE:
       return host::Fail(MT_ERROR_UNSUPPORTED, operation, "the cpu backend does not have it");
-    case MT_OP_ATTENTION_FORWARD:
-    case MT_OP_ATTENTION_BACKWARD:
-      if (!mt_attention_is_plain(static_cast<const mt_attention_args*>(args)))
-        return host::Fail(MT_ERROR_UNSUPPORTED, operation, "only plain attention yet");
-      break;
     default:
       if (operation >= MT_OP_MOE_ROUTE_FORWARD)
         return host::Fail(MT_ERROR_UNSUPPORTED, operation, "the cpu backend does not have it");
