@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <initializer_list>
+#include <memory>
 #include <optional>
 #include <utility>
 
@@ -90,9 +91,12 @@ struct Rotary {
 };
 Case Rope(const Rotary& size, bool inverse);
 Case QkNormRope(bool backward, const Rotary& size, bool in_place = false);
-Case SwigluForward(int64_t rows, int64_t columns, bool amax = false);
-Case SwigluBackward(int64_t rows, int64_t columns, bool in_place, bool recompute,
-                    bool amax = false);
+struct Gate {
+  double limit = 0, alpha = 0, offset = 0;
+};
+Case SwigluForward(int64_t rows, int64_t columns, bool amax = false, const Gate& gate = {});
+Case SwigluBackward(int64_t rows, int64_t columns, bool in_place, bool recompute, bool amax = false,
+                    const Gate& gate = {});
 // over: 0 = a tensor of its own, 1 = in place of x, 2 = in place of the output's gradient (backward)
 Case Gelu(bool backward, int64_t rows, int64_t columns, bool bias, bool tanh, int over = 0,
           bool amax = false);
@@ -130,5 +134,58 @@ struct Attend {
 };
 Case Attention(bool backward, const Attend& size);
 std::vector<Case> AttentionCases();
+
+// moe_cases.cc
+// `index` moved to another place of [0, size), in another order for every row.
+int64_t Permuted(int64_t row, int64_t index, int64_t size);
+// Given values, whatever the seed.
+Tensor Numbers(const char* name, std::vector<double> numbers, Element element);
+// kTies, kNotANumber: small integers, of which many are equal; some are NaN.
+enum class RouterLogits { kClear, kTies, kNotANumber };
+struct Routing {
+  int64_t rows, experts, top_k;
+  int32_t score = MT_MOE_SOFTMAX;
+  bool normalize = false;
+  double scale = 1;
+  int64_t batch = 1;
+  int64_t groups = 0, top_groups = 0;
+  bool group_top_2 = false;
+  bool bias = false;
+  int64_t stride = 0;   // of the statistics, and of the balance gradient
+  bool metrics = true;  // score and z sums; backward: balance gradient and z term
+  RouterLogits logits = RouterLogits::kClear;
+};
+Case MoeRouteForward(const Routing& size);
+Case MoeRouteBackward(const Routing& size);
+struct Sorting {
+  int64_t rows, experts, top_k, capacity = 0;
+  bool lightest = false, nan = false;
+};
+Case MoeSort(const Sorting& size);
+// own_parameter: as ADAMW's.
+Case BalanceUpdate(int64_t n, bool own_parameter, ClipPointer clip);
+
+// expert_cases.cc
+struct ExpertRows {
+  int64_t rows, columns, top_k, dropped = 0;
+};
+Case MoeGather(const ExpertRows& size);
+Case MoeCombine(const ExpertRows& size, bool weights, bool accumulate);
+Case MoeCombineBackward(const ExpertRows& size, bool in_place);
+struct Grouped {
+  int64_t groups, rows, in, out;
+  int64_t unused = 0;  // of the rows
+  int64_t padding = 0;
+  bool bias = false;
+};
+Case GroupedMatmul(int32_t mode, const Grouped& size, double beta = 0);
+Case GroupedColumnSum(const Grouped& size);  // of `out` columns
+struct Latent {
+  int64_t rows, heads, nope, rope, v;
+};
+Case MlaExpand(bool backward, const Latent& size);
+
+// moe_table.cc
+std::vector<Case> ExpertCases();
 
 }  // namespace mt::conformance

@@ -204,6 +204,15 @@ void AddLayers(Cases& cases) {
   cases.push_back(Unaligned(SwigluForward(5, 64)));
   cases.push_back(Unaligned(SwigluBackward(5, 64, false, true)));
   cases.push_back(Slow(SwigluForward(70001, 3)));
+  for (const Gate& gate : {Gate{7, 1.702, 1}, Gate{2.5, 0, 0}, Gate{0, 1.702, 0}, Gate{0, 0, 1}}) {
+    for (const auto& [rows, columns] : std::vector<std::array<int64_t, 2>>{{7, 33}, {20, 64}}) {
+      const bool amax = rows == 20;
+      cases.push_back(SwigluForward(rows, columns + (gate.limit == 7), amax, gate));
+      cases.push_back(SwigluBackward(rows, columns, amax, !amax, amax, gate));
+    }
+    if (gate.limit == 7) continue;
+    cases.back().name += gate.limit > 0 ? "_limit" : gate.alpha > 0 ? "_alpha" : "_offset";
+  }
   cases.push_back(Slow(SwigluBackward(70001, 3, false, true)));
 }
 
@@ -269,6 +278,7 @@ std::vector<Case> ConformanceCases() {
   AddLayers(cases);
   AddRotary(cases);
   AddCrossEntropy(cases);
+  for (Case& item : ExpertCases()) cases.push_back(std::move(item));
   return cases;
 }
 

@@ -237,7 +237,7 @@ Cost CostOf(int32_t operation, const void* arguments) {
     case MT_OP_ADAMW:
       return AdamWCost(As<mt_adamw_args>(arguments));
     default:
-      return {};
+      return ExpertCostOf(operation, arguments);
   }
 }
 

@@ -17,6 +17,8 @@ struct Cost {
 };
 // `arguments` is the operation's struct; of its pointers only whether they are null matters.
 Cost CostOf(int32_t operation, const void* arguments);
+// Of those of mixtures of experts and latent attention, which CostOf asks too.
+Cost ExpertCostOf(int32_t operation, const void* arguments);
 
 int64_t BytesOf(int32_t dtype);
 // Pairs of a query and a key that it sees, per head and sequence; half a key per query is not counted under a causal mask, as usual.

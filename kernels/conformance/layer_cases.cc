@@ -143,9 +143,19 @@ Case QkNormRope(bool backward, const Rotary& size, bool in_place) {
           10.0 * rows * width};
 }
 
-Case SwigluForward(int64_t rows, int64_t columns, bool amax) {
+namespace {
+
+std::string SwigluOption(const char* place, bool amax, const Gate& gate) {
+  const bool other = gate.limit != 0 || gate.alpha != 0 || gate.offset != 0;
+  return std::string(place) + (amax ? "amax" : "") + (other ? "clamped" : "");
+}
+
+}  // namespace
+
+Case SwigluForward(int64_t rows, int64_t columns, bool amax, const Gate& gate) {
   const int64_t n = rows * columns;
-  return {Name(MT_OP_SWIGLU_FORWARD, {{"rows", rows}, {"columns", columns}}, amax ? "amax" : ""),
+  return {Name(MT_OP_SWIGLU_FORWARD, {{"rows", rows}, {"columns", columns}},
+               SwigluOption("", amax, gate)),
           MT_OP_SWIGLU_FORWARD,
           {Around(In("gate_up", 2 * n), 0, 3), Out("output", n), AmaxField()},
           [=](int32_t type, void* const* p) {
@@ -154,12 +164,16 @@ Case SwigluForward(int64_t rows, int64_t columns, bool amax) {
                                         .columns = columns,
                                         .gate_up = p[0],
                                         .output = p[1],
-                                        .amax = amax ? AmaxPointer(p[2]) : nullptr});
+                                        .amax = amax ? AmaxPointer(p[2]) : nullptr,
+                                        .limit = gate.limit,
+                                        .alpha = gate.alpha,
+                                        .offset = gate.offset});
           },
           20.0 * n};
 }
 
-Case SwigluBackward(int64_t rows, int64_t columns, bool in_place, bool recompute, bool amax) {
+Case SwigluBackward(int64_t rows, int64_t columns, bool in_place, bool recompute, bool amax,
+                    const Gate& gate) {
   const int64_t n = rows * columns;
   std::vector<Tensor> tensors = {
       Around(in_place ? Update("gate_up", 2 * n) : In("gate_up", 2 * n), 0, 3),
@@ -168,21 +182,24 @@ Case SwigluBackward(int64_t rows, int64_t columns, bool in_place, bool recompute
                              : Out("gate_up_gradient", 2 * n));
   tensors.push_back(recompute ? Out("output", n) : In("unused", 0));
   tensors.push_back(AmaxField());
-  const std::string option = std::string(in_place ? "in_place" : "") + (amax ? "amax" : "");
-  return {Name(MT_OP_SWIGLU_BACKWARD,
-               {{"rows", rows}, {"columns", columns}, {"recompute", recompute}}, option),
-          MT_OP_SWIGLU_BACKWARD, tensors,
-          [=](int32_t type, void* const* p) {
-            return Bytes(mt_swiglu_args{.dtype = type,
-                                        .rows = rows,
-                                        .columns = columns,
-                                        .gate_up = p[0],
-                                        .output = recompute ? p[3] : nullptr,
-                                        .output_gradient = p[1],
-                                        .gate_up_gradient = p[2],
-                                        .amax = amax ? AmaxPointer(p[4]) : nullptr});
-          },
-          25.0 * n};
+  return {
+      Name(MT_OP_SWIGLU_BACKWARD, {{"rows", rows}, {"columns", columns}, {"recompute", recompute}},
+           SwigluOption(in_place ? "in_place" : "", amax, gate)),
+      MT_OP_SWIGLU_BACKWARD, tensors,
+      [=](int32_t type, void* const* p) {
+        return Bytes(mt_swiglu_args{.dtype = type,
+                                    .rows = rows,
+                                    .columns = columns,
+                                    .gate_up = p[0],
+                                    .output = recompute ? p[3] : nullptr,
+                                    .output_gradient = p[1],
+                                    .gate_up_gradient = p[2],
+                                    .amax = amax ? AmaxPointer(p[4]) : nullptr,
+                                    .limit = gate.limit,
+                                    .alpha = gate.alpha,
+                                    .offset = gate.offset});
+      },
+      25.0 * n};
 }
 
 Case Gelu(bool backward, int64_t rows, int64_t columns, bool bias, bool tanh, int over, bool amax) {

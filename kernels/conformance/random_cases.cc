@@ -124,6 +124,96 @@ Case DrawCrossEntropy(Draw& draw, int32_t operation) {
              : CrossEntropyGradient(size, draw.Coin() ? 1e-3 : 0);
 }
 
+Routing DrawRouting(Draw& draw) {
+  Routing size = {draw.Size(100), draw.Positive(256), 1};
+  size.score = draw.Of({MT_MOE_SOFTMAX, MT_MOE_SOFTMAX_TOP_K, MT_MOE_SIGMOID});
+  size.normalize = draw.Coin();
+  size.scale = draw.Of({1.0, 2.5});
+  size.batch = draw.Between(1, 5);
+  int64_t members = size.experts;
+  if (draw.Coin()) {
+    size.groups = draw.Between(2, 8);
+    members = draw.Between(1, 32);
+    size.experts = size.groups * members;
+    size.top_groups = draw.Between(1, size.groups);
+    size.group_top_2 = members >= 2 && draw.Coin();
+  }
+  const int64_t most = size.groups > 0 ? size.top_groups * members : size.experts;
+  size.top_k = draw.Between(1, std::min<int64_t>(8, most));
+  size.bias = draw.Coin();
+  size.stride = draw.Coin() ? size.experts + draw.Between(0, 3) : 0;
+  size.metrics = draw.Coin();
+  if (draw.Between(0, 3) == 0)
+    size.logits = draw.Of({RouterLogits::kTies, RouterLogits::kNotANumber});
+  return size;
+}
+
+Sorting DrawSorting(Draw& draw) {
+  Sorting size = {draw.Size(400), draw.Positive(256), 1};
+  size.top_k = draw.Between(1, std::min<int64_t>(8, size.experts));
+  if (draw.Coin()) size.capacity = draw.Between(1, 2 + size.rows * size.top_k / size.experts);
+  size.lightest = draw.Coin();
+  size.nan = draw.Coin();
+  return size;
+}
+
+ExpertRows DrawExpertRows(Draw& draw) {
+  ExpertRows size = {draw.Size(60), draw.Positive(600), draw.Between(1, 8)};
+  if (draw.Coin()) size.dropped = draw.Between(0, size.rows * size.top_k);
+  return size;
+}
+
+Grouped DrawGrouped(Draw& draw) {
+  Grouped size = {draw.Positive(20), draw.Size(150), draw.Positive(90), draw.Positive(90)};
+  if (draw.Coin()) {  // what a backend may ask for
+    size.in = (size.in + 7) / 8 * 8;
+    size.out = (size.out + 7) / 8 * 8;
+  }
+  if (draw.Coin()) size.unused = draw.Between(0, size.rows);
+  if (draw.Coin()) size.padding = 8 * draw.Between(0, 3);
+  return size;
+}
+
+Case DrawExpertCase(Draw& draw, int32_t operation) {
+  switch (operation) {
+    case MT_OP_MOE_ROUTE_FORWARD:
+      return MoeRouteForward(DrawRouting(draw));
+    case MT_OP_MOE_ROUTE_BACKWARD:
+      return MoeRouteBackward(DrawRouting(draw));
+    case MT_OP_MOE_SORT:
+      return MoeSort(DrawSorting(draw));
+    case MT_OP_MOE_GATHER:
+      return MoeGather(DrawExpertRows(draw));
+    case MT_OP_MOE_COMBINE:
+      return MoeCombine(DrawExpertRows(draw), draw.Coin(), draw.Coin());
+    case MT_OP_MOE_COMBINE_BACKWARD:
+      return MoeCombineBackward(DrawExpertRows(draw), draw.Coin());
+    case MT_OP_GROUPED_MATMUL: {
+      Grouped size = DrawGrouped(draw);
+      const int32_t mode = draw.Of<int32_t>(
+          {MT_GROUPED_FORWARD, MT_GROUPED_INPUT_GRADIENT, MT_GROUPED_WEIGHT_GRADIENT});
+      size.bias = mode == MT_GROUPED_FORWARD && draw.Coin();
+      return GroupedMatmul(mode, size, mode == MT_GROUPED_WEIGHT_GRADIENT && draw.Coin() ? 1 : 0);
+    }
+    case MT_OP_GROUPED_COLUMN_SUM:
+      return GroupedColumnSum(DrawGrouped(draw));
+    case MT_OP_MLA_EXPAND_FORWARD:
+    case MT_OP_MLA_EXPAND_BACKWARD:
+      return MlaExpand(operation == MT_OP_MLA_EXPAND_BACKWARD,
+                       {draw.Size(40), draw.Positive(9), draw.Positive(130), draw.Positive(70),
+                        draw.Positive(130)});
+    case MT_OP_BALANCE_UPDATE:
+      return BalanceUpdate(draw.Size(3000), draw.Coin(),
+                           draw.Of({ClipPointer::kNone, ClipPointer::kFinite}));
+    default:
+      return {};
+  }
+}
+
+Gate DrawGate(Draw& draw) {
+  return {draw.Of({0.0, 2.0, 7.0}), draw.Of({0.0, 1.702}), draw.Of({0.0, 1.0})};
+}
+
 Case DrawCase(Draw& draw, int32_t operation) {
   constexpr int64_t kMost = 20000;
   const auto [rows, columns] = draw.Matrix(2500, 6000);
@@ -167,9 +257,9 @@ Case DrawCase(Draw& draw, int32_t operation) {
     case MT_OP_ATTENTION_BACKWARD:
       return DrawAttention(draw, operation == MT_OP_ATTENTION_BACKWARD);
     case MT_OP_SWIGLU_FORWARD:
-      return SwigluForward(rows, columns, draw.Coin());
+      return SwigluForward(rows, columns, draw.Coin(), DrawGate(draw));
     case MT_OP_SWIGLU_BACKWARD:
-      return SwigluBackward(rows, columns, draw.Coin(), draw.Coin(), draw.Coin());
+      return SwigluBackward(rows, columns, draw.Coin(), draw.Coin(), draw.Coin(), DrawGate(draw));
     case MT_OP_GELU_FORWARD:
     case MT_OP_GELU_BACKWARD: {
       const bool backward = operation == MT_OP_GELU_BACKWARD;
@@ -194,7 +284,7 @@ Case DrawCase(Draw& draw, int32_t operation) {
     case MT_OP_QUANTIZE:
       return DrawQuantize(draw);
     default:
-      return {};
+      return DrawExpertCase(draw, operation);
   }
 }
 
