@@ -50,6 +50,7 @@ RankShape ShapeOf(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
   s.loss_chunk = std::min(spec.training().loss_chunk(), s.rows);
   s.first_layer = layers.first;
   s.blocks = layers.last - layers.first;
+  s.mtp_blocks = mesh.IsLastStage(rank) ? MtpLayers(m) : 0;
   s.micro_batches = spec.training().global_batch() / (s.batch * mesh.data());
   s.in_flight = std::min<int64_t>(s.micro_batches, mesh.pipeline() - stage);
   const NumberBytes bytes = BytesOf(spec.training().precision());
@@ -79,6 +80,7 @@ ActivationPlan PlanActivations(const v1::JobSpec& spec, const Mesh& mesh, int ra
   PlanFeedForward(plan);
   PlanFp8(plan);
   PlanHead(plan);
+  PlanMtp(plan);
   return plan.Finish();
 }
 

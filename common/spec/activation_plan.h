@@ -40,7 +40,9 @@ struct RankShape {
   int64_t vocab_rows = 0, vocab_start = 0, vocab_valid = 0;  // see parameter_layout.h
   int64_t loss_chunk = 0;                                    // rows of logits alive at once
   int64_t first_layer = 0, blocks = 0;                       // decoder blocks of this stage
-  int64_t micro_batches = 0;                                 // per step and data rank
+  int64_t mtp_blocks =
+      0;  // more blocks behind those, of multi-token prediction; not counted by `blocks`
+  int64_t micro_batches = 0;    // per step and data rank
   int64_t in_flight = 0;        // micro-batches whose forward is done and backward is not, at most
   int64_t element_bytes = 0;    // of weights and activations
   int64_t statistic_bytes = 0;  // of rstd, lse, row losses and the rotation table

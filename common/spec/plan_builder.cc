@@ -55,7 +55,7 @@ bool PlanBuilder::Any(const HasIt& has_it) const {
 
 int64_t PlanBuilder::IndexBlocks(const HasIt& has_it, std::vector<int64_t>* copy_of_block) const {
   int64_t count = 0;
-  for (int64_t block = 0; block < shape_.blocks; ++block)
+  for (int64_t block = 0; block < shape_.blocks + shape_.mtp_blocks; ++block)
     copy_of_block->push_back(has_it(shape_.first_layer + block) ? count++ : -1);
   return count;
 }

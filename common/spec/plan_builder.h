@@ -48,6 +48,7 @@ class PlanBuilder {
   const v1::ModelSpec& model() const { return model_; }
   bool first_stage() const { return first_stage_; }
   bool last_stage() const { return last_stage_; }
+  bool mtp() const { return shape_.mtp_blocks > 0; }  // multi-token prediction, on this stage
   bool recompute() const { return recompute_; }
   bool fp8() const { return fp8_; }
   int64_t tensor() const { return tensor_; }  // ranks of the tensor group
@@ -94,5 +95,6 @@ void PlanMla(PlanBuilder& plan);          // multi-head latent attention
 void PlanFeedForward(PlanBuilder& plan);  // dense
 void PlanFp8(PlanBuilder& plan);
 void PlanHead(PlanBuilder& plan);
+void PlanMtp(PlanBuilder& plan);  // multi-token prediction, but for its block
 
 }  // namespace mt

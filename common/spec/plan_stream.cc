@@ -6,7 +6,9 @@ void PlanStream(PlanBuilder& plan) {
   const RankShape& s = plan.shape();
   const int64_t N = s.rows, S = s.stream_rows, C = s.hidden;
   if (plan.first_stage()) plan.Keep("tokens.input", {N}, s.in_flight, 4);
-  if (plan.last_stage()) plan.Keep("tokens.target", {N}, s.in_flight, 4);
+  // Multi-token prediction reads them from the second row of sequences on: one more row, without targets.
+  if (plan.last_stage())
+    plan.Keep("tokens.target", {N + (plan.mtp() ? s.batch : 0)}, s.in_flight, 4);
   plan.KeepOfBlocks("block.input", {S, C}, s.element_bytes);
   plan.Block("block.middle", {S, C}, s.element_bytes);
   for (const char* rstd : {"block.first_norm_rstd", "block.second_norm_rstd"})

@@ -238,6 +238,7 @@ absl::StatusOr<Outcome> RunRank(const RunOptions& options, int rank, RankGroups*
     MT_ASSIGN_OR_RETURN(const StepResult result, trainer->Step());
     run.losses.push_back(result.loss);
     run.total_losses.push_back(result.loss);
+    for (const auto& [name, loss] : result.auxiliary_losses) run.total_losses.back() += loss;
     run.gradient_norms.push_back(result.grad_norm);
     if (step == 0) AddBoxes(trainer->Gradients(), &run.gradients);
   }

@@ -24,10 +24,18 @@ void Latent(v1::ModelSpec* m) {
   m->mutable_rope()->set_interleaved(true);
 }
 void LatentQueries(v1::ModelSpec* m) { m->mutable_mla()->set_q_rank(14); }
+void TokenAfterNext(v1::ModelSpec* m) {
+  m->mutable_mtp()->set_layers(1);
+  m->mutable_mtp()->set_loss_coefficient(0.3);
+}
+void Tied(v1::ModelSpec* m) { m->set_tie_embeddings(true); }
+
 }  // namespace
 
 std::vector<SmallModel> AllModels() {
-  return {Make("mla", {Latent}), Make("mla_q", {Latent, LatentQueries})};
+  return {Make("mla", {Latent}), Make("mla_q", {Latent, LatentQueries}),
+          Make("mtp", {TokenAfterNext}), Make("mtp_tied", {TokenAfterNext, Tied}),
+          Make("mla_mtp", {Latent, LatentQueries, TokenAfterNext})};
 }
 
 v1::JobSpec SmallJobOf(const SmallModel& model) {

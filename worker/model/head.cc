@@ -47,7 +47,8 @@ absl::Status LossChunk(ModelContext& context, const HeadWeights& weights, const 
                                                   context.At(t.norm_gradient, first * s.hidden),
                                                   rows, s.hidden, s.vocab_rows));
   return context.ProductWeightGradient(t.logits, chunk, weights.head_gradient, rows, s.hidden,
-                                       s.vocab_rows, context.first_micro_batch && first == 0);
+                                       s.vocab_rows,
+                                       context.first_micro_batch && !loss.adds && first == 0);
 }
 
 }  // namespace
@@ -78,8 +79,16 @@ absl::Status HeadLogits(ModelContext& context, const HeadWeights& weights, const
 }
 
 absl::Status HeadBackward(ModelContext& context, const HeadWeights& weights, const HeadTensors& t,
-                          void* stream_gradient, float* stream_gradient_amax) {
+                          const void* also, void* stream_gradient, float* stream_gradient_amax) {
   MT_ASSIGN_OR_RETURN(void* norm_gradient, context.SumToStream(t.norm_gradient));
+  if (also != nullptr) {
+    MT_RETURN_IF_ERROR(
+        context.Run<MT_OP_ADD>({.dtype = context.dtype,
+                                .a = norm_gradient,
+                                .b = also,
+                                .destination = norm_gradient,
+                                .count = context.shape.stream_rows * context.shape.hidden}));
+  }
   return NormBackward(context, weights.norm, t.sum, t.norm,
                       {.output = norm_gradient, .input = stream_gradient}, stream_gradient_amax);
 }

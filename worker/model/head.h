@@ -31,6 +31,8 @@ struct HeadTensors {
 struct LossOptions {
   double scale = 1;  // of the gradient: 1 / tokens of the global batch
   double z_loss = 0;
+  // To the head's gradient, always. Else a step's first micro-batch overwrites it (context.h).
+  bool adds = false;
 };
 
 // Stream = delta + residual, both (S, C). Fills tensors.row_loss, tensors.norm_gradient and adds to
@@ -43,9 +45,9 @@ absl::Status HeadForward(ModelContext& context, const HeadWeights& weights, cons
 absl::Status HeadLogits(ModelContext& context, const HeadWeights& weights, const void* delta,
                         const void* residual, int64_t row, const HeadTensors& tensors);
 
-// stream_gradient (S, C) and, if asked, its largest absolute value; adds to the norm's gradients.
+// also (S, C), may be null: one more gradient of the normed stream. stream_gradient (S, C) and, if asked, its largest absolute value; adds to the norm's gradients.
 absl::Status HeadBackward(ModelContext& context, const HeadWeights& weights,
-                          const HeadTensors& tensors, void* stream_gradient,
+                          const HeadTensors& tensors, const void* also, void* stream_gradient,
                           float* stream_gradient_amax);
 
 }  // namespace mt

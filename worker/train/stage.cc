@@ -27,6 +27,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelContext& context
                       operations->Allocate(static_cast<size_t>(stage->plan_.arena_bytes)));
   MT_RETURN_IF_ERROR(stage->Bind());
   MT_RETURN_IF_ERROR(stage->FillRopeTable());
+  MT_RETURN_IF_ERROR(stage->EndTargets());
   return stage;
 }
 
@@ -46,9 +47,17 @@ absl::Status Stage::Bind() {
   table_gradient_ = state_->Gradient(kEmbeddingName);
   input_ids_ = static_cast<int32_t*>(binder.Tensor("tokens.input"));
   targets_ = static_cast<int32_t*>(binder.Tensor("tokens.target"));
-  const PlannedTensor* tokens = plan_.Find(options_.first ? "tokens.input" : "tokens.target");
-  token_stride_ =
-      tokens == nullptr ? 0 : tokens->CopyBytes() / static_cast<int64_t>(sizeof(int32_t));
+  const auto stride = [&](absl::string_view name) {
+    const PlannedTensor* tokens = plan_.Find(name);
+    return tokens == nullptr ? 0 : tokens->CopyBytes() / static_cast<int64_t>(sizeof(int32_t));
+  };
+  input_stride_ = stride("tokens.input");
+  target_stride_ = stride("tokens.target");
+  if (s.mtp_blocks > 0) {
+    mtp_ = {.weights = binder.MtpWeightsOf(options_.tied),
+            .activations = binder.MtpActivationsOf(),
+            .scratch = binder.MtpScratchOf()};
+  }
   return BindFp8(binder);
 }
 
@@ -122,6 +131,21 @@ absl::Status Stage::FillRopeTable() {
                           "waiting for the rotation table");
 }
 
+absl::Status Stage::EndTargets() {
+  if (!mtp_.has_value()) return absl::OkStatus();
+  const RankShape& s = context_.shape;
+  const std::vector<int32_t> none(static_cast<size_t>(s.batch), -1);
+  const Backend& backend = operations_->backend();
+  for (int64_t slot = 0; slot < s.in_flight; ++slot) {
+    MT_RETURN_IF_ERROR(
+        backend.ToStatus(backend.abi().copy_to_device(targets(slot) + s.rows, none.data(),
+                                                      none.size() * sizeof(int32_t), nullptr),
+                         "copying the end of the targets"));
+  }
+  return backend.ToStatus(backend.abi().stream_synchronize(nullptr),
+                          "waiting for the end of the targets");
+}
+
 absl::Status Stage::RunBlocks(int64_t slot) {
   const RankShape& s = context_.shape;
   if (options_.first) {
@@ -149,8 +173,12 @@ absl::Status Stage::Forward(int64_t slot) {
   MT_RETURN_IF_ERROR(RunBlocks(slot));
   const void* residual = BlockOf(slot, s.blocks - 1).middle;
   if (options_.last) {
-    return HeadForward(context_, head_weights_, output_, residual, targets(slot), options_.loss,
-                       head_);
+    MT_RETURN_IF_ERROR(HeadForward(context_, head_weights_, output_, residual, targets(slot),
+                                   options_.loss, head_));
+    if (!mtp_.has_value()) return absl::OkStatus();
+    // Position t's next token is its target, and the one after that is the target of t + 1.
+    return MtpForward(context_, mtp_->weights, head_.norm.output, targets(slot),
+                      targets(slot) + s.batch, options_.mtp_loss, mtp_->activations, mtp_->scratch);
   }
   return context_.Run<MT_OP_ADD>({.dtype = context_.dtype,
                                   .a = output_,
@@ -166,7 +194,14 @@ absl::Status Stage::Backward(int64_t slot, const Completed& completed) {
   };
   float* const amax = BlockOf(slot, s.blocks - 1).feed_forward_amax.output_gradient;
   if (options_.last) {
-    MT_RETURN_IF_ERROR(HeadBackward(context_, head_weights_, head_, scratch_.gradient, amax));
+    const void* hidden_gradient = nullptr;
+    if (mtp_.has_value()) {
+      MT_RETURN_IF_ERROR(MtpBackward(context_, mtp_->weights, head_.norm.output, targets(slot),
+                                     mtp_->activations, mtp_->scratch));
+      hidden_gradient = mtp_->scratch.hidden_gradient;
+    }
+    MT_RETURN_IF_ERROR(
+        HeadBackward(context_, head_weights_, head_, hidden_gradient, scratch_.gradient, amax));
     MT_RETURN_IF_ERROR(complete(s.blocks));
   } else {
     MT_RETURN_IF_ERROR(context_.Measure(scratch_.gradient, s.stream_rows * s.hidden, amax));

@@ -8,6 +8,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "common/spec/activation_plan.h"
@@ -16,6 +17,7 @@
 #include "worker/model/decoder_block.h"
 #include "worker/model/fp8_weights.h"
 #include "worker/model/head.h"
+#include "worker/model/mtp.h"
 #include "worker/train/flat_state.h"
 #include "worker/train/stage_binder.h"
 
@@ -28,6 +30,7 @@ class Stage {
     bool recompute = false;
     bool tied = false;
     LossOptions loss;
+    LossOptions mtp_loss;
   };
   // Allocates the arena, makes the rotation table. `state` and `operations` outlive the stage.
   static absl::StatusOr<std::unique_ptr<Stage>> Create(const ModelContext& context,
@@ -38,9 +41,9 @@ class Stage {
   Stage& operator=(const Stage&) = delete;
 
   // Device buffers of a slot, to be filled before Forward: N token ids (first stage), N targets
-  // (last stage), the previous stage's output (other stages).
-  int32_t* input_ids(int64_t slot) const { return input_ids_ + slot * token_stride_; }
-  int32_t* targets(int64_t slot) const { return targets_ + slot * token_stride_; }
+  // (last stage; what multi-token prediction reads behind them is in place), the previous stage's output (other stages).
+  int32_t* input_ids(int64_t slot) const { return input_ids_ + slot * input_stride_; }
+  int32_t* targets(int64_t slot) const { return targets_ + slot * target_stride_; }
   void* input(int64_t slot) const { return BlockOf(slot, 0).input; }
   // Of a stream tensor, as sent between stages.
   int64_t stream_bytes() const {
@@ -65,6 +68,10 @@ class Stage {
   const void* output() const { return output_; }  // (stream_rows, C)
   void* gradient() const { return scratch_.gradient; }
   const void* row_loss() const { return head_.row_loss; }  // (N)
+  // (N), without their coefficient; null without multi-token prediction on this stage.
+  const void* mtp_row_loss() const {
+    return mtp_.has_value() ? mtp_->activations.head.row_loss : nullptr;
+  }
   const void* logits() const { return head_.logits; }
 
   ModelContext& context() { return context_; }
@@ -76,6 +83,8 @@ class Stage {
   Stage(const ModelContext& context, ActivationPlan plan, const Options& options, FlatState* state,
         Operations* operations);
   absl::Status FillRopeTable();
+  // Marks the row behind each slot's targets: it has none.
+  absl::Status EndTargets();
   absl::Status Bind();
   // Slots and scratch of precision fp8; nothing otherwise.
   absl::Status BindFp8(const StageBinder& binder);
@@ -98,11 +107,17 @@ class Stage {
   BlockScratch scratch_;
   HeadWeights head_weights_;
   HeadTensors head_;
+  struct Mtp {
+    MtpWeights weights;
+    MtpActivations activations;
+    MtpScratch scratch;
+  };
+  std::optional<Mtp> mtp_;
   void* table_ = nullptr;  // embedding
   void* table_gradient_ = nullptr;
   int32_t* input_ids_ = nullptr;
   int32_t* targets_ = nullptr;
-  int64_t token_stride_ = 0;  // elements
+  int64_t input_stride_ = 0, target_stride_ = 0;  // elements, from slot to slot
   void* output_ = nullptr;
 };
 

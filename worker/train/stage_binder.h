@@ -6,6 +6,7 @@
 #include "common/spec/activation_plan.h"
 #include "worker/model/decoder_block.h"
 #include "worker/model/head.h"
+#include "worker/model/mtp.h"
 #include "worker/train/flat_state.h"
 
 namespace mt {
@@ -27,6 +28,10 @@ class StageBinder {
   BlockScratch Scratch() const;
   HeadWeights Head(bool tied) const;
   HeadTensors HeadScratch() const;
+  // Of multi-token prediction (bind_mtp.cc); only where the stage has it.
+  MtpWeights MtpWeightsOf(bool tied) const;
+  MtpActivations MtpActivationsOf() const;
+  MtpScratch MtpScratchOf() const;
 
  private:
   // `name` without ".weight".

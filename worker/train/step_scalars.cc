@@ -31,11 +31,14 @@ absl::Status StepScalars::Begin(StepVotes votes) {
       "copying the votes");
 }
 
-absl::Status StepScalars::AddLoss(const void* row_loss) {
+absl::Status StepScalars::AddLoss(const void* row_loss) { return AddRows(row_loss, kLoss); }
+absl::Status StepScalars::AddMtpLoss(const void* row_loss) { return AddRows(row_loss, kMtpLoss); }
+
+absl::Status StepScalars::AddRows(const void* row_loss, Index sum) {
   return operations_->Run<MT_OP_SUM>({.dtype = types_.statistic,
                                       .data = row_loss,
                                       .count = rows_,
-                                      .result = device_ + kLoss,
+                                      .result = device_ + sum,
                                       .accumulate = 1});
 }
 
@@ -65,6 +68,7 @@ StepScalars::Values StepScalars::Read() const {
   const double* host = from_device();
   return {.squared_norm = host[kSquaredNorm],
           .loss_sum = host[kLoss],
+          .mtp_loss_sum = host[kMtpLoss],
           .votes = {.checkpoint = host[kCheckpoint] > 0, .stop = host[kStop] > 0}};
 }
 

@@ -32,6 +32,7 @@ class StepScalars {
   // All sums zero, this rank's votes in place. After the step before has been waited for.
   absl::Status Begin(StepVotes votes);
   absl::Status AddLoss(const void* row_loss);
+  absl::Status AddMtpLoss(const void* row_loss);  // of multi-token prediction
   double* squared_norm() { return device_ + kSquaredNorm; }
   // Everything that was counted by exactly one rank, over `data` and then over `model`; null = alone.
   absl::Status Sum(Communicator* data, Communicator* model);
@@ -44,16 +45,26 @@ class StepScalars {
 
   // After the device has done all of it.
   struct Values {
-    double squared_norm = 0, loss_sum = 0;
+    double squared_norm = 0, loss_sum = 0, mtp_loss_sum = 0;
     StepVotes votes;
   };
   Values Read() const;
 
  private:
-  enum Index { kSquaredNorm, kLoss, kCheckpoint, kStop, kSummed, kClipFactor = kSummed, kCount };
+  enum Index {
+    kSquaredNorm,
+    kLoss,
+    kMtpLoss,
+    kCheckpoint,
+    kStop,
+    kSummed,
+    kClipFactor = kSummed,
+    kCount
+  };
 
   StepScalars(const NumberTypes& types, int64_t rows, Operations* operations, PinnedMemory host)
       : types_(types), rows_(rows), operations_(operations), host_(std::move(host)) {}
+  absl::Status AddRows(const void* row_loss, Index sum);
   double* to_device() const { return host_.as<double>(); }
   double* from_device() const { return host_.as<double>() + kCount; }
 

@@ -1,10 +1,12 @@
 #include "worker/train/trainer.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <optional>
 #include <utility>
 
+#include "common/spec/model_traits.h"
 #include "worker/comm/device_wait.h"
 #include "worker/train/flat_state.h"
 #include "worker/train/lr_schedule.h"
@@ -91,9 +93,11 @@ struct Trainer::State {
   std::vector<Action> schedule;
   NumberTypes types;
   mt_event before_update = nullptr, reached_update = nullptr;  // of BeforeNextUpdate
-  bool first_stage = false, last_stage = false, tied_across_stages = false;
+  bool first_stage = false, last_stage = false;
+  bool table_on_two_stages = false;  // the embedding, whose gradient is then the sum of both
   int64_t micro_batches = 0;
   int64_t total_tokens = 0;  // of a global batch
+  int64_t mtp_targets = 0;   // of a global batch, for multi-token prediction
 
   // As many samples as a micro-batch has.
   std::vector<int64_t> sample_ids;
@@ -107,7 +111,7 @@ absl::Status Trainer::State::CheckGroups() const {
   MT_RETURN_IF_ERROR(CheckGroup("pipeline", options.groups.pipeline, mesh.pipeline(), at.pipeline));
   MT_RETURN_IF_ERROR(CheckGroup("model", options.groups.model, mesh.tensor() * mesh.pipeline(),
                                 at.tensor + mesh.tensor() * at.pipeline));
-  if (tied_across_stages)
+  if (table_on_two_stages)
     return CheckGroup("embedding", options.groups.embedding, 2, first_stage ? 0 : 1);
   return absl::OkStatus();
 }
@@ -119,8 +123,8 @@ absl::Status Trainer::State::Build() {
   types = TypesOf(spec.training().precision());
   first_stage = mesh.IsFirstStage(options.rank);
   last_stage = mesh.IsLastStage(options.rank);
-  tied_across_stages =
-      spec.model().tie_embeddings() && mesh.pipeline() > 1 && (first_stage || last_stage);
+  table_on_two_stages = (spec.model().tie_embeddings() || MtpLayers(spec.model()) > 0) &&
+                        mesh.pipeline() > 1 && (first_stage || last_stage);
   MT_RETURN_IF_ERROR(CheckGroups());
   tensor = OrNull(options.groups.tensor);
   data = OrNull(options.groups.data);
@@ -131,6 +135,7 @@ absl::Status Trainer::State::Build() {
   const RankShape shape = ShapeOf(spec, mesh, options.rank);
   const Backend& backend = options.operations->backend();
   total_tokens = spec.training().global_batch() * shape.sequence;
+  mtp_targets = total_tokens - spec.training().global_batch();
   MT_ASSIGN_OR_RETURN(flat, FlatState::Create(LayoutOf(spec.model(), mesh, options.rank),
                                               {.types = types,
                                                .data_ranks = mesh.data(),
@@ -163,7 +168,10 @@ absl::Status Trainer::State::BuildStage(const RankShape& shape) {
       .recompute = spec.training().recompute() == v1::TrainingSpec::RECOMPUTE_BLOCK,
       .tied = spec.model().tie_embeddings(),
       .loss = {.scale = 1.0 / static_cast<double>(total_tokens),
-               .z_loss = spec.training().z_loss()}};
+               .z_loss = spec.training().z_loss()},
+      .mtp_loss = {.scale = spec.model().mtp().loss_coefficient() /
+                            static_cast<double>(std::max<int64_t>(mtp_targets, 1)),
+                   .adds = true}};
   MT_ASSIGN_OR_RETURN(
       stage, Stage::Create(ModelContext(shape, types, spec.model(), options.operations, tensor),
                            PlanActivations(spec, options.mesh, options.rank), stage_options,
@@ -213,7 +221,9 @@ absl::Status Trainer::State::Forward(int64_t slot, bool first_micro_batch) {
   return graphs->Run(4 * slot + (first_micro_batch ? 1 : 0), [&]() -> absl::Status {
     MT_RETURN_IF_ERROR(stage->Forward(slot));
     if (!last_stage || at.tensor != 0) return absl::OkStatus();
-    return scalars->AddLoss(stage->row_loss());
+    MT_RETURN_IF_ERROR(scalars->AddLoss(stage->row_loss()));
+    if (stage->mtp_row_loss() == nullptr) return absl::OkStatus();
+    return scalars->AddMtpLoss(stage->mtp_row_loss());
   });
 }
 
@@ -261,10 +271,10 @@ absl::Status Trainer::State::Execute(const Action& action, const TrainingPositio
 
 absl::Status Trainer::State::RunSchedule(const TrainingPosition& position, int64_t step) {
   MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::backward));
-  // A tied table on a stage that is first and last is overwritten by the head, which runs before the
-  // embedding's backward.
+  // A tied table on the last stage is overwritten by the head, which runs before whatever looks embeddings up. Where there is no
+  // table, nothing is cleared.
   const bool head_writes_table = last_stage && options.spec.model().tie_embeddings();
-  MT_RETURN_IF_ERROR(flat->ClearAddedGradients(/*table=*/first_stage && !head_writes_table));
+  MT_RETURN_IF_ERROR(flat->ClearAddedGradients(/*table=*/!head_writes_table));
   for (const Action& action : schedule) {
     const absl::Status status = Execute(action, position);
     if (!status.ok()) {
@@ -283,7 +293,7 @@ absl::Status Trainer::State::SumGradients() {
     MT_RETURN_IF_ERROR(tensor->AllReduce(flat->GradientAt(layout.replicated.first),
                                          layout.replicated.count, types.gradient, ReduceOp::kSum));
   }
-  if (tied_across_stages) {
+  if (table_on_two_stages) {
     const LocalParameter* table = layout.Find(kEmbeddingName);
     MT_RETURN_IF_ERROR(embedding->AllReduce(flat->GradientAt(table->flat_offset), table->Elements(),
                                             types.gradient, ReduceOp::kSum));
@@ -363,6 +373,10 @@ absl::StatusOr<StepResult> Trainer::Step(StepVotes votes) {
   const StepScalars::Values values = s.scalars->Read();
   result.grad_norm = std::sqrt(values.squared_norm);
   result.loss = values.loss_sum / static_cast<double>(s.total_tokens);
+  if (s.mtp_targets > 0 && MtpLayers(s.options.spec.model()) > 0) {
+    result.auxiliary_losses["mtp"] = s.options.spec.model().mtp().loss_coefficient() *
+                                     values.mtp_loss_sum / static_cast<double>(s.mtp_targets);
+  }
   result.votes = values.votes;
   MT_ASSIGN_OR_RETURN(result.seconds, s.clock->Read());
   if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {

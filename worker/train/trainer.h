@@ -20,6 +20,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -38,8 +39,8 @@ namespace mt {
 
 // The groups this rank is a member of (Mesh::TensorGroup, ...), in the mesh's order. Owned by the
 // caller, who keeps them alive as long as the trainer. A group of one may be null. `embedding` is
-// used only when embeddings are tied and the pipeline has more than one stage, and then only by the
-// first and the last stage; it may be null elsewhere.
+// used only when embeddings are tied or multi-token prediction looks them up, and the pipeline has more than one stage, and then
+// only by the first and the last stage; it may be null elsewhere.
 struct TrainerGroups {
   Communicator* tensor = nullptr;
   Communicator* data = nullptr;
@@ -63,6 +64,8 @@ struct StepResult {
   int64_t step = 0;  // steps done, this one included
   double loss = 0;   // mean over the global batch's tokens (with the z-loss term if that is on),
                      // before the update
+  // What the gradient contains besides, by name, coefficients included: mtp (multi-token prediction).
+  std::map<std::string, double> auxiliary_losses;
   double grad_norm = 0;  // before clipping
   double lr = 0;
   int64_t tokens = 0;  // of the global batch
