@@ -51,7 +51,8 @@ for file in "$new"/bin/*; do
   patchelf --set-rpath '$ORIGIN:$ORIGIN/../bundle' "$file"
 done
 
-cp "$root"/tests/golden/*.golden "$new/tests/"
+mkdir "$new/tests/golden"
+cp -r "$root"/tests/golden/*/ "$new/tests/golden/"
 cp "$root/bench/train_peer.py" "$new/tests/"
 # Our own documentation is a text that is always there.
 find "$root/docs" "$root/README.md" -name '*.md' | LC_ALL=C sort | xargs cat > "$new/data/text.txt"

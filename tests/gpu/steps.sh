@@ -121,7 +121,7 @@ step_memcheck() { sanitize memcheck; }
 step_racecheck() { sanitize racecheck '^matmul$'; }
 
 step_golden() {
-  MT_TEST_BACKEND=$MT_GPU_BACKEND MT_GOLDEN_FOLDER=$pack/tests "$bin/golden_test" --gtest_filter="*${MT_GPU_BACKEND}*" > "$OUT/golden.txt" 2>&1 || { cat "$OUT/golden.txt"; fail "golden_test failed"; }
+  MT_TEST_BACKEND=$MT_GPU_BACKEND MT_GOLDEN_FOLDER=$pack/tests/golden "$bin/golden_test" --gtest_filter="*${MT_GPU_BACKEND}*" > "$OUT/golden.txt" 2>&1 || { cat "$OUT/golden.txt"; fail "golden_test failed"; }
   ! grep '^skipped: no' "$OUT/golden.txt" || fail "golden_test found no device"
   grep -E '^\[  PASSED' "$OUT/golden.txt"
 }

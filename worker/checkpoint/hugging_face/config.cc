@@ -46,8 +46,9 @@ class Importer {
     const std::string method = q.String("quant_method", "");
     if (method == "mxfp4" && Is(v1::ARCHITECTURE_GPT_OSS)) return;
     if (method != "fp8") {
-      q.Refuse("quant_method", "weights in this form cannot be read; take the model's folder in "
-                               "bfloat16");
+      q.Refuse("quant_method",
+               "weights in this form cannot be read; take the model's folder in "
+               "bfloat16");
       return;
     }
     const std::vector<int64_t> block = q.Integers("weight_block_size");
@@ -207,8 +208,8 @@ class Importer {
   }
 
   void Window() {
-    const bool has_switch = Is(v1::ARCHITECTURE_QWEN2) || Is(v1::ARCHITECTURE_QWEN3) ||
-                            Is(v1::ARCHITECTURE_QWEN3_MOE);
+    const bool has_switch =
+        Is(v1::ARCHITECTURE_QWEN2) || Is(v1::ARCHITECTURE_QWEN3) || Is(v1::ARCHITECTURE_QWEN3_MOE);
     if (Is(v1::ARCHITECTURE_LLAMA) || (has_switch && !r_.Bool("use_sliding_window", false))) return;
     const bool mistral = Is(v1::ARCHITECTURE_MISTRAL);
     if (mistral || Is(v1::ARCHITECTURE_MIXTRAL) || Is(v1::ARCHITECTURE_QWEN3_MOE)) {
@@ -308,9 +309,8 @@ class Importer {
     if (scoring != (v3 ? "sigmoid" : "softmax"))
       r_.Refuse("scoring_func", absl::StrCat("this architecture has ", v3 ? "sigmoid" : "softmax"));
     if (v3 ? method != "noaux_tc" : method != "greedy" && method != "group_limited_greedy") {
-      r_.Refuse("topk_method",
-                v3 ? "this architecture has noaux_tc"
-                   : "this architecture has greedy and group_limited_greedy");
+      r_.Refuse("topk_method", v3 ? "this architecture has noaux_tc"
+                                  : "this architecture has greedy and group_limited_greedy");
     }
     if (v3) {
       moe.set_normalize(r_.Bool("norm_topk_prob", true));
@@ -346,8 +346,8 @@ absl::StatusOr<HubConfig> ParseHubConfig(absl::string_view json, const std::stri
   const ArchitectureName* name = FindModelType(type);
   if (name == nullptr) {
     return absl::UnimplementedError(absl::StrCat(
-        path, ": model_type = ",
-        reader.Has("model_type") ? reader.Text("model_type") : "(not there)",
+        path,
+        ": model_type = ", reader.Has("model_type") ? reader.Text("model_type") : "(not there)",
         " is not an architecture that can be trained here; those are ", AllModelTypes()));
   }
   if (reader.Has("architectures")) {

@@ -15,8 +15,9 @@
 namespace mt {
 
 struct HubConfig {
-  v1::ModelSpec model;  // what the file says and nothing else: ResolveModel (common/spec) makes it whole
-  std::string dtype;    // of the weights: "bfloat16", "float32", ...; empty if it is not said
+  v1::ModelSpec
+      model;  // what the file says and nothing else: ResolveModel (common/spec) makes it whole
+  std::string dtype;  // of the weights: "bfloat16", "float32", ...; empty if it is not said
   // Rows and columns that share one scale where weights are FP8 (`weight_scale_inv`); 0 = they are not.
   int64_t fp8_block_rows = 0, fp8_block_columns = 0;
   std::vector<std::string> notes;  // for people: what was left out

@@ -50,8 +50,7 @@ void WriteGpt2(const v1::ModelSpec& m, Json& c) {
   c["n_positions"] = m.max_positions();
   c.erase("n_ctx");  // an old name of n_positions
   c["layer_norm_epsilon"] = m.norm_eps();
-  c["activation_function"] =
-      m.activation() == v1::ModelSpec::ACTIVATION_GELU ? "gelu" : "gelu_new";
+  c["activation_function"] = m.activation() == v1::ModelSpec::ACTIVATION_GELU ? "gelu" : "gelu_new";
   for (const char* key : {"resid_pdrop", "embd_pdrop", "attn_pdrop"}) c[key] = 0.0;
 }
 
@@ -95,8 +94,7 @@ void WriteMoe(const v1::ModelSpec& m, Json& c) {
   const bool v3 = m.architecture() == v1::ARCHITECTURE_DEEPSEEK_V3;
   c["n_routed_experts"] = moe.experts();
   c["moe_intermediate_size"] = moe.ffn();
-  c["n_shared_experts"] =
-      moe.shared_ffn() > 0 ? Json(moe.shared_ffn() / moe.ffn()) : Json(nullptr);
+  c["n_shared_experts"] = moe.shared_ffn() > 0 ? Json(moe.shared_ffn() / moe.ffn()) : Json(nullptr);
   c["first_k_dense_replace"] = moe.first_dense();
   c["moe_layer_freq"] = 1;
   c["routed_scaling_factor"] = moe.scale();
@@ -160,15 +158,34 @@ bool IsOfTraining(absl::string_view path, const v1::ModelSpec& m) {
 }
 
 bool IsOfShape(absl::string_view path) {
-  for (const char* name :
-       {"model.architecture", "model.layers",       "model.hidden",      "model.heads",
-        "model.kv_heads",     "model.head_dim",     "model.ffn",         "model.vocab",
-        "model.tie_embeddings", "model.norm",       "model.position",    "model.max_positions",
-        "model.qkv_bias",     "model.output_bias",  "model.mlp_bias",    "model.qk_norm",
-        "model.sinks",        "model.mla.kv_rank",  "model.mla.q_rank",  "model.mla.nope_dim",
-        "model.mla.rope_dim", "model.mla.v_dim",    "model.moe.experts", "model.moe.ffn",
-        "model.moe.shared_ffn", "model.moe.first_dense", "model.moe.router_bias",
-        "model.moe.selection_bias"}) {
+  for (const char* name : {"model.architecture",
+                           "model.layers",
+                           "model.hidden",
+                           "model.heads",
+                           "model.kv_heads",
+                           "model.head_dim",
+                           "model.ffn",
+                           "model.vocab",
+                           "model.tie_embeddings",
+                           "model.norm",
+                           "model.position",
+                           "model.max_positions",
+                           "model.qkv_bias",
+                           "model.output_bias",
+                           "model.mlp_bias",
+                           "model.qk_norm",
+                           "model.sinks",
+                           "model.mla.kv_rank",
+                           "model.mla.q_rank",
+                           "model.mla.nope_dim",
+                           "model.mla.rope_dim",
+                           "model.mla.v_dim",
+                           "model.moe.experts",
+                           "model.moe.ffn",
+                           "model.moe.shared_ffn",
+                           "model.moe.first_dense",
+                           "model.moe.router_bias",
+                           "model.moe.selection_bias"}) {
     if (path == name) return true;
   }
   return false;
@@ -249,8 +266,8 @@ absl::StatusOr<std::string> HubConfigOf(const v1::ModelSpec& model, absl::string
   const std::vector<std::string> lost = ModelDifferences(model, again.model, false);
   if (!lost.empty()) {
     return absl::UnimplementedError(
-        absl::StrCat("Hugging Face's ", name->class_name, " has no place for this model: ",
-                     absl::StrJoin(lost, "; ")));
+        absl::StrCat("Hugging Face's ", name->class_name,
+                     " has no place for this model: ", absl::StrJoin(lost, "; ")));
   }
   return text + "\n";
 }

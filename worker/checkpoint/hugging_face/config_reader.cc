@@ -20,7 +20,8 @@ std::string ConfigReader::Text(const char* key) const {
 
 void ConfigReader::Fail(absl::StatusCode code, const char* key, const std::string& what) {
   if (!status_->ok()) return;
-  *status_ = absl::Status(code, absl::StrCat(path_, ": ", prefix_, key, " = ", Text(key), ": ", what));
+  *status_ =
+      absl::Status(code, absl::StrCat(path_, ": ", prefix_, key, " = ", Text(key), ": ", what));
 }
 
 void ConfigReader::Refuse(const char* key, const std::string& why) {

@@ -13,8 +13,8 @@ constexpr char kIndex[] = "model.safetensors.index.json";
 constexpr uint64_t kMaxIndexBytes = 256 << 20;
 
 absl::Status NoSafetensors(Env* env, const std::string& folder) {
-  for (const char* pickled : {"pytorch_model.bin", "pytorch_model.bin.index.json",
-                              "consolidated.00.pth"}) {
+  for (const char* pickled :
+       {"pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth"}) {
     if (Exists(env, JoinPath(folder, pickled))) {
       return absl::FailedPreconditionError(absl::StrCat(
           folder, " has its weights in ", pickled,

@@ -63,8 +63,9 @@ absl::StatusOr<HubConfig> HubFolder::ReadConfig(Env* env, const std::string& fol
   absl::StatusOr<std::string> json = ReadFile(env, path, kMaxConfigBytes);
   if (absl::IsNotFound(json.status())) {
     return absl::NotFoundError(absl::StrCat(
-        folder, " is not a model's folder: it has no config.json; name the folder that Hugging "
-                "Face's save_pretrained or a download made"));
+        folder,
+        " is not a model's folder: it has no config.json; name the folder that Hugging "
+        "Face's save_pretrained or a download made"));
   }
   MT_RETURN_IF_ERROR(json.status());
   return ParseHubConfig(*json, path);
@@ -83,9 +84,8 @@ absl::StatusOr<HubFolder::Found> HubFolder::Find(const v1::ModelSpec& model,
                                                  const LogicalParameter& parameter) const {
   std::vector<HubView> views = HubViews(model, parameter);
   for (HubView& view : views) {
-    absl::StatusOr<std::unique_ptr<HubTensorReader>> reader =
-        HubTensorReader::Open(*files_, view.tensor, view.storage, config_.fp8_block_rows,
-                              config_.fp8_block_columns);
+    absl::StatusOr<std::unique_ptr<HubTensorReader>> reader = HubTensorReader::Open(
+        *files_, view.tensor, view.storage, config_.fp8_block_rows, config_.fp8_block_columns);
     if (absl::IsNotFound(reader.status())) continue;
     MT_RETURN_IF_ERROR(reader.status());
     if ((*reader)->shape() != view.shape) {
@@ -98,14 +98,16 @@ absl::StatusOr<HubFolder::Found> HubFolder::Find(const v1::ModelSpec& model,
   }
   std::string remedy = "; the download is incomplete, or config.json is of another model";
   if (parameter.name == kHeadName) {
-    remedy = "; if it shares its weights with the embedding, config.json needs "
-             "\"tie_word_embeddings\": true";
+    remedy =
+        "; if it shares its weights with the embedding, config.json needs "
+        "\"tie_word_embeddings\": true";
   } else if (parameter.layer >= model.layers()) {
-    remedy = "; its block of multi-token prediction was not saved (transformers does not): go "
-             "without it by `model: {preset: hf:FOLDER, mtp: {layers: 0}}`";
+    remedy =
+        "; its block of multi-token prediction was not saved (transformers does not): go "
+        "without it by `model: {preset: hf:FOLDER, mtp: {layers: 0}}`";
   }
-  return absl::FailedPreconditionError(absl::StrCat(files_->folder(), ": tensor ",
-                                                    views.front().tensor, " is missing", remedy));
+  return absl::FailedPreconditionError(
+      absl::StrCat(files_->folder(), ": tensor ", views.front().tensor, " is missing", remedy));
 }
 
 absl::Status HubFolder::Check(const v1::ModelSpec& model) const {
@@ -131,9 +133,9 @@ absl::Status HubFolder::Check(const v1::ModelSpec& model) const {
 absl::Status HubFolder::ReadRows(const v1::ModelSpec& model, const LogicalParameter& parameter,
                                  int64_t first, int64_t count, float* out) const {
   MT_ASSIGN_OR_RETURN(const Found found, Find(model, parameter));
-  const Window2d window = IsVector(parameter)
-                              ? Window2d{.column = first, .columns = count}
-                              : Window2d{.row = first, .rows = count, .columns = parameter.shape[1]};
+  const Window2d window =
+      IsVector(parameter) ? Window2d{.column = first, .columns = count}
+                          : Window2d{.row = first, .rows = count, .columns = parameter.shape[1]};
   return ReadView(*found.reader, found.view, IsVector(parameter), window, out);
 }
 
@@ -154,8 +156,9 @@ absl::Status HubFolder::Load(const v1::ModelSpec& model, const std::vector<Tenso
     }
     const LogicalParameter& parameter = it->second;
     if (parameter.shape != box.global_shape) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "box ", DescribeBox(box), ": the model's is [", absl::StrJoin(parameter.shape, ","), "]"));
+      return absl::FailedPreconditionError(absl::StrCat("box ", DescribeBox(box),
+                                                        ": the model's is [",
+                                                        absl::StrJoin(parameter.shape, ","), "]"));
     }
     MT_ASSIGN_OR_RETURN(const Found found, Find(model, parameter));
     const bool vector = IsVector(parameter);

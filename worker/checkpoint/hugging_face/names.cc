@@ -177,8 +177,8 @@ HubView ViewOf(const v1::ModelSpec& m, const LogicalParameter& p, const ParsedNa
       const int64_t begin = absl::StrContains(name.pattern, "q_proj")   ? 0
                             : absl::StrContains(name.pattern, "k_proj") ? query
                                                                         : query + key;
-      return SliceView(
-          p, {.slices = 0, .size = query + 2 * key, .begin = begin, .transposed = true});
+      return SliceView(p,
+                       {.slices = 0, .size = query + 2 * key, .begin = begin, .transposed = true});
     }
     case Layout::kFusedGateUp:
       return SliceView(

@@ -33,7 +33,8 @@ class PlainReader : public HubTensorReader {
   const std::vector<int64_t>& shape() const override { return place_.entry->shape; }
 
   absl::Status Read(int64_t first, int64_t count, float* out) const override {
-    if (place_.entry->dtype == "F32") return place_.file->Read(*place_.entry, 4 * first, 4 * count, out);
+    if (place_.entry->dtype == "F32")
+      return place_.file->Read(*place_.entry, 4 * first, 4 * count, out);
     std::vector<uint16_t> stored(static_cast<size_t>(count));
     MT_RETURN_IF_ERROR(place_.file->Read(*place_.entry, 2 * first, 2 * count, stored.data()));
     if (place_.entry->dtype == "BF16") {
@@ -70,8 +71,8 @@ class BlockReader : public HubTensorReader {
     const std::vector<int64_t> wanted = {(shape[0] + rows_ - 1) / rows_, across_};
     if (scales->entry->shape != wanted) {
       return absl::DataLossError(absl::StrCat(Name(*scales), " should be [",
-                                              absl::StrJoin(wanted, ","), "], one for each ",
-                                              rows_, " by ", columns_, " of the weights"));
+                                              absl::StrJoin(wanted, ","), "], one for each ", rows_,
+                                              " by ", columns_, " of the weights"));
     }
     MT_ASSIGN_OR_RETURN(const auto reader,
                         HubTensorReader::Open(files, name, HubStorage::kPlain, 0, 0));
@@ -85,8 +86,7 @@ class BlockReader : public HubTensorReader {
     const int64_t width = place_.entry->shape[1];
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = (first + i) / width, column = (first + i) % width;
-      out[i] = mt_float_from_e4m3(stored[i]) *
-               scales_[row / rows_ * across_ + column / columns_];
+      out[i] = mt_float_from_e4m3(stored[i]) * scales_[row / rows_ * across_ + column / columns_];
     }
     return absl::OkStatus();
   }
@@ -115,8 +115,7 @@ class Mxfp4Reader : public HubTensorReader {
     const int64_t first_byte = first / 2, first_scale = first / kBlock;
     std::vector<uint8_t> bytes(static_cast<size_t>((first + count - 1) / 2 - first_byte + 1)),
         scales(static_cast<size_t>((first + count - 1) / kBlock - first_scale + 1));
-    MT_RETURN_IF_ERROR(
-        blocks_.file->Read(*blocks_.entry, first_byte, bytes.size(), bytes.data()));
+    MT_RETURN_IF_ERROR(blocks_.file->Read(*blocks_.entry, first_byte, bytes.size(), bytes.data()));
     MT_RETURN_IF_ERROR(
         scales_.file->Read(*scales_.entry, first_scale, scales.size(), scales.data()));
     for (int64_t i = 0; i < count; ++i) {
@@ -156,9 +155,11 @@ absl::StatusOr<std::unique_ptr<HubTensorReader>> OpenMxfp4(const HubFiles& files
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<HubTensorReader>> HubTensorReader::Open(
-    const HubFiles& files, const std::string& tensor, HubStorage storage, int64_t block_rows,
-    int64_t block_columns) {
+absl::StatusOr<std::unique_ptr<HubTensorReader>> HubTensorReader::Open(const HubFiles& files,
+                                                                       const std::string& tensor,
+                                                                       HubStorage storage,
+                                                                       int64_t block_rows,
+                                                                       int64_t block_columns) {
   if (storage == HubStorage::kMxfp4) return OpenMxfp4(files, tensor);
   const HubFiles::Place* place = files.Find(tensor);
   if (place == nullptr) return absl::NotFoundError(tensor);
@@ -171,8 +172,9 @@ absl::StatusOr<std::unique_ptr<HubTensorReader>> HubTensorReader::Open(
     return reader;
   }
   return absl::UnimplementedError(
-      absl::StrCat(Name(*place), ": weights are read from F32, BF16, F16, FP8 with scales per "
-                                 "block and, for gpt_oss, MXFP4"));
+      absl::StrCat(Name(*place),
+                   ": weights are read from F32, BF16, F16, FP8 with scales per "
+                   "block and, for gpt_oss, MXFP4"));
 }
 
 absl::Status ReadView(const HubTensorReader& tensor, const HubView& view, bool is_vector,
@@ -185,8 +187,8 @@ absl::Status ReadView(const HubTensorReader& tensor, const HubView& view, bool i
   const int64_t inner_count = by_rows ? window.columns : window.rows;
   const int64_t outer_stride = is_vector ? 0 : by_rows ? row_stride : column_stride;
   const int64_t inner_stride = by_rows ? column_stride : row_stride;
-  const int64_t first = view.first + (is_vector ? 0 : window.row * row_stride) +
-                        window.column * column_stride;
+  const int64_t first =
+      view.first + (is_vector ? 0 : window.row * row_stride) + window.column * column_stride;
   if (outer_count == 0 || inner_count == 0) return absl::OkStatus();
   const int64_t inner_step =
       std::clamp<int64_t>((kWindowElements - 1) / inner_stride + 1, 1, inner_count);
