@@ -36,8 +36,6 @@ int32_t CheckTypes(int32_t operation, const void* args) {
   switch (operation) {
     case MT_OP_LAYERNORM_FORWARD:
     case MT_OP_LAYERNORM_BACKWARD:
-    case MT_OP_GELU_FORWARD:
-    case MT_OP_GELU_BACKWARD:
     case MT_OP_QK_NORM_ROPE_FORWARD:
     case MT_OP_QK_NORM_ROPE_BACKWARD:
     case MT_OP_QUANTIZE:
@@ -156,6 +154,8 @@ int32_t Run(int32_t operation, const void* args, mt_stream) {
     MT_RETURN(MT_OP_ATTENTION_BACKWARD, AttentionBackward, mt_attention_args);
     MT_RUN(MT_OP_SWIGLU_FORWARD, SwigluForward, mt_swiglu_args);
     MT_RUN(MT_OP_SWIGLU_BACKWARD, SwigluBackward, mt_swiglu_args);
+    MT_RUN(MT_OP_GELU_FORWARD, GeluForward, mt_gelu_args);
+    MT_RUN(MT_OP_GELU_BACKWARD, GeluBackward, mt_gelu_args);
     MT_RUN(MT_OP_CROSS_ENTROPY_STATISTICS, CrossEntropyStatistics, mt_cross_entropy_args);
     MT_RUN(MT_OP_CROSS_ENTROPY_GRADIENT, CrossEntropyGradient, mt_cross_entropy_args);
     MT_RUN(MT_OP_ADAMW, AdamW, mt_adamw_args);

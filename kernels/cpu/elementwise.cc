@@ -14,17 +14,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace mt::cpu::HWY_NAMESPACE {
 
-// Body: a functor called with (tag, index) for whole vectors, then for single elements.
-template <class Body>
-HWY_INLINE void ForEach(int64_t first, int64_t last, const Body& body) {
-  const Full full;
-  const One one;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(full));
-  int64_t i = first;
-  for (; i + lanes <= last; i += lanes) body(full, i);
-  for (; i < last; ++i) body(one, i);
-}
-
 template <typename From, typename To>
 struct CopyBody {
   const void* source;

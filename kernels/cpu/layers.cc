@@ -1,4 +1,4 @@
-// Embedding, RMSNorm, RoPE and SwiGLU: bound by memory; the residual addition is fused into the
+// Embedding, RMSNorm and RoPE: bound by memory; the residual addition is fused into the
 // norm.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/layers.cc"
@@ -154,70 +154,6 @@ void RopeRows(const mt_rope_args& args, int64_t first, int64_t last) {
   RopeOf<float>(args, first, last);
 }
 
-template <class D, typename T>
-HWY_INLINE void SwigluForwardAt(D d, const T* gate, const T* up, T* output) {
-  const auto g = Read(d, gate);
-  Write(hn::Mul(hn::Mul(g, Sigmoid(d, g)), Read(d, up)), d, output);
-}
-
-template <typename T>
-void SwigluForwardOf(const mt_swiglu_args& args, int64_t first, int64_t last) {
-  const Full d;
-  const int64_t D = args.columns, lanes = static_cast<int64_t>(hn::Lanes(d));
-  for (int64_t i = first; i < last; ++i) {
-    const T* gate = static_cast<const T*>(args.gate_up) + i * 2 * D;
-    T* output = static_cast<T*>(args.output) + i * D;
-    int64_t c = 0;
-    for (; c + lanes <= D; c += lanes) SwigluForwardAt(d, gate + c, gate + D + c, output + c);
-    for (; c < D; ++c) SwigluForwardAt(One(), gate + c, gate + D + c, output + c);
-  }
-}
-
-void SwigluForwardRows(const mt_swiglu_args& args, int64_t first, int64_t last) {
-  if (args.dtype == MT_BF16) return SwigluForwardOf<Bf16>(args, first, last);
-  SwigluForwardOf<float>(args, first, last);
-}
-
-template <class D, typename T>
-HWY_INLINE void SwigluBackwardAt(D d, const T* gate, const T* up, const T* dy, T* d_gate, T* d_up,
-                                 T* output) {
-  const auto g = Read(d, gate), u = Read(d, up), grad = Read(d, dy);
-  const auto one = hn::Set(d, 1.0f);
-  const auto sigmoid = Sigmoid(d, g);
-  const auto silu = hn::Mul(g, sigmoid);
-  // d silu / d g = sigmoid (1 + g (1 - sigmoid))
-  const auto slope = hn::Mul(sigmoid, hn::MulAdd(g, hn::Sub(one, sigmoid), one));
-  Write(hn::Mul(hn::Mul(grad, u), slope), d, d_gate);
-  Write(hn::Mul(grad, silu), d, d_up);
-  if (output != nullptr) Write(hn::Mul(silu, u), d, output);
-}
-
-template <typename T>
-void SwigluBackwardOf(const mt_swiglu_args& args, int64_t first, int64_t last) {
-  const Full d;
-  const int64_t D = args.columns, lanes = static_cast<int64_t>(hn::Lanes(d));
-  for (int64_t i = first; i < last; ++i) {
-    const T* gate = static_cast<const T*>(args.gate_up) + i * 2 * D;
-    const T* dy = static_cast<const T*>(args.output_gradient) + i * D;
-    T* d_gate = static_cast<T*>(args.gate_up_gradient) + i * 2 * D;
-    T* output = args.output != nullptr ? static_cast<T*>(args.output) + i * D : nullptr;
-    int64_t c = 0;
-    for (; c + lanes <= D; c += lanes) {
-      SwigluBackwardAt(d, gate + c, gate + D + c, dy + c, d_gate + c, d_gate + D + c,
-                       output != nullptr ? output + c : nullptr);
-    }
-    for (; c < D; ++c) {
-      SwigluBackwardAt(One(), gate + c, gate + D + c, dy + c, d_gate + c, d_gate + D + c,
-                       output != nullptr ? output + c : nullptr);
-    }
-  }
-}
-
-void SwigluBackwardRows(const mt_swiglu_args& args, int64_t first, int64_t last) {
-  if (args.dtype == MT_BF16) return SwigluBackwardOf<Bf16>(args, first, last);
-  SwigluBackwardOf<float>(args, first, last);
-}
-
 }  // namespace mt::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -226,22 +162,10 @@ namespace mt::cpu {
 HWY_EXPORT(RmsNormForwardRows);
 HWY_EXPORT(RmsNormBackwardRows);
 HWY_EXPORT(RopeRows);
-HWY_EXPORT(SwigluForwardRows);
-HWY_EXPORT(SwigluBackwardRows);
 
 namespace {
 
 int64_t SizeOf(int32_t dtype) { return dtype == MT_BF16 ? 2 : 4; }
-
-// Folds what was stored into *amax, if someone asks.
-void TakeAmax(int32_t dtype, const void* data, int64_t count, float* amax) {
-  if (amax == nullptr) return;
-  Amax({.struct_size = sizeof(mt_amax_args),
-        .dtype = dtype,
-        .data = data,
-        .count = count,
-        .amax = amax});
-}
 
 }  // namespace
 
@@ -316,20 +240,6 @@ void Rope(const mt_rope_args& args) {
                  [&](int64_t first, int64_t last) {
                    HWY_DYNAMIC_DISPATCH(RopeRows)(args, first, last);
                  });
-}
-
-void SwigluForward(const mt_swiglu_args& args) {
-  ParallelRanges(args.rows, 12 * args.columns, [&](int64_t first, int64_t last) {
-    HWY_DYNAMIC_DISPATCH(SwigluForwardRows)(args, first, last);
-  });
-  TakeAmax(args.dtype, args.output, args.rows * args.columns, args.amax);
-}
-
-void SwigluBackward(const mt_swiglu_args& args) {
-  ParallelRanges(args.rows, 24 * args.columns, [&](int64_t first, int64_t last) {
-    HWY_DYNAMIC_DISPATCH(SwigluBackwardRows)(args, first, last);
-  });
-  TakeAmax(args.dtype, args.gate_up_gradient, args.rows * 2 * args.columns, args.amax);
 }
 
 }  // namespace mt::cpu

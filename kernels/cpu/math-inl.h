@@ -87,6 +87,17 @@ HWY_INLINE V Sigmoid(D d, V x) {
   return hn::Div(one, hn::Add(one, Exp(d, hn::Neg(x))));
 }
 
+// Body: a functor called with (tag, index) for whole vectors, then for single elements.
+template <class Body>
+HWY_INLINE void ForEach(int64_t first, int64_t last, const Body& body) {
+  const Full full;
+  const One one;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(full));
+  int64_t i = first;
+  for (; i + lanes <= last; i += lanes) body(full, i);
+  for (; i < last; ++i) body(one, i);
+}
+
 HWY_INLINE float Sum(Vector v) { return hn::GetLane(hn::SumOfLanes(Full(), v)); }
 HWY_INLINE float Maximum(Vector v) { return hn::GetLane(hn::MaxOfLanes(Full(), v)); }
 

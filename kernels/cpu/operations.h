@@ -31,6 +31,8 @@ void RmsNormBackward(const mt_rmsnorm_args& args);
 void Rope(const mt_rope_args& args);
 void SwigluForward(const mt_swiglu_args& args);
 void SwigluBackward(const mt_swiglu_args& args);
+void GeluForward(const mt_gelu_args& args);
+void GeluBackward(const mt_gelu_args& args);
 int32_t AttentionForward(const mt_attention_args& args);
 int32_t AttentionBackward(const mt_attention_args& args);
 void CrossEntropyStatistics(const mt_cross_entropy_args& args);
@@ -42,6 +44,8 @@ void Widen(const Bf16* from, int64_t count, float* to);
 void Narrow(const float* from, int64_t count, Bf16* to);
 // sum[i] += from[i]; `from` is of `dtype`, from element `offset` on.
 void Accumulate(int32_t dtype, const void* from, int64_t offset, int64_t count, float* sum);
+// Folds what was stored into *amax, if it is not null.
+void TakeAmax(int32_t dtype, const void* data, int64_t count, float* amax);
 
 // Scratch in bytes.
 int64_t MatmulWorkspace(const mt_matmul_args& args);

@@ -189,6 +189,15 @@ void Amax(const mt_amax_args& args) {
   *args.amax = mt_bits_float(bits);
 }
 
+void TakeAmax(int32_t dtype, const void* data, int64_t count, float* amax) {
+  if (amax == nullptr) return;
+  Amax({.struct_size = sizeof(mt_amax_args),
+        .dtype = dtype,
+        .data = data,
+        .count = count,
+        .amax = amax});
+}
+
 int64_t ColumnSumWorkspace(const mt_column_sum_args& args) {
   return 4 * args.columns * CeilDivide(args.rows, ColumnSumBlockRows(args.rows));
 }
