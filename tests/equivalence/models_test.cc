@@ -17,7 +17,7 @@ struct Case {
   double tolerance;
 };
 constexpr Case kFloat64 = {"reference", v1::TrainingSpec::PRECISION_FP64, 1e-9};
-constexpr Case kFloat32 = {"reference", v1::TrainingSpec::PRECISION_FP32, 1e-5};
+constexpr Case kFloat32 = {"cpu", v1::TrainingSpec::PRECISION_FP32, 1e-5};
 constexpr int64_t kSteps = 3;
 
 v1::JobSpec JobOf(const SmallModel& model, const Case& c) {
