@@ -55,6 +55,36 @@ TEST(ActivationPlanTest, LivingTensorsDoNotOverlap) {
   }
 }
 
+// Multi-token prediction runs a block forward and backward between the head's two passes: what the head's passes leave for each
+// other lies where no block writes.
+TEST(ActivationPlanTest, MultiTokenPredictionOverwritesNothingOfTheHead) {
+  v1::JobSpec spec = Job();
+  spec.mutable_model()->mutable_mtp()->set_layers(1);
+  for (const bool recompute : {false, true}) {
+    if (recompute) spec.mutable_training()->set_recompute(v1::TrainingSpec::RECOMPUTE_BLOCK);
+    const Mesh mesh = *Mesh::Create(1, 1, 2);
+    EXPECT_EQ(PlanActivations(spec, mesh, 0).Find("mtp.hidden_gradient"), nullptr);
+    const ActivationPlan plan = PlanActivations(spec, mesh, 1);
+    int kept = 0;
+    for (const PlannedTensor& a : plan.tensors) {
+      if (!a.name.starts_with("mtp.") && a.name != "head.sum" && a.name != "head.rstd" &&
+          a.name != "head.norm" && a.name != "head.norm_gradient" && a.name != "head.row_loss")
+        continue;
+      ++kept;
+      for (const PlannedTensor& b : plan.tensors) {
+        EXPECT_TRUE(&a == &b || a.offset + a.CopyBytes() * a.copies <= b.offset ||
+                    b.offset + b.CopyBytes() * b.copies <= a.offset)
+            << a.name << " and " << b.name;
+      }
+    }
+    EXPECT_EQ(kept, 5 + 12);
+    // A row of sequences behind the targets, and a block behind the stage's own two.
+    EXPECT_EQ(plan.Find("tokens.target")->shape[0], (16 + 1) * 2);
+    EXPECT_EQ(plan.Find("block.input")->copies, 3);
+    EXPECT_EQ(plan.Find("block.qkv")->copies, recompute ? 1 : 3);
+  }
+}
+
 TEST(ActivationPlanTest, RecomputationAndPipelineStagesChangeWhatIsKept) {
   v1::JobSpec spec = Job();
   const Mesh mesh = *Mesh::Create(1, 1, 4);
