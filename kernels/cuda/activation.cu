@@ -23,6 +23,7 @@ struct SwigluArguments {
   T* gate_up_gradient;       // (N, 2D)
   int64_t rows, columns;     // N, D
   float* amax;
+  float limit, alpha, offset;  // not read by the plain kernels: limit infinite if there is none
 };
 
 template <typename T>
@@ -38,7 +39,30 @@ struct GeluArguments {
 template <int N>
 inline constexpr int kInFlight = N == 1 ? 4 : 2;
 
-template <typename T, int N>
+// One element's gate and up as the formula takes them. Comparisons, not min and max, which would make a number of a NaN.
+template <bool kPlain>
+struct SwigluInput {
+  float gate, up;  // cut to the limits, the offset added
+  bool gate_cut, up_cut;
+};
+template <bool kPlain, typename T>
+__device__ __forceinline__ SwigluInput<kPlain> SwigluInputOf(const SwigluArguments<T>& a,
+                                                             float gate, float up) {
+  if constexpr (kPlain) return {gate, up, false, false};
+  const bool gate_cut = gate > a.limit, above = up > a.limit, below = up < -a.limit;
+  return {gate_cut ? a.limit : gate,
+          (above   ? a.limit
+           : below ? -a.limit
+                   : up) +
+              a.offset,
+          gate_cut, above || below};
+}
+template <typename T, bool kPlain>
+__device__ __forceinline__ float GateSigmoid(const SwigluArguments<T>& a, float gate) {
+  return Sigmoid<T>(kPlain ? gate : a.alpha * gate);
+}
+
+template <typename T, int N, bool kPlain>
 __global__ void __launch_bounds__(kStreamThreads) SwigluForwardKernel(SwigluArguments<T> a) {
   constexpr int kItems = kInFlight<N>;
   int most = 0;
@@ -58,8 +82,8 @@ __global__ void __launch_bounds__(kStreamThreads) SwigluForwardKernel(SwigluArgu
           Pack<T, N> output;
 #pragma unroll
           for (int k = 0; k < N; ++k) {
-            const float g = ToFloat(gate[i].at[k]);
-            output.at[k] = FromFloat<T>(g * Sigmoid<T>(g) * ToFloat(up[i].at[k]));
+            const auto in = SwigluInputOf<kPlain>(a, ToFloat(gate[i].at[k]), ToFloat(up[i].at[k]));
+            output.at[k] = FromFloat<T>(in.gate * GateSigmoid<T, kPlain>(a, in.gate) * in.up);
             most = max(most, MagnitudeBits(output.at[k]));
           }
           StorePack(a.output + items[i].row * a.columns + int64_t{items[i].item} * N, output);
@@ -68,8 +92,8 @@ __global__ void __launch_bounds__(kStreamThreads) SwigluForwardKernel(SwigluArgu
   if (a.amax != nullptr) StoreAmax<kStreamThreads>(a.amax, most);
 }
 
-// With s = sigmoid(g): d silu / dg = s (1 + g (1 - s)).
-template <typename T, int N>
+// With s = sigmoid(alpha g): d (g s) / dg = s (1 + alpha g (1 - s)).
+template <typename T, int N, bool kPlain>
 __global__ void __launch_bounds__(kStreamThreads) SwigluBackwardKernel(SwigluArguments<T> a) {
   constexpr int kItems = kInFlight<N>;
   int most = 0;
@@ -91,10 +115,14 @@ __global__ void __launch_bounds__(kStreamThreads) SwigluBackwardKernel(SwigluArg
           Pack<T, N> gate_gradient, up_gradient, output;
 #pragma unroll
           for (int k = 0; k < N; ++k) {
-            const float g = ToFloat(gate[i].at[k]), u = ToFloat(up[i].at[k]);
-            const float d = ToFloat(dy[i].at[k]), sigmoid = Sigmoid<T>(g);
-            gate_gradient.at[k] = FromFloat<T>(d * u * sigmoid * (1.0f + g * (1.0f - sigmoid)));
-            up_gradient.at[k] = FromFloat<T>(d * g * sigmoid);
+            const auto in = SwigluInputOf<kPlain>(a, ToFloat(gate[i].at[k]), ToFloat(up[i].at[k]));
+            const float g = in.gate, u = in.up;
+            const float d = ToFloat(dy[i].at[k]), sigmoid = GateSigmoid<T, kPlain>(a, g);
+            const float slope = kPlain ? g : a.alpha * g;
+            const float dg = d * u * sigmoid * (1.0f + slope * (1.0f - sigmoid));
+            const float du = d * g * sigmoid;
+            gate_gradient.at[k] = FromFloat<T>(in.gate_cut ? 0.0f : dg);
+            up_gradient.at[k] = FromFloat<T>(in.up_cut ? 0.0f : du);
             output.at[k] = FromFloat<T>(g * sigmoid * u);
             most = max(most, MagnitudeBits(gate_gradient.at[k]));
             most = max(most, MagnitudeBits(up_gradient.at[k]));
@@ -195,7 +223,14 @@ SwigluArguments<T> SwigluOf(const mt_swiglu_args& args) {
   a.rows = args.rows;
   a.columns = args.columns;
   a.amax = args.amax;
+  a.limit = args.limit > 0 ? static_cast<float>(args.limit) : __builtin_huge_valf();
+  a.alpha = args.alpha != 0 ? static_cast<float>(args.alpha) : 1.0f;
+  a.offset = static_cast<float>(args.offset);
   return a;
+}
+// Without limit, alpha and offset the kernels are those of a plain SwiGLU: nothing is tested per element.
+bool IsPlain(const mt_swiglu_args& args) {
+  return args.limit == 0 && (args.alpha == 0 || args.alpha == 1) && args.offset == 0;
 }
 
 template <bool kTanh, bool kBackward>
@@ -222,20 +257,26 @@ int32_t Gelu(const mt_gelu_args& args, const Launch& launch) {
 int32_t SwigluForward(const mt_swiglu_args& args, const Launch& launch) {
   return WithType(args.dtype, [&](auto type) {
     using T = decltype(type);
+    constexpr int N = kPackElements<T>;
     const SwigluArguments<T> a = SwigluOf<T>(args);
-    return LaunchPieces<T>(MT_OP_SWIGLU_FORWARD, a, {a.gate_up, a.output},
-                           SwigluForwardKernel<T, kPackElements<T>>, SwigluForwardKernel<T, 1>,
-                           launch);
+    const bool plain = IsPlain(args);
+    return LaunchPieces<T>(
+        MT_OP_SWIGLU_FORWARD, a, {a.gate_up, a.output},
+        plain ? SwigluForwardKernel<T, N, true> : SwigluForwardKernel<T, N, false>,
+        plain ? SwigluForwardKernel<T, 1, true> : SwigluForwardKernel<T, 1, false>, launch);
   });
 }
 
 int32_t SwigluBackward(const mt_swiglu_args& args, const Launch& launch) {
   return WithType(args.dtype, [&](auto type) {
     using T = decltype(type);
+    constexpr int N = kPackElements<T>;
     const SwigluArguments<T> a = SwigluOf<T>(args);
+    const bool plain = IsPlain(args);
     return LaunchPieces<T>(
         MT_OP_SWIGLU_BACKWARD, a, {a.gate_up, a.output, a.output_gradient, a.gate_up_gradient},
-        SwigluBackwardKernel<T, kPackElements<T>>, SwigluBackwardKernel<T, 1>, launch);
+        plain ? SwigluBackwardKernel<T, N, true> : SwigluBackwardKernel<T, N, false>,
+        plain ? SwigluBackwardKernel<T, 1, true> : SwigluBackwardKernel<T, 1, false>, launch);
   });
 }
 

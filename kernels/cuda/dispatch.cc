@@ -1,5 +1,7 @@
 #include "kernels/cuda/dispatch.h"
 
+#include <type_traits>
+
 #include "kernels/host/host.h"
 
 namespace mt::cuda {
@@ -11,6 +13,10 @@ struct Kernel {
   const char* name;
   int32_t (*run)(const Args& args, const Launch& launch);
   int64_t (*workspace)(const Args& args) = nullptr;
+  // What types do not tell; says why not through host::Fail.
+  bool (*supports)(int32_t operation, const Args& args) = nullptr;
+  // Where the choice of kernels depends on the arguments.
+  const char* (*name_of)(const Args& args) = nullptr;
 };
 
 // Calls visit(args, kernel) for the operation; `other` for those that the backend provides and for unknown numbers.
@@ -55,6 +61,22 @@ auto Dispatch(int32_t operation, const void* args, Visit&& visit, Other&& other)
               CrossEntropyGradient);
     OPERATION(MT_OP_CROSS_ENTROPY_COMBINE, mt_cross_entropy_combine_args, "mt:cross-entropy",
               CrossEntropyCombine);
+    OPERATION(MT_OP_MOE_ROUTE_FORWARD, mt_moe_route_args, "mt:moe-route", MoeRouteForward,
+              MoeRouteForwardWorkspace, MoeRouteSupports);
+    OPERATION(MT_OP_MOE_ROUTE_BACKWARD, mt_moe_route_args, "mt:moe-route", MoeRouteBackward,
+              nullptr, MoeRouteSupports);
+    OPERATION(MT_OP_MOE_SORT, mt_moe_sort_args, "mt:moe-sort", MoeSort, MoeSortWorkspace,
+              MoeSortSupports);
+    OPERATION(MT_OP_MOE_GATHER, mt_moe_rows_args, "mt:moe-rows", MoeGather);
+    OPERATION(MT_OP_MOE_COMBINE, mt_moe_rows_args, "mt:moe-rows", MoeCombine);
+    OPERATION(MT_OP_MOE_COMBINE_BACKWARD, mt_moe_rows_args, "mt:moe-rows", MoeCombineBackward);
+    OPERATION(MT_OP_GROUPED_MATMUL, mt_grouped_matmul_args, nullptr, GroupedMatmul, nullptr,
+              GroupedMatmulSupports, GroupedMatmulName);
+    OPERATION(MT_OP_GROUPED_COLUMN_SUM, mt_grouped_column_sum_args, "mt:grouped-reduction",
+              GroupedColumnSum);
+    OPERATION(MT_OP_MLA_EXPAND_FORWARD, mt_mla_expand_args, "mt:mla-expand", MlaExpandForward);
+    OPERATION(MT_OP_MLA_EXPAND_BACKWARD, mt_mla_expand_args, "mt:mla-expand", MlaExpandBackward);
+    OPERATION(MT_OP_BALANCE_UPDATE, mt_balance_update_args, "mt:balance", BalanceUpdate);
     default:
       return other();
   }
@@ -93,6 +115,9 @@ int32_t CheckTypes(int32_t operation, const Args& args) {
     checker.Field("destination_dtype", args.destination_dtype, MT_F32, MT_BF16, MT_F64);
   } else if constexpr (requires { args.value; }) {
     checker.Field("dtype", args.dtype, MT_F32, MT_BF16, MT_F64, MT_I32, MT_I64, MT_U8);
+  } else if constexpr (std::is_same_v<Args, mt_moe_route_args> ||
+                       std::is_same_v<Args, mt_moe_sort_args>) {
+    checker.Field("dtype", args.dtype, MT_F32);  // the statistic type
   } else if constexpr (requires { args.dtype; }) {
     checker.Field("dtype", args.dtype, MT_F32, MT_BF16);
   }
@@ -117,7 +142,12 @@ bool IsAttention(int32_t operation) {
 // MT_OK if `run` would accept everything but the pointers; CheckArguments has accepted the arguments.
 int32_t CheckSupported(int32_t operation, const void* args, const Provided& provided) {
   return Dispatch(
-      operation, args, [&](const auto& a, auto) { return CheckTypes(operation, a); },
+      operation, args,
+      [&](const auto& a, const auto& kernel) -> int32_t {
+        if (const int32_t code = CheckTypes(operation, a); code != MT_OK) return code;
+        return kernel.supports == nullptr || kernel.supports(operation, a) ? MT_OK
+                                                                           : MT_ERROR_UNSUPPORTED;
+      },
       [&]() -> int32_t {
         bool supported = false;
         if (operation == MT_OP_MATMUL) {
@@ -161,7 +191,10 @@ int32_t Supports(int32_t operation, const void* args, const Provided& provided) 
 
 const char* KernelName(int32_t operation, const void* args, const Provided& provided) {
   return Dispatch(
-      operation, args, [](const auto&, const auto& kernel) { return kernel.name; },
+      operation, args,
+      [](const auto& a, const auto& kernel) {
+        return kernel.name_of != nullptr ? kernel.name_of(a) : kernel.name;
+      },
       [&]() -> const char* {
         if (operation == MT_OP_MATMUL)
           return provided.matmul_name(*static_cast<const mt_matmul_args*>(args));

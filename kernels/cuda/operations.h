@@ -30,6 +30,7 @@ int64_t SumWorkspace(const mt_squared_sum_args& args);
 int32_t ClipFactor(const mt_clip_factor_args& args, const Launch& launch);
 int32_t ColumnSum(const mt_column_sum_args& args, const Launch& launch);
 int64_t ColumnSumWorkspace(const mt_column_sum_args& args);
+int32_t BalanceUpdate(const mt_balance_update_args& args, const Launch& launch);
 int32_t AdamW(const mt_adamw_args& args, const Launch& launch);
 int32_t Amax(const mt_amax_args& args, const Launch& launch);
 int32_t Quantize(const mt_quantize_args& args, const Launch& launch);
@@ -63,6 +64,28 @@ int32_t GeluBackward(const mt_gelu_args& args, const Launch& launch);
 int32_t CrossEntropyStatistics(const mt_cross_entropy_args& args, const Launch& launch);
 int32_t CrossEntropyCombine(const mt_cross_entropy_combine_args& args, const Launch& launch);
 int32_t CrossEntropyGradient(const mt_cross_entropy_args& args, const Launch& launch);
+
+// moe_route.cu, moe_sort.cu, moe_rows.cu. Functions named `Supports` say why not through host::Fail.
+bool MoeRouteSupports(int32_t operation, const mt_moe_route_args& args);
+int32_t MoeRouteForward(const mt_moe_route_args& args, const Launch& launch);
+int64_t MoeRouteForwardWorkspace(const mt_moe_route_args& args);
+int32_t MoeRouteBackward(const mt_moe_route_args& args, const Launch& launch);
+bool MoeSortSupports(int32_t operation, const mt_moe_sort_args& args);
+int32_t MoeSort(const mt_moe_sort_args& args, const Launch& launch);
+int64_t MoeSortWorkspace(const mt_moe_sort_args& args);
+int32_t MoeGather(const mt_moe_rows_args& args, const Launch& launch);
+int32_t MoeCombine(const mt_moe_rows_args& args, const Launch& launch);
+int32_t MoeCombineBackward(const mt_moe_rows_args& args, const Launch& launch);
+
+// grouped_matmul*.cu, grouped_column_sum.cu
+bool GroupedMatmulSupports(int32_t operation, const mt_grouped_matmul_args& args);
+const char* GroupedMatmulName(const mt_grouped_matmul_args& args);
+int32_t GroupedMatmul(const mt_grouped_matmul_args& args, const Launch& launch);
+int32_t GroupedColumnSum(const mt_grouped_column_sum_args& args, const Launch& launch);
+
+// mla_expand.cu
+int32_t MlaExpandForward(const mt_mla_expand_args& args, const Launch& launch);
+int32_t MlaExpandBackward(const mt_mla_expand_args& args, const Launch& launch);
 
 // attention_flash*.cu: our own kernels, every type and head size up to 256. cuDNN's are in attention_cudnn.h.
 bool FlashAttentionSupports(const mt_attention_args& args,

@@ -93,7 +93,41 @@ __global__ void __launch_bounds__(kFlatThreads)
   FlatLoop<N, 2>(work, count);
 }
 
+struct Balance {
+  float* bias;        // (count)
+  const float* load;  // (count)
+  float rate, target;
+  int64_t count;
+};
+
+// One thread per expert: there are hundreds.
+template <typename T>
+__global__ void __launch_bounds__(kFlatThreads)
+    BalanceKernel(Balance a, T* parameter, const double* scale) {
+  if (scale != nullptr && !isfinite(*scale)) return;
+  const int64_t step = int64_t{gridDim.x} * kFlatThreads;
+  for (int64_t i = int64_t{blockIdx.x} * kFlatThreads + threadIdx.x; i < a.count; i += step) {
+    const float lack = a.target - a.load[i];
+    const float bias = a.bias[i] + (lack > 0 ? a.rate : lack < 0 ? -a.rate : 0.0f);
+    a.bias[i] = bias;
+    parameter[i] = FromFloat<T>(bias);  // may be the same memory
+  }
+}
+
 }  // namespace
+
+int32_t BalanceUpdate(const mt_balance_update_args& args, const Launch& launch) {
+  if (args.count == 0) return MT_OK;
+  const Balance a = {static_cast<float*>(args.bias), static_cast<const float*>(args.load),
+                     static_cast<float>(args.rate), static_cast<float>(args.target), args.count};
+  MT_CUDA(WithType(args.dtype, [&](auto type) {
+    using T = decltype(type);
+    auto* kernel = BalanceKernel<T>;
+    return MT_LAUNCH(kernel, FlatBlocks(args.count, 1, launch), kFlatThreads, 0, launch.stream, a,
+                     static_cast<T*>(args.parameter), args.gradient_scale_pointer);
+  }));
+  return MT_OK;
+}
 
 int32_t AdamW(const mt_adamw_args& args, const Launch& launch) {
   if (args.count == 0) return MT_OK;

@@ -15,7 +15,7 @@ constexpr int kScanThreads = 1024;
 struct Unsorted {
   const int32_t *keys, *rows;
   int64_t count, start, largest_key;
-  int shift, digits;
+  int shift, digit_bits, digits;
 
   __device__ __forceinline__ int32_t Key(int64_t i) const {
     if (rows != nullptr) return keys[i];
@@ -71,16 +71,6 @@ __global__ void __launch_bounds__(kScanThreads) SumCounts(int32_t* counts, int64
   }
 }
 
-// Lanes with the same digit as this one, among those that have a row.
-__device__ __forceinline__ unsigned SameDigit(int digit, bool exists, int digits) {
-  unsigned same = __ballot_sync(kAllLanes, exists);
-  for (int bit = 1; bit < digits; bit *= 2) {
-    const unsigned votes = __ballot_sync(kAllLanes, (digit & bit) != 0);
-    same &= (digit & bit) != 0 ? votes : ~votes;
-  }
-  return same;
-}
-
 // A warp has 32 * kRounds neighbouring rows of the tile and takes them in order, 32 at a time: a row's place is where its digit's
 // rows of the tile begin, plus those of earlier warps, of earlier rounds and of lower lanes.
 __global__ void __launch_bounds__(kThreads)
@@ -99,7 +89,7 @@ __global__ void __launch_bounds__(kThreads)
       const bool exists = i < input.count;
       key[round] = exists ? input.Key(i) : 0;
       const int digit = input.Digit(key[round]);
-      const unsigned same = SameDigit(digit, exists, input.digits);
+      const unsigned same = LanesWithKey(digit, exists, input.digit_bits);
       const int below = __popc(same & ((1u << lane) - 1u));
       const int before = counts[warp][digit];
       rank[round] = before + below;
@@ -136,7 +126,7 @@ int32_t SortRows(const int32_t* ids, int64_t count, int64_t start, int64_t keys,
   const SortPlan plan = PlanSort(count, keys);
   int32_t* const pairs[2] = {scratch, scratch + 2 * count};  // keys, then rows
   int32_t* const counts = scratch + 4 * count;
-  Unsorted input = {ids, nullptr, count, start, keys, 0, 1 << plan.digit_bits};
+  Unsorted input = {ids, nullptr, count, start, keys, 0, plan.digit_bits, 1 << plan.digit_bits};
   for (int pass = 0; pass < plan.passes; ++pass) {
     int32_t* const output = pairs[pass % 2];
     MT_CUDA(MT_LAUNCH(CountDigits, GridOf(plan.tiles), kThreads, 0, launch.stream, input,

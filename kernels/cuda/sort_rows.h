@@ -44,4 +44,15 @@ struct SortedRows {
 int32_t SortRows(const int32_t* ids /* (count) */, int64_t count, int64_t start, int64_t keys,
                  int32_t* scratch, SortedRows* sorted, const Launch& launch);
 
+// The lanes that have the same key as this one, among those whose row exists; keys are below 2^bits. All 32 lanes take part.
+__device__ __forceinline__ unsigned LanesWithKey(int key, bool exists, int bits) {
+  unsigned same = __ballot_sync(0xffffffffu, exists);
+  for (int bit = 0; bit < bits; ++bit) {
+    const bool set = (key >> bit & 1) != 0;
+    const unsigned votes = __ballot_sync(0xffffffffu, set);
+    same &= set ? votes : ~votes;
+  }
+  return same;
+}
+
 }  // namespace mt::cuda

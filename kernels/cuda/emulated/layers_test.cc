@@ -1,184 +1,10 @@
 // layers_test REFERENCE_LIBRARY EMULATED_LIBRARY: what the table of cases (kernels/conformance) does not say about norms,
 // rotations, activations, cross entropy and the embedding: every size at which a kernel changes its way of working, any
 // alignment, the same bits in any order of threads and blocks.
-#include <gtest/gtest.h>
-#include <stdlib.h>
-
-#include <cmath>
-#include <cstring>
-#include <functional>
-#include <memory>
-#include <random>
-#include <string>
-#include <vector>
-
-#include "kernels/abi/small_floats.h"
-#include "kernels/conformance/runner.h"
+#include "kernels/cuda/emulated/problem.h"
 
 namespace mt::cuda {
 namespace {
-
-const mt_backend* reference = nullptr;
-const mt_backend* emulated = nullptr;
-
-int64_t Bytes(int32_t dtype) { return dtype == MT_BF16 ? 2 : 4; }
-
-// A tensor of one problem: its values for the reference and for the kernels, the latter at `offset` elements past a multiple of
-// 64 bytes and between canaries.
-class Tensor {
- public:
-  Tensor(std::string name, int32_t dtype, const std::vector<float>& values, int64_t offset)
-      : name_(std::move(name)),
-        dtype_(dtype),
-        count_(static_cast<int64_t>(values.size())),
-        expected_(Size()),
-        storage_(Size() + 256 + static_cast<size_t>(offset * Bytes(dtype)), '\x5a') {
-    auto* start = storage_.data() + 64;
-    start += (64 - reinterpret_cast<uintptr_t>(start) % 64) % 64;
-    actual_ = start + offset * Bytes(dtype);
-    for (int64_t i = 0; i < count_; ++i) {
-      const float value = values[static_cast<size_t>(i)];
-      const uint16_t rounded = mt_bf16_from_float(value);
-      const auto whole = static_cast<int32_t>(value);
-      const void* from = dtype == MT_BF16  ? static_cast<const void*>(&rounded)
-                         : dtype == MT_I32 ? static_cast<const void*>(&whole)
-                                           : &value;
-      std::memcpy(expected_.data() + i * Bytes(dtype), from, static_cast<size_t>(Bytes(dtype)));
-    }
-    std::memcpy(actual_, expected_.data(), Size());
-  }
-  void* Of(bool kernels) { return kernels ? actual_ : expected_.data(); }
-  std::string Contents() const { return {actual_, Size()}; }
-
-  // Empty, or what is wrong. `size` is the tensor's root mean square for sums of either sign.
-  std::string Compare() const {
-    for (const char* p = storage_.data(); p < storage_.data() + storage_.size(); ++p) {
-      if ((p < actual_ || p >= actual_ + Size()) && *p != '\x5a') return name_ + ": canary";
-    }
-    double square = 0;
-    for (int64_t i = 0; i < count_; ++i)
-      square += At(expected_.data(), i) * At(expected_.data(), i);
-    const double size = std::sqrt(square / static_cast<double>(std::max<int64_t>(count_, 1)));
-    for (int64_t i = 0; i < count_; ++i) {
-      const double x = At(actual_, i), y = At(expected_.data(), i);
-      const double relative = dtype_ == MT_BF16 ? 0x1p-7 : 5e-6;
-      const double scale = std::max(std::fabs(y), dtype_ == MT_BF16 ? 1e-3 * size : size);
-      if (!(std::fabs(x - y) <= 1e-6 + relative * scale)) {
-        return name_ + "[" + std::to_string(i) + "] = " + std::to_string(x) + ", expected " +
-               std::to_string(y);
-      }
-    }
-    return "";
-  }
-
- private:
-  size_t Size() const { return static_cast<size_t>(count_ * Bytes(dtype_)); }
-  double At(const char* data, int64_t i) const {
-    if (dtype_ == MT_BF16) return mt_float_from_bf16(reinterpret_cast<const uint16_t*>(data)[i]);
-    if (dtype_ == MT_I32) return reinterpret_cast<const int32_t*>(data)[i];
-    return reinterpret_cast<const float*>(data)[i];
-  }
-  std::string name_;
-  int32_t dtype_;
-  int64_t count_;
-  std::vector<char> expected_, storage_;
-  char* actual_;
-};
-
-// A pointer to whatever the field wants.
-struct Any {
-  void* pointer;
-  template <typename T>
-  operator T*() const {  // NOLINT(google-explicit-constructor)
-    return static_cast<T*>(pointer);
-  }
-};
-
-// One call on both backends. Tensors are made in the order in which they are named; `dtype` data are at `offset`.
-class Problem {
- public:
-  Problem(int32_t dtype, int64_t offset) : dtype_(dtype), offset_(offset) {}
-
-  int Normal(const char* name, int64_t count, float mean = 0, float spread = 1) {
-    return Add(name, dtype_, count, mean, spread);
-  }
-  int Statistic(const char* name, int64_t count, float mean = 0, float spread = 0) {
-    return Add(name, MT_F32, count, mean, spread);
-  }
-  int Integers(const char* name, std::vector<float> values) {
-    tensors_.push_back(std::make_unique<Tensor>(name, MT_I32, values, 0));
-    return static_cast<int>(tensors_.size()) - 1;
-  }
-  // `fill(args, at)` sets all of the arguments but sizes of structs, types and workspace; at(-1) is null.
-  template <typename Args, typename Fill>
-  std::string Run(int32_t operation, Fill&& fill) {
-    Call<Args>(false, operation, fill);
-    Call<Args>(true, operation, fill);
-    for (const auto& tensor : tensors_) {
-      if (std::string wrong = tensor->Compare(); !wrong.empty()) return wrong;
-      contents_ += tensor->Contents();
-    }
-    return "";
-  }
-  // The bits of all tensors after Run.
-  const std::string& contents() const { return contents_; }
-
- private:
-  int Add(const char* name, int32_t dtype, int64_t count, float mean, float spread) {
-    std::vector<float> values(static_cast<size_t>(count));
-    std::normal_distribution<float> normal;
-    for (float& value : values) value = mean + spread * normal(random_);
-    tensors_.push_back(
-        std::make_unique<Tensor>(name, dtype, values, dtype == dtype_ ? offset_ : 0));
-    return static_cast<int>(tensors_.size()) - 1;
-  }
-  template <typename Args, typename Fill>
-  void Call(bool kernels, int32_t operation, Fill&& fill) {
-    const mt_backend* backend = kernels ? emulated : reference;
-    Args args = {};
-    args.struct_size = sizeof args;
-    args.dtype = dtype_;
-    if constexpr (requires { args.gradient_dtype; }) args.gradient_dtype = MT_F32;
-    fill(args, [&](int i) -> Any {
-      return {i < 0 ? nullptr : tensors_[static_cast<size_t>(i)]->Of(kernels)};
-    });
-    std::vector<double> workspace;
-    if constexpr (requires { args.workspace; }) {
-      const int64_t bytes = backend->workspace_bytes(operation, &args);
-      ASSERT_GE(bytes, 0) << backend->error_message();
-      workspace.assign(static_cast<size_t>(bytes) / 8 + 4, NAN);
-      auto address = reinterpret_cast<uintptr_t>(workspace.data());
-      args.workspace = reinterpret_cast<void*>((address + 15) / 16 * 16);
-      args.workspace_bytes = static_cast<size_t>(bytes);
-    }
-    ASSERT_EQ(backend->run(operation, &args, nullptr), MT_OK) << backend->error_message();
-  }
-  int32_t dtype_;
-  int64_t offset_;
-  std::mt19937 random_{7};
-  std::vector<std::unique_ptr<Tensor>> tensors_;
-  std::string contents_;
-};
-
-// `solve` makes and runs a problem of a type and offset, and returns its bits. They are compared with the reference there, and
-// here among orders of threads and blocks.
-void Check(const std::string& what, const std::function<std::string(Problem&)>& solve,
-           const std::vector<int64_t>& offsets = {0, 1}) {
-  for (const int32_t dtype : {MT_F32, MT_BF16}) {
-    for (const int64_t offset : offsets) {
-      std::string first;
-      for (const char* seed : {"0", "1"}) {
-        setenv("MT_EMULATOR_SEED", seed, 1);
-        Problem problem(dtype, offset);
-        const std::string wrong = solve(problem);
-        ASSERT_EQ(wrong, "") << what << " type " << dtype << " offset " << offset << " seed "
-                             << seed;
-        if (first.empty()) first = problem.contents();
-        ASSERT_EQ(first == problem.contents(), true) << what << ": other bits with seed " << seed;
-      }
-    }
-  }
-}
 
 // Where a row's owner changes: shapes of RowShape, their edges, rows that fit neither registers nor packs.
 constexpr int64_t kColumns[] = {8, 248, 256, 257, 264, 512, 520, 1024, 2048, 4096, 8192, 8200};
@@ -353,34 +179,54 @@ TEST(Rotations, WithNormsForEveryHead) {
   CheckQkNorm({16, 0}, true, 0, 2000, false);  // every block has several heads
 }
 
+struct Clamp {
+  double limit = 0, alpha = 0, offset = 0;
+};
+std::string RunSwiglu(Problem& p, int64_t rows, int64_t columns, const Clamp& clamp) {
+  const int64_t n = rows * columns;
+  const int gate_up = p.Normal("gate_up", 2 * n, 0, 3), output = p.Normal("output", n);
+  const int amax = p.Statistic("amax", 1);
+  return p.Run<mt_swiglu_args>(MT_OP_SWIGLU_FORWARD, [&](mt_swiglu_args& args, auto at) {
+    args.rows = rows;
+    args.columns = columns;
+    args.gate_up = at(gate_up);
+    args.output = at(output);
+    args.amax = at(amax);
+    args.limit = clamp.limit;
+    args.alpha = clamp.alpha;
+    args.offset = clamp.offset;
+  });
+}
+// `again`: the output is made again. The gradient lies over the inputs.
+std::string RunSwigluBackward(Problem& p, int64_t rows, int64_t columns, const Clamp& clamp,
+                              bool again) {
+  const int64_t n = rows * columns;
+  const int gate_up = p.Normal("gate_up", 2 * n, 0, 3), output = p.Normal("output", n);
+  const int dy = p.Normal("output_gradient", n), amax = p.Statistic("amax", 1);
+  return p.Run<mt_swiglu_args>(MT_OP_SWIGLU_BACKWARD, [&](mt_swiglu_args& args, auto at) {
+    args.rows = rows;
+    args.columns = columns;
+    args.gate_up = at(gate_up);
+    args.output = at(again ? output : -1);
+    args.output_gradient = at(dy);
+    args.gate_up_gradient = at(gate_up);
+    args.amax = at(amax);
+    args.limit = clamp.limit;
+    args.alpha = clamp.alpha;
+    args.offset = clamp.offset;
+  });
+}
+
 TEST(Activations, AtEverySize) {
   for (const int64_t columns : {1, 7, 8, 24, 264, 2056}) {
     const int64_t rows = columns > 1000 ? 3 : 37, n = rows * columns;
-    Check("swiglu of " + std::to_string(columns), [&](Problem& p) {
-      const int gate_up = p.Normal("gate_up", 2 * n, 0, 3), output = p.Normal("output", n);
-      const int amax = p.Statistic("amax", 1);
-      return p.Run<mt_swiglu_args>(MT_OP_SWIGLU_FORWARD, [&](mt_swiglu_args& args, auto at) {
-        args.rows = rows;
-        args.columns = columns;
-        args.gate_up = at(gate_up);
-        args.output = at(output);
-        args.amax = at(amax);
-      });
-    });
-    for (const bool again : {false, true}) {
-      Check("swiglu's gradient of " + std::to_string(columns), [&](Problem& p) {
-        const int gate_up = p.Normal("gate_up", 2 * n, 0, 3), output = p.Normal("output", n);
-        const int dy = p.Normal("output_gradient", n), amax = p.Statistic("amax", 1);
-        return p.Run<mt_swiglu_args>(MT_OP_SWIGLU_BACKWARD, [&](mt_swiglu_args& args, auto at) {
-          args.rows = rows;
-          args.columns = columns;
-          args.gate_up = at(gate_up);
-          args.output = at(again ? output : -1);
-          args.output_gradient = at(dy);
-          args.gate_up_gradient = at(gate_up);
-          args.amax = at(amax);
-        });
-      });
+    for (const Clamp& clamp : {Clamp{}, {2.5, 1.702, 1}, {3, 0, 0}, {0, 0.5, -1}}) {
+      Check("swiglu of " + std::to_string(columns),
+            [&](Problem& p) { return RunSwiglu(p, rows, columns, clamp); });
+      for (const bool again : {false, true}) {
+        Check("swiglu's gradient of " + std::to_string(columns),
+              [&](Problem& p) { return RunSwigluBackward(p, rows, columns, clamp, again); });
+      }
     }
     for (const int kind : {0, 1, 2, 3, 4, 5, 6, 7}) {
       const bool backward = (kind & 1) != 0, bias = (kind & 2) != 0;
@@ -534,19 +380,6 @@ TEST(Embedding, AnIdsGradientDependsOnItsOwnRowsAlone) {
   const std::vector<float> second = gradient(kVocab / 2, kVocab / 2);
   halves.insert(halves.end(), second.begin(), second.end());
   EXPECT_EQ(gradient(0, kVocab), halves);
-}
-
-int Main(int argc, char** argv) {
-  ::testing::InitGoogleTest(&argc, argv);
-  std::string error;
-  if (argc == 3) reference = conformance::LoadLibrary(argv[1], &error);
-  if (reference != nullptr) emulated = conformance::LoadLibrary(argv[2], &error);
-  if (emulated == nullptr) {
-    std::fprintf(stderr, "usage: %s REFERENCE_LIBRARY EMULATED_LIBRARY %s\n", argv[0],
-                 error.c_str());
-    return 2;
-  }
-  return RUN_ALL_TESTS();
 }
 
 }  // namespace
