@@ -44,6 +44,8 @@ RankShape ShapeOf(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
   s.qkv = s.query + 2 * s.kv_heads * s.head_dim;
   s.ffn = m.ffn() / mesh.tensor();
   s.gate_up = IsGated(m) ? 2 * s.ffn : s.ffn;
+  s.expert_ffn = m.moe().ffn() / mesh.tensor();
+  s.shared_ffn = m.moe().shared_ffn() / mesh.tensor();
   s.vocab_rows = layout.vocab_rows;
   s.vocab_start = layout.vocab_start;
   s.vocab_valid = layout.vocab_valid;
@@ -78,6 +80,7 @@ ActivationPlan PlanActivations(const v1::JobSpec& spec, const Mesh& mesh, int ra
   PlanAttention(plan);
   PlanMla(plan);
   PlanFeedForward(plan);
+  PlanMoe(plan);
   PlanFp8(plan);
   PlanHead(plan);
   PlanMtp(plan);

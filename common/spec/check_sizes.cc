@@ -2,6 +2,8 @@
 #include <algorithm>
 
 #include "common/spec/activation_plan.h"
+#include "common/spec/check_moe.h"
+#include "common/spec/model_traits.h"
 #include "common/spec/round_up.h"
 
 namespace mt {
@@ -117,7 +119,8 @@ absl::Status CheckSizes(const v1::JobSpec& spec, const Mesh& mesh) {
   MT_RETURN_IF_ERROR(CheckModel(spec));
   MT_RETURN_IF_ERROR(CheckTensorSplit("model.heads", m.heads(), mesh.tensor()));
   MT_RETURN_IF_ERROR(CheckTensorSplit("model.kv_heads", m.kv_heads(), mesh.tensor()));
-  MT_RETURN_IF_ERROR(CheckTensorSplit("model.ffn", m.ffn(), mesh.tensor()));
+  if (!IsMoe(m, 0)) MT_RETURN_IF_ERROR(CheckTensorSplit("model.ffn", m.ffn(), mesh.tensor()));
+  MT_RETURN_IF_ERROR(CheckMoe(spec, mesh));
   if (m.layers() < mesh.pipeline()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "parallel.pipeline = ", mesh.pipeline(), " needs a layer per stage, but model.layers = ",

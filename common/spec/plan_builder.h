@@ -93,6 +93,7 @@ void PlanStream(PlanBuilder& plan);       // tokens, and the residual stream wit
 void PlanAttention(PlanBuilder& plan);    // grouped-query
 void PlanMla(PlanBuilder& plan);          // multi-head latent attention
 void PlanFeedForward(PlanBuilder& plan);  // dense
+void PlanMoe(PlanBuilder& plan);
 void PlanFp8(PlanBuilder& plan);
 void PlanHead(PlanBuilder& plan);
 void PlanMtp(PlanBuilder& plan);  // multi-token prediction, but for its block

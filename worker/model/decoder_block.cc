@@ -47,12 +47,19 @@ absl::Status FirstHalf(ModelContext& context, const BlockWeights& w, const Block
 // scratch.gradient (of the block's output) -> scratch.middle_gradient (of `middle`).
 absl::Status SecondHalfBackward(ModelContext& context, const BlockWeights& w,
                                 const BlockActivations& a, const BlockScratch& scratch) {
-  MT_ASSIGN_OR_RETURN(void* dx, FeedForwardBackwardInput(context, w.feed_forward, scratch.gradient,
-                                                         a.feed_forward, scratch.feed_forward));
+  const bool moe = IsMoe(context.model, w.layer);
+  MT_ASSIGN_OR_RETURN(void* dx,
+                      moe ? MoeBackwardInput(context, w.moe, scratch.gradient, a.moe, scratch.moe)
+                          : FeedForwardBackwardInput(context, w.feed_forward, scratch.gradient,
+                                                     a.feed_forward, scratch.feed_forward));
   MT_RETURN_IF_ERROR(
       NormBackward(context, w.second_norm, a.middle, a.second_norm,
                    {.output = dx, .residual = scratch.gradient, .input = scratch.middle_gradient},
                    a.attention_amax.output_gradient));
+  if (moe) {
+    return MoeBackwardWeight(context, w.moe, a.second_norm.output, scratch.gradient, a.moe,
+                             scratch.moe);
+  }
   return FeedForwardBackwardWeight(context, w.feed_forward, a.second_norm.output, scratch.gradient,
                                    a.feed_forward, scratch.feed_forward);
 }
@@ -74,6 +81,10 @@ absl::StatusOr<void*> BlockForward(ModelContext& context, const BlockWeights& we
                                    const BlockInput& input, const BlockActivations& activations,
                                    const BlockScratch& scratch) {
   MT_RETURN_IF_ERROR(FirstHalf(context, weights, input, activations, scratch));
+  if (IsMoe(context.model, weights.layer)) {
+    return MoeForward(context, weights.moe, activations.second_norm.output, activations.moe,
+                      scratch.moe);
+  }
   return FeedForwardForward(context, weights.feed_forward, activations.second_norm.output,
                             activations.feed_forward, scratch.feed_forward);
 }
@@ -81,6 +92,10 @@ absl::StatusOr<void*> BlockForward(ModelContext& context, const BlockWeights& we
 absl::Status BlockRecompute(ModelContext& context, const BlockWeights& weights,
                             const BlockActivations& activations, const BlockScratch& scratch) {
   MT_RETURN_IF_ERROR(FirstHalf(context, weights, {}, activations, scratch));
+  if (IsMoe(context.model, weights.layer)) {
+    return MoeRecompute(context, weights.moe, activations.second_norm.output, activations.moe,
+                        scratch.moe);
+  }
   return FeedForwardRecompute(context, weights.feed_forward, activations.second_norm.output,
                               activations.feed_forward, scratch.feed_forward);
 }

@@ -15,6 +15,7 @@
 #include "worker/model/context.h"
 #include "worker/model/feed_forward.h"
 #include "worker/model/mla.h"
+#include "worker/model/moe.h"
 #include "worker/model/norm.h"
 
 namespace mt {
@@ -26,6 +27,7 @@ struct BlockWeights {
   AttentionWeights attention;
   MlaWeights mla;
   FeedForwardWeights feed_forward;
+  MoeWeights moe;
 };
 
 // Largest absolute values that a norm next to a part finds on its way, for the part's products; null unless precision is fp8.
@@ -42,6 +44,7 @@ struct BlockActivations {
   AttentionActivations attention;
   MlaActivations mla;
   FeedForwardActivations feed_forward;
+  MoeActivations moe;
   PartAmax attention_amax, feed_forward_amax;
   float* input_gradient_amax = nullptr;  // of the block before: it is that block's output gradient
 };
@@ -53,6 +56,7 @@ struct BlockScratch {
   AttentionScratch attention;
   MlaScratch mla;
   FeedForwardScratch feed_forward;
+  MoeScratch moe;
 };
 
 // What enters a block: `delta` (S, C) and `residual` (S, C) to be added into activations.input, or

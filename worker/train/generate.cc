@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/abi/philox.h"
+#include "worker/train/expert_balance.h"
 #include "worker/train/flat_state.h"
 #include "worker/train/stage.h"
 
@@ -61,6 +62,7 @@ struct Generator::State {
   int64_t context = 0, vocab = 0;
   Operations* operations = nullptr;
   std::unique_ptr<FlatState> flat;
+  std::unique_ptr<ExpertBalance> balance;  // null without experts
   std::unique_ptr<Stage> stage;
   std::vector<int32_t> ids;
   std::vector<char> logits;
@@ -86,11 +88,15 @@ absl::StatusOr<std::unique_ptr<Generator>> Generator::Create(const v1::ModelSpec
       state->flat,
       FlatState::Create(LayoutOf(model, mesh, 0), {.types = types, .trained = false}, operations));
   MT_ASSIGN_OR_RETURN(
+      state->balance,
+      ExpertBalance::Create(spec, mesh, 0, {.types = types, .trained = false}, operations));
+  MT_ASSIGN_OR_RETURN(
       state->stage,
-      Stage::Create(ModelContext(ShapeOf(spec, mesh, 0), types, model, operations, nullptr),
-                    PlanActivations(spec, mesh, 0),
-                    {.recompute = true, .tied = model.tie_embeddings()}, state->flat.get(),
-                    operations));
+      Stage::Create(
+          ModelContext(ShapeOf(spec, mesh, 0), types, model, operations, nullptr),
+          PlanActivations(spec, mesh, 0),
+          {.recompute = true, .tied = model.tie_embeddings(), .balance = state->balance.get()},
+          state->flat.get(), operations));
   state->ids.resize(static_cast<size_t>(context));
   state->logits.resize(static_cast<size_t>(model.vocab() * BytesPerNumber(types.data)));
   state->stage->context().planning = true;
@@ -102,7 +108,14 @@ absl::StatusOr<std::unique_ptr<Generator>> Generator::Create(const v1::ModelSpec
   return std::unique_ptr<Generator>(new Generator(std::move(state)));
 }
 
-std::vector<TensorBox> Generator::LoadTargets() { return state_->flat->LoadBoxes(); }
+std::vector<TensorBox> Generator::LoadTargets() {
+  std::vector<TensorBox> boxes = state_->flat->LoadBoxes();
+  if (state_->balance != nullptr) {
+    const std::vector<TensorBox> biases = state_->balance->LoadBoxes();
+    boxes.insert(boxes.end(), biases.begin(), biases.end());
+  }
+  return boxes;
+}
 
 absl::Status Generator::Logits(std::span<const int32_t> tokens, std::span<double> logits) {
   State& s = *state_;

@@ -33,7 +33,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelContext& context
 
 absl::Status Stage::Bind() {
   const RankShape& s = context_.shape;
-  const StageBinder binder(context_, plan_, arena_, *state_);
+  const StageBinder binder(context_, plan_, arena_, *state_, options_.balance);
   for (int64_t block = 0; block < s.blocks; ++block)
     weights_.push_back(binder.WeightsOf(s.first_layer + block));
   for (int64_t slot = 0; slot < s.in_flight; ++slot) {

@@ -31,6 +31,7 @@ class Stage {
     bool tied = false;
     LossOptions loss;
     LossOptions mtp_loss;
+    const ExpertBalance* balance = nullptr;  // of a model with experts; outlives the stage
   };
   // Allocates the arena, makes the rotation table. `state` and `operations` outlive the stage.
   static absl::StatusOr<std::unique_ptr<Stage>> Create(const ModelContext& context,

@@ -65,6 +65,35 @@ FeedForwardWeights StageBinder::FeedForwardOf(const std::string& block) const {
           .down = Linear(block + "mlp.down_proj", s.ffn, s.hidden, false)};
 }
 
+ExpertMatrices StageBinder::Experts(const std::string& first, int64_t in, int64_t out) const {
+  return {.weight = state_.Weight(first + ".weight"),
+          .weight_gradient = state_.Gradient(first + ".weight"),
+          .in = in,
+          .out = out,
+          .stride = in * out,
+          .bias = state_.Weight(first + ".bias"),
+          .bias_gradient = state_.Gradient(first + ".bias")};
+}
+
+MoeWeights StageBinder::MoeOf(const std::string& block, int64_t layer) const {
+  const RankShape& s = context_.shape;
+  MoeWeights moe = {
+      .router = {.weight = state_.Weight(block + "mlp.gate.weight"),
+                 .weight_gradient = state_.Gradient(block + "mlp.gate.weight"),
+                 .bias = state_.Weight(block + "mlp.gate.bias"),
+                 .bias_gradient = state_.Gradient(block + "mlp.gate.bias"),
+                 .selection_bias = balance_->SelectionBias(layer),
+                 .training = balance_->Training(layer)},
+      .gate_up = Experts(block + "mlp.experts.0.gate_proj", s.hidden, 2 * s.expert_ffn),
+      .down = Experts(block + "mlp.experts.0.down_proj", s.expert_ffn, s.hidden)};
+  if (s.shared_ffn > 0) {
+    const std::string shared = block + "mlp.shared_experts.";
+    moe.shared = {.gate_up = Linear(shared + "gate_proj", s.hidden, 2 * s.shared_ffn, true),
+                  .down = Linear(shared + "down_proj", s.shared_ffn, s.hidden, false)};
+  }
+  return moe;
+}
+
 BlockWeights StageBinder::WeightsOf(int64_t layer) const {
   const int64_t hidden = context_.shape.hidden;
   const std::string at = absl::StrCat("model.layers.", layer, ".");
@@ -76,8 +105,27 @@ BlockWeights StageBinder::WeightsOf(int64_t layer) const {
   } else {
     weights.attention = AttentionOf(at);
   }
-  if (!IsMoe(context_.model, layer)) weights.feed_forward = FeedForwardOf(at);
+  if (IsMoe(context_.model, layer)) {
+    weights.moe = MoeOf(at, layer);
+  } else {
+    weights.feed_forward = FeedForwardOf(at);
+  }
   return weights;
+}
+
+MoeActivations StageBinder::MoeActivationsOf(int64_t slot, int64_t block) const {
+  const auto tensor = [&](absl::string_view name) { return TensorOf(name, slot, block); };
+  const auto integers = [&](absl::string_view name) { return static_cast<int32_t*>(tensor(name)); };
+  return {.router = {.logits = tensor("moe.logits"),
+                     .ids = integers("moe.ids"),
+                     .weights = tensor("moe.weights"),
+                     .balance_gradient = static_cast<double*>(tensor("moe.balance_gradient"))},
+          .position = integers("moe.position"),
+          .source = integers("moe.source"),
+          .offsets = integers("moe.offsets"),
+          .gate_up = tensor("moe.gate_up"),
+          .output = tensor("moe.output"),
+          .shared = {.gate_up = tensor("moe.shared_gate_up")}};
 }
 
 BlockActivations StageBinder::ActivationsOf(int64_t slot, int64_t block) const {
@@ -101,7 +149,8 @@ BlockActivations StageBinder::ActivationsOf(int64_t slot, int64_t block) const {
               .value = tensor("mla.value"),
               .output = tensor("mla.output"),
               .lse = tensor("mla.lse")},
-      .feed_forward = {.gate_up = tensor("block.gate_up")}};
+      .feed_forward = {.gate_up = tensor("block.gate_up")},
+      .moe = MoeActivationsOf(slot, block)};
 }
 
 PartScratch StageBinder::Part() const {
@@ -109,6 +158,26 @@ PartScratch StageBinder::Part() const {
           .norm_gradient = Tensor("block.norm_gradient"),
           .gathered_input = Tensor("gathered.input"),
           .gathered_gradient = Tensor("gathered.gradient")};
+}
+
+MoeScratch StageBinder::MoeScratchOf() const {
+  return {.part = Part(),
+          .router = {.input = Tensor("moe.router_input"),
+                     .input_again = Tensor("moe.router_input_again"),
+                     .weight = Tensor("moe.router_weight"),
+                     .input_gradient = Tensor("moe.router_input_gradient"),
+                     .counts64 = static_cast<double*>(Tensor("moe.counts64")),
+                     .counts = Tensor("moe.counts"),
+                     .weights_gradient = Tensor("moe.weights_gradient"),
+                     .logits_gradient = Tensor("moe.logits_gradient")},
+          .sorted = Tensor("moe.sorted"),
+          .sorted_again = Tensor("moe.sorted_again"),
+          .activated = Tensor("moe.activated"),
+          .activated_gradient = Tensor("moe.activated_gradient"),
+          .activated_again = Tensor("moe.activated_again"),
+          .shared = {.activated = Tensor("moe.shared_activated"),
+                     .activated_gradient = Tensor("moe.shared_activated_gradient"),
+                     .activated_again = Tensor("moe.shared_activated_again")}};
 }
 
 BlockScratch StageBinder::Scratch() const {
@@ -136,7 +205,8 @@ BlockScratch StageBinder::Scratch() const {
           .feed_forward = {.part = Part(),
                            .activated = Tensor("block.activated"),
                            .activated_gradient = Tensor("block.activated_gradient"),
-                           .activated_again = Tensor("block.activated_again")}};
+                           .activated_again = Tensor("block.activated_again")},
+          .moe = MoeScratchOf()};
 }
 
 HeadWeights StageBinder::Head(bool tied) const {

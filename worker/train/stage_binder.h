@@ -7,16 +7,17 @@
 #include "worker/model/decoder_block.h"
 #include "worker/model/head.h"
 #include "worker/model/mtp.h"
+#include "worker/train/expert_balance.h"
 #include "worker/train/flat_state.h"
 
 namespace mt {
 
 class StageBinder {
  public:
-  // All outlive the binder.
+  // All outlive the binder. `balance` is null in a model without experts.
   StageBinder(const ModelContext& context, const ActivationPlan& plan, void* arena,
-              const FlatState& state)
-      : context_(context), plan_(plan), arena_(arena), state_(state) {}
+              const FlatState& state, const ExpertBalance* balance)
+      : context_(context), plan_(plan), arena_(arena), state_(state), balance_(balance) {}
 
   // Null if the stage has no such tensor.
   void* Tensor(absl::string_view name, int64_t copy = 0) const;
@@ -41,12 +42,18 @@ class StageBinder {
   AttentionWeights AttentionOf(const std::string& block) const;
   MlaWeights MlaOf(const std::string& block) const;
   FeedForwardWeights FeedForwardOf(const std::string& block) const;
+  // Of all experts: from `first`, that of expert 0 without ".weight".
+  ExpertMatrices Experts(const std::string& first, int64_t in, int64_t out) const;
+  MoeWeights MoeOf(const std::string& block, int64_t layer) const;
+  MoeActivations MoeActivationsOf(int64_t slot, int64_t block) const;
+  MoeScratch MoeScratchOf() const;
   PartScratch Part() const;
 
   const ModelContext& context_;
   const ActivationPlan& plan_;
   void* const arena_;
   const FlatState& state_;
+  const ExpertBalance* const balance_;
 };
 
 }  // namespace mt

@@ -84,6 +84,7 @@ struct Trainer::State {
                *model = nullptr;
   std::array<Communicator*, 5> groups = {};  // all of them, null where alone
   std::unique_ptr<FlatState> flat;
+  std::unique_ptr<ExpertBalance> balance;  // null without experts
   std::unique_ptr<Stage> stage;
   std::unique_ptr<StepScalars> scalars;
   std::unique_ptr<TokenStaging> staging;
@@ -142,6 +143,8 @@ absl::Status Trainer::State::Build() {
                                                .data_rank = at.data,
                                                .zero = spec.parallel().zero() == 1},
                                               options.operations));
+  MT_ASSIGN_OR_RETURN(balance, ExpertBalance::Create(spec, mesh, options.rank, {.types = types},
+                                                     options.operations));
   MT_RETURN_IF_ERROR(BuildStage(shape));
   MT_ASSIGN_OR_RETURN(scalars, StepScalars::Create(types, shape.rows, options.operations));
   groups = {tensor, data, pipeline, embedding, model};
@@ -171,7 +174,9 @@ absl::Status Trainer::State::BuildStage(const RankShape& shape) {
                .z_loss = spec.training().z_loss()},
       .mtp_loss = {.scale = spec.model().mtp().loss_coefficient() /
                             static_cast<double>(std::max<int64_t>(mtp_targets, 1)),
-                   .adds = true}};
+                   .adds = true},
+
+      .balance = balance.get()};
   MT_ASSIGN_OR_RETURN(
       stage, Stage::Create(ModelContext(shape, types, spec.model(), options.operations, tensor),
                            PlanActivations(spec, options.mesh, options.rank), stage_options,
@@ -275,6 +280,7 @@ absl::Status Trainer::State::RunSchedule(const TrainingPosition& position, int64
   // table, nothing is cleared.
   const bool head_writes_table = last_stage && options.spec.model().tie_embeddings();
   MT_RETURN_IF_ERROR(flat->ClearAddedGradients(/*table=*/!head_writes_table));
+  if (balance != nullptr) MT_RETURN_IF_ERROR(balance->Begin());
   for (const Action& action : schedule) {
     const absl::Status status = Execute(action, position);
     if (!status.ok()) {
@@ -306,6 +312,7 @@ absl::Status Trainer::State::SumGradients() {
     MT_RETURN_IF_ERROR(
         flat->SquaredGradientSum(/*count_replicated=*/at.tensor == 0, scalars->squared_norm()));
   }
+  if (balance != nullptr) MT_RETURN_IF_ERROR(balance->Sum(data, model));
   return scalars->Sum(data, model);
 }
 
@@ -325,6 +332,7 @@ absl::Status Trainer::State::Update(double lr, int64_t step) {
   const v1::TrainingSpec& training = options.spec.training();
   MT_RETURN_IF_ERROR(scalars->MakeClipFactor(training.clip_grad_norm()));
   MT_RETURN_IF_ERROR(WaitBeforeUpdate());
+  if (balance != nullptr) MT_RETURN_IF_ERROR(balance->Update(scalars->clip_factor()));
   return flat->Update(training.optimizer(), lr, step, scalars->clip_factor());
 }
 
@@ -342,6 +350,7 @@ absl::Status Trainer::InitialiseWeights() {
       state_->flat->Initialise(static_cast<uint64_t>(state_->options.spec.training().seed())));
   MT_RETURN_IF_ERROR(state_->flat->FinishWeights(state_->data));
   MT_RETURN_IF_ERROR(state_->stage->WeightsChanged());
+  if (state_->balance != nullptr) MT_RETURN_IF_ERROR(state_->balance->Initialise());
   position_ = {};
   return absl::OkStatus();
 }
@@ -367,6 +376,7 @@ absl::StatusOr<StepResult> Trainer::Step(StepVotes votes) {
   MT_RETURN_IF_ERROR(step(s.flat->GatherWeights(s.data), "gathering weights"));
   MT_RETURN_IF_ERROR(step(s.stage->WeightsChanged(), "quantising weights"));
   MT_RETURN_IF_ERROR(s.scalars->End());
+  if (s.balance != nullptr) MT_RETURN_IF_ERROR(s.balance->End());
   MT_RETURN_IF_ERROR(s.clock->EndStep());
   MT_RETURN_IF_ERROR(s.step_done->Record());
   MT_RETURN_IF_ERROR(step(WaitForEvent(backend.abi(), s.step_done->get(), s.groups), "at its end"));
@@ -385,6 +395,11 @@ absl::StatusOr<StepResult> Trainer::Step(StepVotes votes) {
         "; the weights are as before the step. Lower training.optimizer.lr, lengthen "
         "training.schedule.warmup_steps or set training.clip_grad_norm"));
   }
+  if (s.balance != nullptr) {
+    result.auxiliary_losses.merge(s.balance->Losses());
+    result.expert_load = s.balance->Load();
+    MT_RETURN_IF_ERROR(step(s.balance->Keep(), "keeping the loads of experts"));
+  }
   position_.step = result.step;
   position_.consumed_samples += training.global_batch();
   position_.loss = result.loss;
@@ -397,8 +412,24 @@ absl::Status Trainer::BeforeNextUpdate(mt_event event, mt_event reached) {
   return absl::OkStatus();
 }
 
-std::vector<TensorBox> Trainer::CheckpointState() { return state_->flat->CheckpointBoxes(); }
-std::vector<TensorBox> Trainer::LoadTargets() { return state_->flat->LoadBoxes(); }
+namespace {
+
+std::vector<TensorBox> Joined(std::vector<TensorBox> boxes, std::vector<TensorBox> more) {
+  boxes.insert(boxes.end(), std::make_move_iterator(more.begin()),
+               std::make_move_iterator(more.end()));
+  return boxes;
+}
+
+}  // namespace
+
+std::vector<TensorBox> Trainer::CheckpointState() {
+  std::vector<TensorBox> boxes = state_->flat->CheckpointBoxes();
+  return state_->balance == nullptr ? boxes : Joined(boxes, state_->balance->CheckpointBoxes());
+}
+std::vector<TensorBox> Trainer::LoadTargets() {
+  std::vector<TensorBox> boxes = state_->flat->LoadBoxes();
+  return state_->balance == nullptr ? boxes : Joined(boxes, state_->balance->LoadBoxes());
+}
 std::vector<TensorBox> Trainer::Gradients() { return state_->flat->GradientBoxes(); }
 
 absl::Status Trainer::FinishLoad(const TrainingPosition& position) {

@@ -22,6 +22,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,7 @@
 #include "worker/checkpoint/state.h"
 #include "worker/comm/communicator.h"
 #include "worker/train/batch_source.h"
+#include "worker/train/expert_balance.h"
 #include "worker/train/phase_clock.h"
 #include "worker/train/step_scalars.h"
 
@@ -64,12 +66,14 @@ struct StepResult {
   int64_t step = 0;  // steps done, this one included
   double loss = 0;   // mean over the global batch's tokens (with the z-loss term if that is on),
                      // before the update
-  // What the gradient contains besides, by name, coefficients included: mtp (multi-token prediction).
+  // What the gradient contains besides, by name, coefficients included: mtp (multi-token prediction), balance and router_z
+  // (experts). Those that the model has not are absent.
   std::map<std::string, double> auxiliary_losses;
   double grad_norm = 0;  // before clipping
   double lr = 0;
-  int64_t tokens = 0;  // of the global batch
-  StepVotes votes;     // what any rank asked for
+  int64_t tokens = 0;                     // of the global batch
+  std::optional<ExpertLoad> expert_load;  // of a model with experts
+  StepVotes votes;                        // what any rank asked for
   PhaseSeconds seconds;
 };
 
