@@ -240,6 +240,8 @@ absl::StatusOr<Outcome> RunRank(const RunOptions& options, int rank, RankGroups*
     run.total_losses.push_back(result.loss);
     for (const auto& [name, loss] : result.auxiliary_losses) run.total_losses.back() += loss;
     run.gradient_norms.push_back(result.grad_norm);
+    run.auxiliary_losses.push_back(result.auxiliary_losses);
+    if (result.expert_load.has_value()) run.expert_loads.push_back(*result.expert_load);
     if (step == 0) AddBoxes(trainer->Gradients(), &run.gradients);
   }
   AddBoxes(trainer->CheckpointState(), &run.state);
@@ -284,7 +286,8 @@ absl::StatusOr<Outcome> MergeRanks(std::vector<absl::StatusOr<Outcome>> parts) {
   for (size_t rank = 1; rank < parts.size(); ++rank) {
     Outcome& part = *parts[rank];
     // Every rank must report the same bits.
-    if (part.losses != whole.losses || part.gradient_norms != whole.gradient_norms) {
+    if (part.losses != whole.losses || part.gradient_norms != whole.gradient_norms ||
+        part.auxiliary_losses != whole.auxiliary_losses) {
       return absl::InternalError(absl::StrCat("rank ", rank, " reports other losses than rank 0"));
     }
     Merge(std::move(part.gradients), &whole.gradients);

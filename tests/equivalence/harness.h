@@ -16,6 +16,7 @@
 #include "worker/checkpoint/state.h"
 #include "worker/comm/groups.h"
 #include "worker/train/batch_source.h"
+#include "worker/train/expert_balance.h"
 
 namespace mt::equivalence {
 
@@ -70,6 +71,8 @@ v1::JobSpec SmallJob();
 
 struct Outcome {
   std::vector<double> losses, gradient_norms;
+  std::vector<std::map<std::string, double>> auxiliary_losses;  // by step
+  std::vector<ExpertLoad> expert_loads;                         // by step, of a model with experts
   std::vector<double> total_losses;  // what is minimised: with every auxiliary loss
   LogicalState gradients;            // of the first step
   LogicalState state;                // after the last step
