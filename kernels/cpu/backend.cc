@@ -41,8 +41,6 @@ int32_t CheckTypes(int32_t operation, const void* args) {
     case MT_OP_QUANTIZE:
       return host::Fail(MT_ERROR_UNSUPPORTED, operation, "the cpu backend does not have it");
     default:
-      if (operation >= MT_OP_MOE_ROUTE_FORWARD)
-        return host::Fail(MT_ERROR_UNSUPPORTED, operation, "the cpu backend does not have it");
       break;
   }
   int32_t types[3];
@@ -79,6 +77,7 @@ const char* KernelName(int32_t operation, const void*) {
   static_cast<void>(once);
   switch (operation) {
     case MT_OP_MATMUL:
+    case MT_OP_GROUPED_MATMUL:
       return "onednn:sgemm";
     case MT_OP_ATTENTION_FORWARD:
     case MT_OP_ATTENTION_BACKWARD:
@@ -90,6 +89,10 @@ const char* KernelName(int32_t operation, const void*) {
     case MT_OP_EMBEDDING_BACKWARD:
     case MT_OP_CROSS_ENTROPY_COMBINE:
     case MT_OP_CLIP_FACTOR:
+    case MT_OP_MOE_SORT:
+    case MT_OP_MOE_GATHER:
+    case MT_OP_MLA_EXPAND_FORWARD:
+    case MT_OP_BALANCE_UPDATE:
       return "loops";
     default:
       return highway;
@@ -105,6 +108,14 @@ int64_t Workspace(int32_t operation, const void* args) {
       return SumWorkspace(*static_cast<const mt_squared_sum_args*>(args));
     case MT_OP_COLUMN_SUM:
       return ColumnSumWorkspace(*static_cast<const mt_column_sum_args*>(args));
+    case MT_OP_MOE_ROUTE_FORWARD:
+      return MoeRouteForwardWorkspace(*static_cast<const mt_moe_route_args*>(args));
+    case MT_OP_MOE_ROUTE_BACKWARD:
+      return MoeRouteBackwardWorkspace(*static_cast<const mt_moe_route_args*>(args));
+    case MT_OP_MOE_SORT:
+      return MoeSortWorkspace(*static_cast<const mt_moe_sort_args*>(args));
+    case MT_OP_GROUPED_MATMUL:
+      return GroupedMatmulWorkspace(*static_cast<const mt_grouped_matmul_args*>(args));
     case MT_OP_RMSNORM_BACKWARD:
       return RmsNormBackwardWorkspace(*static_cast<const mt_rmsnorm_args*>(args));
     case MT_OP_ATTENTION_FORWARD:
@@ -164,6 +175,17 @@ int32_t Run(int32_t operation, const void* args, mt_stream) {
     MT_RUN(MT_OP_CLIP_FACTOR, ClipFactor, mt_clip_factor_args);
     MT_RUN(MT_OP_COLUMN_SUM, ColumnSum, mt_column_sum_args);
     MT_RUN(MT_OP_AMAX, Amax, mt_amax_args);
+    MT_RUN(MT_OP_MOE_ROUTE_FORWARD, MoeRouteForward, mt_moe_route_args);
+    MT_RUN(MT_OP_MOE_ROUTE_BACKWARD, MoeRouteBackward, mt_moe_route_args);
+    MT_RUN(MT_OP_MOE_SORT, MoeSort, mt_moe_sort_args);
+    MT_RUN(MT_OP_MOE_GATHER, MoeGather, mt_moe_rows_args);
+    MT_RUN(MT_OP_MOE_COMBINE, MoeCombine, mt_moe_rows_args);
+    MT_RUN(MT_OP_MOE_COMBINE_BACKWARD, MoeCombineBackward, mt_moe_rows_args);
+    MT_RETURN(MT_OP_GROUPED_MATMUL, GroupedMatmul, mt_grouped_matmul_args);
+    MT_RUN(MT_OP_GROUPED_COLUMN_SUM, GroupedColumnSum, mt_grouped_column_sum_args);
+    MT_RUN(MT_OP_MLA_EXPAND_FORWARD, MlaExpandForward, mt_mla_expand_args);
+    MT_RUN(MT_OP_MLA_EXPAND_BACKWARD, MlaExpandBackward, mt_mla_expand_args);
+    MT_RUN(MT_OP_BALANCE_UPDATE, BalanceUpdate, mt_balance_update_args);
     default:
       return host::Fail(MT_ERROR_UNSUPPORTED, 0, "operation %d is unknown", operation);
   }

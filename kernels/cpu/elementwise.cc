@@ -294,6 +294,24 @@ void AdamW(const mt_adamw_args& args) {
   });
 }
 
+// A few numbers per layer.
+void BalanceUpdate(const mt_balance_update_args& args) {
+  if (args.gradient_scale_pointer != nullptr && !std::isfinite(*args.gradient_scale_pointer))
+    return;
+  float* bias = static_cast<float*>(args.bias);
+  const float* load = static_cast<const float*>(args.load);
+  for (int64_t i = 0; i < args.count; ++i) {
+    const double missing = args.target - static_cast<double>(load[i]);
+    const int sign = (missing > 0) - (missing < 0);
+    bias[i] = static_cast<float>(static_cast<double>(bias[i]) + args.rate * sign);
+  }
+  if (args.dtype == MT_BF16) {
+    Narrow(bias, args.count, static_cast<Bf16*>(args.parameter));
+  } else if (args.parameter != args.bias) {
+    std::copy_n(bias, args.count, static_cast<float*>(args.parameter));
+  }
+}
+
 const char* InstructionSet() { return HWY_DYNAMIC_DISPATCH(TargetName)(); }
 
 }  // namespace mt::cpu

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 
+#include "kernels/cpu/matmul_tiles.h"
 #include "kernels/cpu/operations.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/host/host.h"
@@ -19,10 +20,7 @@ namespace {
 constexpr int64_t kTileRows = 256, kTileColumns = 1408;
 constexpr int64_t kPackPadding = 16;
 
-struct Tiling {
-  int64_t rows, columns;            // of one tile
-  int64_t row_tiles, column_tiles;  // of D
-};
+}  // namespace
 
 // Wide tiles, since oneDNN packs op(B) once per tile; lower ones where there would be fewer than eight.
 Tiling TilingOf(const mt_matmul_args& args) {
@@ -35,6 +33,8 @@ Tiling TilingOf(const mt_matmul_args& args) {
   t.row_tiles = CeilDivide(args.m, t.rows);
   return t;
 }
+
+namespace {
 
 // A transposed A whose rows lie a multiple of 1 KiB apart falls into few cache sets when it is read down its columns (a fifth
 // slower at 8192 columns): its tile is copied to rows that are 64 bytes longer first.
@@ -75,23 +75,11 @@ void WidenMatrix(const void* from, int64_t from_stride, const Matrix& matrix, fl
   });
 }
 
-// The operands in float32, and per thread the scratch of a tile.
-struct Operands {
-  const float *a, *b;
-  int64_t lda, ldb;
-  float* packed;  // PackedFloats
-  float* output;  // OutputFloats
-};
-
-struct Tile {
-  int64_t i, j, rows, columns;
-};
-
 dnnl_status_t Multiply(const mt_matmul_args& args, const Operands& from, const Tile& tile,
                        float beta, float* d, int64_t ldd) {
   const float* left = args.transpose_a ? from.a + tile.i : from.a + tile.i * from.lda;
   int64_t left_stride = from.lda;
-  if (PacksA(args)) {
+  if (from.packed != nullptr && PacksA(args)) {
     left_stride = tile.rows + kPackPadding;
     for (int64_t k = 0; k < args.k; ++k)
       std::copy_n(left + k * from.lda, tile.rows, from.packed + k * left_stride);
@@ -102,6 +90,8 @@ dnnl_status_t Multiply(const mt_matmul_args& args, const Operands& from, const T
                     args.transpose_b ? from.b + tile.j * from.ldb : from.b + tile.j, from.ldb, beta,
                     d, ldd);
 }
+
+}  // namespace
 
 dnnl_status_t RunTile(const mt_matmul_args& args, const Operands& from, const Tile& tile) {
   const int64_t at = tile.i * args.ldd + tile.j;
@@ -124,7 +114,12 @@ dnnl_status_t RunTile(const mt_matmul_args& args, const Operands& from, const Ti
   return dnnl_success;
 }
 
-}  // namespace
+int32_t ProductFailed(int32_t operation, dnnl_status_t status, const mt_matmul_args& args) {
+  return host::Fail(status == dnnl_out_of_memory ? MT_ERROR_MEMORY : MT_ERROR_DEVICE, operation,
+                    "dnnl_sgemm of m %lld, n %lld, k %lld returned %d",
+                    static_cast<long long>(args.m), static_cast<long long>(args.n),
+                    static_cast<long long>(args.k), status);
+}
 
 // The widened operands, then scratch per thread.
 int64_t MatmulWorkspace(const mt_matmul_args& args) {
@@ -155,22 +150,15 @@ int32_t Matmul(const mt_matmul_args& args) {
   const int64_t per_thread = PackedFloats(args) + OutputFloats(args);
   std::atomic<int> failed{dnnl_success};
   ParallelBlocks(tiling.row_tiles * tiling.column_tiles, [&](int64_t block) {
-    const int64_t i = block % tiling.row_tiles * tiling.rows,
-                  j = block / tiling.row_tiles * tiling.columns;
-    const Tile tile = {i, j, std::min(tiling.rows, args.m - i),
-                       std::min(tiling.columns, args.n - j)};
+    const Tile tile(args, tiling, block);
     Operands mine = from;
     mine.packed = scratch + ThreadNumber() * per_thread;
     mine.output = mine.packed + PackedFloats(args);
     if (const dnnl_status_t status = RunTile(args, mine, tile); status != dnnl_success)
       failed = status;
   });
-  if (failed != dnnl_success) {
-    return host::Fail(failed == dnnl_out_of_memory ? MT_ERROR_MEMORY : MT_ERROR_DEVICE,
-                      MT_OP_MATMUL, "dnnl_sgemm of m %lld, n %lld, k %lld returned %d",
-                      static_cast<long long>(args.m), static_cast<long long>(args.n),
-                      static_cast<long long>(args.k), failed.load());
-  }
+  if (failed != dnnl_success)
+    return ProductFailed(MT_OP_MATMUL, static_cast<dnnl_status_t>(failed.load()), args);
   return MT_OK;
 }
 

@@ -38,6 +38,17 @@ int32_t AttentionBackward(const mt_attention_args& args);
 void CrossEntropyStatistics(const mt_cross_entropy_args& args);
 void CrossEntropyGradient(const mt_cross_entropy_args& args);
 void CrossEntropyCombine(const mt_cross_entropy_combine_args& args);
+void MoeRouteForward(const mt_moe_route_args& args);
+void MoeRouteBackward(const mt_moe_route_args& args);
+void MoeSort(const mt_moe_sort_args& args);
+void MoeGather(const mt_moe_rows_args& args);
+void MoeCombine(const mt_moe_rows_args& args);
+void MoeCombineBackward(const mt_moe_rows_args& args);
+int32_t GroupedMatmul(const mt_grouped_matmul_args& args);
+void GroupedColumnSum(const mt_grouped_column_sum_args& args);
+void MlaExpandForward(const mt_mla_expand_args& args);
+void MlaExpandBackward(const mt_mla_expand_args& args);
+void BalanceUpdate(const mt_balance_update_args& args);
 
 // Rows of memory, with the vector instructions of this machine.
 void Widen(const Bf16* from, int64_t count, float* to);
@@ -51,6 +62,10 @@ void TakeAmax(int32_t dtype, const void* data, int64_t count, float* amax);
 int64_t MatmulWorkspace(const mt_matmul_args& args);
 int64_t SumWorkspace(const mt_squared_sum_args& args);
 int64_t ColumnSumWorkspace(const mt_column_sum_args& args);
+int64_t MoeRouteForwardWorkspace(const mt_moe_route_args& args);
+int64_t MoeRouteBackwardWorkspace(const mt_moe_route_args& args);
+int64_t MoeSortWorkspace(const mt_moe_sort_args& args);
+int64_t GroupedMatmulWorkspace(const mt_grouped_matmul_args& args);
 int64_t RmsNormBackwardWorkspace(const mt_rmsnorm_args& args);
 int64_t AttentionForwardWorkspace(const mt_attention_args& args);
 int64_t AttentionBackwardWorkspace(const mt_attention_args& args);
