@@ -10,16 +10,10 @@
 #include "common/hash.h"
 #include "worker/checkpoint/boxes.h"
 #include "worker/checkpoint/safetensors.h"
+#include "worker/checkpoint/slices.h"
 
 namespace mt {
 namespace {
-
-constexpr int64_t kWindowBytes = 1 << 20;   // short runs that lie close together are read together
-constexpr int64_t kDirectBytes = 64 << 10;  // longer runs are read straight to their place
-
-std::vector<int64_t> ToVector(const google::protobuf::RepeatedField<int64_t>& values) {
-  return {values.begin(), values.end()};
-}
 
 // What one slice of a file gives to one box.
 struct Part {
@@ -69,52 +63,6 @@ absl::StatusOr<Plan> MakePlan(const v1::CheckpointManifest& manifest,
   return plan;
 }
 
-// The entry of `slice`, known to have the shape that the manifest says.
-absl::StatusOr<const SafetensorsEntry*> FindEntry(const SafetensorsReader& reader,
-                                                  const v1::TensorSlice& slice) {
-  const SafetensorsEntry* entry = reader.Find(slice.entry());
-  if (entry == nullptr)
-    return absl::DataLossError(
-        absl::StrCat(reader.path(), " has no entry ", slice.entry(), ", which its manifest lists"));
-  if (entry->shape != ToVector(slice.shape())) {
-    return absl::DataLossError(absl::StrCat(
-        reader.path(), ": entry ", slice.entry(), " is [", absl::StrJoin(entry->shape, ","),
-        "], its manifest says [", absl::StrJoin(slice.shape(), ","), "]"));
-  }
-  return entry;
-}
-
-// Reads the runs of `part` into `destination`, the box's contiguous memory.
-absl::Status ReadPart(const SafetensorsReader& reader, const SafetensorsEntry& entry,
-                      const Part& part, const TensorBox& box, char* destination,
-                      std::vector<char>& window) {
-  const int64_t element = ElementBytes(box.dtype);
-  const std::vector<int64_t> offset = ToVector(part.slice->offset()),
-                             shape = ToVector(part.slice->shape());
-  RunIterator runs(part.region, offset, shape, box.offset, box.shape);
-  // Bytes between the starts of neighbouring runs, if they are rows of a matrix: is reading across
-  // the gap worth it?
-  const int64_t row_bytes = shape.empty() ? element : shape.back() * element;
-  int64_t window_begin = 0, window_end = 0;
-  for (; !runs.done(); runs.Next()) {
-    const int64_t begin = runs.run().source * element, bytes = runs.run().count * element;
-    char* to = destination + runs.run().destination * element;
-    if (bytes >= kDirectBytes || row_bytes > 4 * bytes) {
-      MT_RETURN_IF_ERROR(reader.Read(entry, begin, bytes, to));
-      continue;
-    }
-    if (begin < window_begin || begin + bytes > window_end) {
-      window_begin = begin;
-      window_end = std::min<int64_t>(begin + kWindowBytes, entry.bytes());
-      window.resize(kWindowBytes);
-      MT_RETURN_IF_ERROR(
-          reader.Read(entry, window_begin, window_end - window_begin, window.data()));
-    }
-    std::memcpy(to, window.data() + (begin - window_begin), bytes);
-  }
-  return absl::OkStatus();
-}
-
 class Loader {
  public:
   Loader(const std::vector<TensorBox>& boxes, const LoadOptions& options)
@@ -127,7 +75,7 @@ class Loader {
                         LoadStatistics& statistics) {
     for (const Part& part : parts) {
       const TensorBox& box = boxes_[part.box];
-      MT_ASSIGN_OR_RETURN(const SafetensorsEntry* entry, FindEntry(reader, *part.slice));
+      MT_ASSIGN_OR_RETURN(const SafetensorsEntry* entry, FindSlice(reader, *part.slice));
       if (entry->dtype != SafetensorsDtype(box.dtype)) {
         return absl::FailedPreconditionError(absl::StrCat(reader.path(), ": tensor ", box.tensor,
                                                           " is ", entry->dtype, ", the job's is ",
@@ -138,7 +86,8 @@ class Loader {
         staging_[part.box] = std::make_unique<char[]>(box_bytes);
       char* destination =
           options_.device != nullptr ? staging_[part.box].get() : static_cast<char*>(box.data);
-      MT_RETURN_IF_ERROR(ReadPart(reader, *entry, part, box, destination, window_));
+      MT_RETURN_IF_ERROR(
+          ReadSlice(reader, *entry, *part.slice, part.region, box, destination, window_));
       statistics.bytes += part.region.Volume() * ElementBytes(box.dtype);
       missing_[part.box] -= part.region.Volume();
       if (missing_[part.box] == 0 && options_.device != nullptr) {
@@ -227,7 +176,7 @@ absl::StatusOr<std::string> WeightsDigestOfFiles(const v1::CheckpointManifest& m
     MT_ASSIGN_OR_RETURN(const std::string path, resolver(file));
     MT_ASSIGN_OR_RETURN(const auto reader, SafetensorsReader::Open(env, path));
     for (v1::TensorSlice& slice : *file.mutable_slices()) {
-      MT_ASSIGN_OR_RETURN(const SafetensorsEntry* entry, FindEntry(*reader, slice));
+      MT_ASSIGN_OR_RETURN(const SafetensorsEntry* entry, FindSlice(*reader, slice));
       const std::vector<int64_t> global_shape = ToVector(slice.global_shape());
       std::vector<int64_t> offset = ToVector(slice.offset()), shape = ToVector(slice.shape());
       int64_t elements = 1;

@@ -11,7 +11,7 @@
 #include "common/hash.h"
 #include "worker/checkpoint/boxes.h"
 #include "worker/checkpoint/manifest.h"
-#include "worker/checkpoint/safetensors.h"
+#include "worker/checkpoint/safetensors_writer.h"
 
 namespace mt {
 namespace {
@@ -123,15 +123,8 @@ class ThreadedCheckpointWriter : public CheckpointWriter {
     MT_ASSIGN_OR_RETURN(const std::string folder,
                         CheckpointFolder(options_.root, options_.job_id, position.step));
     file.set_name(ShardFileName(options_.rank));
-    const std::string path = JoinPath(folder, file.name());
-    const std::string temporary = path + ".tmp";
     MT_RETURN_IF_ERROR(env->CreateDirectories(folder));
-    absl::Status status = WriteTemporary(temporary, position, file);
-    if (status.ok()) status = env->Rename(temporary, path);
-    if (!status.ok()) {
-      (void)env->RemoveFile(temporary);
-      return status;
-    }
+    MT_RETURN_IF_ERROR(WriteFile(JoinPath(folder, file.name()), position, file));
     // The name in its folder, and the folders' own names above it.
     MT_RETURN_IF_ERROR(env->SyncDirectory(folder));
     MT_RETURN_IF_ERROR(env->SyncDirectory(job_folder));
@@ -140,28 +133,20 @@ class ThreadedCheckpointWriter : public CheckpointWriter {
     return absl::OkStatus();
   }
 
-  absl::Status WriteTemporary(const std::string& temporary, const TrainingPosition& position,
-                              v1::CheckpointFile& file) {
+  absl::Status WriteFile(const std::string& path, const TrainingPosition& position,
+                         v1::CheckpointFile& file) {
     std::vector<SafetensorsEntry> entries = entries_;
-    MT_ASSIGN_OR_RETURN(const std::string head,
-                        BuildSafetensorsHead(
-                            entries, {{"format", "pt"}, {"mt.step", absl::StrCat(position.step)}}));
-    MT_ASSIGN_OR_RETURN(const auto out,
-                        options_.env->NewWritableFile(temporary, Env::WriteMode::kTruncate));
-    Xxh3Stream hash;
-    const auto append = [&](absl::string_view piece) {
-      hash.Update(piece.data(), piece.size());
-      return out->Append(piece);
-    };
-    MT_RETURN_IF_ERROR(append(head));
+    MT_ASSIGN_OR_RETURN(
+        const auto out,
+        SafetensorsWriter::Create(options_.env, path, entries,
+                                  {{"format", "pt"}, {"mt.step", absl::StrCat(position.step)}}));
     for (size_t at = 0; at < bytes_; at += kPieceBytes) {
       MT_RETURN_IF_ERROR(
-          append(absl::string_view(buffer_->data() + at, std::min(kPieceBytes, bytes_ - at))));
+          out->Append(absl::string_view(buffer_->data() + at, std::min(kPieceBytes, bytes_ - at))));
     }
-    MT_RETURN_IF_ERROR(out->Sync());
-    MT_RETURN_IF_ERROR(out->Close());
-    file.set_size_bytes(static_cast<int64_t>(head.size() + bytes_));
-    file.set_xxh3_128(hash.Hex());
+    MT_RETURN_IF_ERROR(out->Finish());
+    file.set_size_bytes(static_cast<int64_t>(out->size_bytes()));
+    file.set_xxh3_128(out->xxh3_128());
     return absl::OkStatus();
   }
 
