@@ -8,6 +8,7 @@
 #include "client/completion.h"
 #include "client/data_commands.h"
 #include "client/jobs_commands.h"
+#include "client/model_commands.h"
 #include "client/submit_commands.h"
 #include "client/top.h"
 #include "common/spec/yaml.h"
@@ -142,6 +143,7 @@ std::unique_ptr<CLI::App> NewApplication(Session* session) {
   AddSubmitCommands(app.get(), session);
   AddJobsCommands(app.get(), session);
   AddCheckpointCommands(app.get(), session);
+  AddModelCommands(app.get(), session);
   AddDataCommands(app.get(), session);
   AddTopCommand(app.get(), session);
   AddVersion(app.get(), session);

@@ -5,6 +5,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
+#include "common/spec/presets.h"
 
 namespace mt::client {
 namespace {
@@ -18,8 +19,17 @@ struct Place {
   std::vector<Word> subcommands, options;
 };
 
+// Words that are neither commands nor options and known without asking anyone.
+std::vector<Word> ValuesOf(const std::string& path) {
+  std::vector<Word> values;
+  if (path == "model show") {
+    for (const std::string& name : PresetNames()) values.push_back({name, "a published model"});
+  }
+  return values;
+}
+
 void Walk(const CLI::App& app, const std::string& path, std::vector<Place>* places) {
-  Place place{.path = path};
+  Place place{.path = path, .subcommands = ValuesOf(path)};
   for (const CLI::App* sub : app.get_subcommands(nullptr))
     place.subcommands.push_back({sub->get_name(), sub->get_description()});
   for (const CLI::Option* option : app.get_options(nullptr)) {

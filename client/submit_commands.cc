@@ -11,6 +11,8 @@
 #include "client/local_programs.h"
 #include "common/random.h"
 #include "common/spec/defaults.h"
+#include "common/spec/model_traits.h"
+#include "common/spec/presets.h"
 #include "common/spec/validate.h"
 #include "common/spec/yaml.h"
 #include "worker/data/dataset_batch_source.h"
@@ -42,6 +44,13 @@ std::string Absolute(const std::string& path) {
   std::error_code error;
   const std::filesystem::path absolute = std::filesystem::absolute(path, error).lexically_normal();
   return error ? path : absolute.string();
+}
+
+// hf:models/a as hf:/home/me/models/a.
+std::string AbsoluteFolder(const std::string& text) {
+  const bool hugging_face = absl::StartsWith(text, "hf:");
+  const std::string path = text.substr(hugging_face ? 3 : 0);
+  return path.empty() ? text : absl::StrCat(hugging_face ? "hf:" : "", Absolute(path));
 }
 
 // The cluster's shape as the flags give it, or as the coordinator tells it; empty if there is none of either.
@@ -182,6 +191,9 @@ absl::StatusOr<v1::JobSpec> LoadSpec(const std::string& path,
   if (absl::EndsWith(data->tokenizer(), ".model")) data->set_tokenizer(Absolute(data->tokenizer()));
   if (!spec->checkpoint().path().empty())
     spec->mutable_checkpoint()->set_path(Absolute(spec->checkpoint().path()));
+  spec->set_initial_checkpoint(AbsoluteFolder(spec->initial_checkpoint()));
+  if (v1::ModelSpec* model = spec->mutable_model(); IsFolderPreset(model->preset()))
+    model->set_preset(AbsoluteFolder(model->preset()));
   absl::Status status = FillDefaults(&*spec, {.vocabulary_of = VocabularyOfTokenizer});
   if (status.ok()) status = ValidateSpec(*spec);
   if (!status.ok()) return WithNext(Annotate(status, path), "see docs/guide/job-spec.md");
@@ -204,10 +216,15 @@ ClusterShape ShapeOf(const std::vector<v1::Node>& nodes) {
 
 std::string PlanToText(const v1::JobSpec& spec, const JobPlan& plan, const ClusterShape& shape,
                        bool every_rank) {
+  const std::string active =
+      HasExperts(spec.model())
+          ? absl::StrCat(" (", Count(static_cast<double>(plan.active_parameters)),
+                         " active for a token)")
+          : "";
   std::string out = absl::StrFormat(
-      "%s: %s parameters on %d ranks, %s%s%s, %s\n", spec.name(),
-      Count(static_cast<double>(plan.parameters)), plan.ranks.size(), Layout(spec.parallel()),
-      spec.parallel().sequence() ? ", sequence parallel" : "",
+      "%s: %s parameters%s on %d ranks, %s%s%s, %s\n", spec.name(),
+      Count(static_cast<double>(plan.parameters)), active, plan.ranks.size(),
+      Layout(spec.parallel()), spec.parallel().sequence() ? ", sequence parallel" : "",
       spec.parallel().zero() > 0 ? absl::StrCat(", ZeRO-", spec.parallel().zero()) : "",
       EnumToText(*v1::TrainingSpec::Precision_descriptor()->FindValueByNumber(
           spec.training().precision())));
@@ -268,6 +285,7 @@ Json PlanToJson(const v1::JobSpec& spec, const JobPlan& plan) {
   json["name"] = spec.name();
   json["layout"] = MessageToJson(spec.parallel());
   json["parameters"] = plan.parameters;
+  json["active_parameters"] = plan.active_parameters;
   json["world_size"] = plan.ranks.size();
   json["tokens_per_step"] = plan.tokens_per_step;
   json["flops_per_step"] = plan.flops_per_step;

@@ -17,6 +17,9 @@ namespace mt {
 // the value and what would do.
 absl::Status CheckSizes(const v1::JobSpec& spec, const Mesh& mesh);
 
+// Every size of the model that is cut into equal parts over the tensor group, by its key.
+std::vector<std::pair<std::string, int64_t>> TensorSplitSizes(const v1::ModelSpec& model);
+
 // Bytes of an element by use. bf16 and fp8 keep activations and working weights in 2 bytes, and in
 // float32 what must be exact: statistics, gradients (the "main gradients") and the optimizer's state
 // with its own master weights.

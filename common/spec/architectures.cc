@@ -100,6 +100,7 @@ v1::ModelSpec DefaultsOf(const v1::ModelSpec& whole) {
 // Defaults that follow from other sizes.
 void FillSizes(v1::ModelSpec* m) {
   if (m->kv_heads() == 0) m->set_kv_heads(m->heads());
+  if (IsMla(*m) && m->head_dim() == 0) m->set_head_dim(KeyHeadDim(*m));
   if (m->head_dim() == 0 && m->heads() > 0 && m->hidden() % m->heads() == 0)
     m->set_head_dim(m->hidden() / m->heads());
   if (!HasExperts(*m)) return;
@@ -124,7 +125,7 @@ v1::ModelSpec TraitsOf(v1::Architecture architecture) {
 
 absl::Status ResolveModel(v1::ModelSpec* model) {
   v1::ModelSpec published;
-  if (!model->preset().empty()) {
+  if (!model->preset().empty() && !IsFolderPreset(model->preset())) {
     absl::StatusOr<v1::ModelSpec> preset = PresetModel(model->preset());
     if (!preset.ok()) return Annotate(preset.status(), "model.preset");
     published = std::move(*preset);

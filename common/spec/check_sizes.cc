@@ -32,6 +32,17 @@ absl::Status CheckTensorSplit(absl::string_view field, int64_t size, int tensor)
 // of kFp8Multiple: forward and backward sum over each of the dimensions.
 absl::Status CheckFp8Sizes(const v1::JobSpec& spec, const Mesh& mesh) {
   const v1::ModelSpec& m = spec.model();
+  for (const auto& [trait, has] :
+       {std::pair("latent attention (model.mla)", IsMla(m)),
+        std::pair("experts (model.moe)", HasExperts(m)),
+        std::pair("a feed-forward without a gate (model.activation)", !IsGated(m)),
+        std::pair("multi-token prediction (model.mtp)", MtpLayers(m) > 0)}) {
+    if (has) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("training.precision = fp8: a model with ", trait,
+                       " has no FP8 products; set training.precision to bf16"));
+    }
+  }
   auto refused = [](absl::string_view what, int64_t size, int64_t multiple, absl::string_view field,
                     int64_t remedy) {
     return absl::InvalidArgumentError(
@@ -86,7 +97,7 @@ absl::Status CheckModel(const v1::JobSpec& spec) {
         "model.kv_heads = ", m.kv_heads(), " does not divide model.heads = ", m.heads(),
         "; set it to one of ", DivisorsUpTo(m.heads(), m.heads())));
   }
-  if (m.head_dim() % 2 != 0) {
+  if (m.head_dim() % 2 != 0 && RotaryDim(m) > 0 && !IsMla(m)) {
     return absl::InvalidArgumentError(absl::StrCat("model.head_dim = ", m.head_dim(),
                                                    " is odd; rotary embeddings need an even one"));
   }
@@ -113,14 +124,23 @@ absl::Status CheckSequenceSplit(const v1::JobSpec& spec, const Mesh& mesh) {
 
 }  // namespace
 
+std::vector<std::pair<std::string, int64_t>> TensorSplitSizes(const v1::ModelSpec& m) {
+  std::vector<std::pair<std::string, int64_t>> sizes = {{"model.heads", m.heads()}};
+  if (!IsMla(m)) sizes.emplace_back("model.kv_heads", m.kv_heads());
+  if (HasDense(m)) sizes.emplace_back("model.ffn", m.ffn());
+  if (HasExperts(m)) sizes.emplace_back("model.moe.ffn", m.moe().ffn());
+  if (HasExperts(m) && m.moe().shared_ffn() > 0)
+    sizes.emplace_back("model.moe.shared_ffn", m.moe().shared_ffn());
+  return sizes;
+}
+
 absl::Status CheckSizes(const v1::JobSpec& spec, const Mesh& mesh) {
   const v1::ModelSpec& m = spec.model();
   const v1::TrainingSpec& t = spec.training();
   MT_RETURN_IF_ERROR(CheckModel(spec));
-  MT_RETURN_IF_ERROR(CheckTensorSplit("model.heads", m.heads(), mesh.tensor()));
-  MT_RETURN_IF_ERROR(CheckTensorSplit("model.kv_heads", m.kv_heads(), mesh.tensor()));
-  if (!IsMoe(m, 0)) MT_RETURN_IF_ERROR(CheckTensorSplit("model.ffn", m.ffn(), mesh.tensor()));
   MT_RETURN_IF_ERROR(CheckMoe(spec, mesh));
+  for (const auto& [field, size] : TensorSplitSizes(m))
+    MT_RETURN_IF_ERROR(CheckTensorSplit(field, size, mesh.tensor()));
   if (m.layers() < mesh.pipeline()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "parallel.pipeline = ", mesh.pipeline(), " needs a layer per stage, but model.layers = ",

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/spec/architectures.h"
+#include "common/spec/presets.h"
 
 namespace mt {
 namespace {
@@ -17,25 +18,30 @@ void FillDuration(google::protobuf::Duration* duration, int64_t seconds) {
   if (duration->seconds() == 0 && duration->nanos() == 0) duration->set_seconds(seconds);
 }
 
-// The model of the weights to start from is what the spec's model is a change of, unless that names a preset.
-absl::Status TakeModelOfWeights(v1::JobSpec* spec, const SpecFiles& files) {
+// The folder that `model: hf:DIR` names, or that the weights come from, holds the model that the spec's model is a change of;
+// a preset stands above the weights.
+absl::Status TakeModelOfFolder(v1::JobSpec* spec, const SpecFiles& files) {
   v1::ModelSpec* m = spec->mutable_model();
-  if (spec->initial_checkpoint().empty() || !m->preset().empty()) return absl::OkStatus();
+  const bool named = IsFolderPreset(m->preset());
+  const std::string folder = named                 ? m->preset()
+                             : m->preset().empty() ? spec->initial_checkpoint()
+                                                   : "";
+  if (folder.empty()) return absl::OkStatus();
   if (files.model_of == nullptr) {
     if (m->layers() != 0) return absl::OkStatus();
     return absl::InvalidArgumentError(
-        absl::StrCat("model is not set, and initial_checkpoint = `", spec->initial_checkpoint(),
-                     "` is not read here; set model to what it holds"));
+        absl::StrCat("model is not set, and ", named ? "model.preset" : "initial_checkpoint",
+                     " = `", folder, "` is not read here; set model to what it holds"));
   }
-  absl::StatusOr<v1::ModelSpec> base = files.model_of(spec->initial_checkpoint());
-  if (!base.ok()) return Annotate(base.status(), "initial_checkpoint");
+  absl::StatusOr<v1::ModelSpec> base = files.model_of(folder);
+  if (!base.ok()) return Annotate(base.status(), named ? "model.preset" : "initial_checkpoint");
   base->MergeFrom(*m);
   *m = std::move(*base);
   return absl::OkStatus();
 }
 
 absl::Status FillModel(v1::JobSpec* spec, const SpecFiles& files) {
-  MT_RETURN_IF_ERROR(TakeModelOfWeights(spec, files));
+  MT_RETURN_IF_ERROR(TakeModelOfFolder(spec, files));
   v1::ModelSpec* m = spec->mutable_model();
   MT_RETURN_IF_ERROR(ResolveModel(m));
   if (m->vocab() != 0) return absl::OkStatus();
@@ -73,6 +79,11 @@ void FillTraining(v1::TrainingSpec* t) {
   Fill(t, &v1::TrainingSpec::recompute, &v1::TrainingSpec::set_recompute,
        v1::TrainingSpec::RECOMPUTE_NONE);
   Fill(t, &v1::TrainingSpec::loss_chunk, &v1::TrainingSpec::set_loss_chunk, int64_t{1024});
+
+  if (t->evaluation().every_steps() != 0) {
+    Fill(t->mutable_evaluation(), &v1::EvaluationSpec::batches, &v1::EvaluationSpec::set_batches,
+         int64_t{8});
+  }
 
   v1::OptimizerSpec* o = t->mutable_optimizer();
   Fill(o, &v1::OptimizerSpec::kind, &v1::OptimizerSpec::set_kind, v1::OptimizerSpec::KIND_ADAMW);

@@ -15,8 +15,9 @@ namespace mt {
 struct SpecFiles {
   // Number of token ids of `data.tokenizer` (its path), asked for only when model.vocab is unset and the tokenizer is not `byte`.
   std::function<absl::StatusOr<int64_t>(const std::string& tokenizer)> vocabulary_of;
-  // The model whose weights `initial_checkpoint` names. Asked for only when no preset is named; what the spec says goes over it.
-  std::function<absl::StatusOr<v1::ModelSpec>(const std::string& initial_checkpoint)> model_of;
+  // What a folder of weights holds: that of `model: hf:DIR`, or without a preset that of initial_checkpoint. What the spec says
+  // goes over it.
+  std::function<absl::StatusOr<v1::ModelSpec>(const std::string& folder)> model_of;
 };
 
 // Default model.vocab is the tokenizer's size rounded up to a multiple of this, so that it can be

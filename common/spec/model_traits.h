@@ -41,4 +41,7 @@ inline int64_t WindowOf(const v1::ModelSpec& m, int64_t layer) {
 }
 inline int64_t MtpLayers(const v1::ModelSpec& m) { return m.mtp().layers(); }
 
+// Whether any block has a dense feed-forward. Multi-token prediction's block is numbered after all others.
+inline bool HasDense(const v1::ModelSpec& m) { return !IsMoe(m, 0); }
+
 }  // namespace mt

@@ -7,25 +7,25 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "common/spec/model_flops.h"
+#include "common/spec/parameter_layout.h"
 #include "common/spec/parameters.h"
 #include "common/spec/validate.h"
 
 namespace mt {
 namespace {
 
-int64_t ParametersHeld(const v1::JobSpec& spec, const Mesh& mesh, int stage) {
-  const LayerRange layers = LayersOfStage(spec.model().layers(), mesh.pipeline(), stage);
-  const bool first = stage == 0, last = stage == mesh.pipeline() - 1;
+int64_t ParametersHeld(const ParameterLayout& layout) {
   int64_t held = 0;
-  for (const LogicalParameter& p : ParametersOf(spec.model())) {
-    bool here = p.layer >= layers.first && p.layer < layers.last;
-    if (p.layer < 0) {
-      const bool embedding = p.name == kEmbeddingName;
-      here = embedding ? first || (last && spec.model().tie_embeddings()) : last;
-    }
-    if (here) held += p.split_dimension < 0 ? p.Elements() : p.Elements() / mesh.tensor();
-  }
+  for (const LocalParameter& p : layout.parameters)
+    held += p.Elements() / p.shape[0] * p.valid_rows;
   return held;
+}
+
+bool Divides(const v1::ModelSpec& model, int tensor) {
+  for (const auto& [key, size] : TensorSplitSizes(model)) {
+    if (size % tensor != 0) return false;
+  }
+  return true;
 }
 
 double BubbleOf(int64_t pipeline, int64_t micro_batches) {
@@ -75,6 +75,7 @@ absl::StatusOr<JobPlan> PlanJob(const v1::JobSpec& spec, const ClusterShape& sha
   MT_ASSIGN_OR_RETURN(const Mesh mesh, Mesh::FromSpec(spec.parallel()));
   JobPlan plan;
   plan.parameters = ParameterCount(spec.model());
+  plan.active_parameters = ActiveParameterCount(spec.model());
   plan.tokens_per_step = spec.training().global_batch() * spec.data().sequence_length();
   plan.flops_per_step =
       ModelFlops(spec.model(), spec.data().sequence_length(), plan.tokens_per_step);
@@ -91,8 +92,9 @@ absl::StatusOr<JobPlan> PlanJob(const v1::JobSpec& spec, const ClusterShape& sha
   for (int stage = 0; stage < mesh.pipeline(); ++stage) {
     RankPlan rank;
     rank.layers = LayersOfStage(spec.model().layers(), mesh.pipeline(), stage);
-    rank.parameters = ParametersHeld(spec, mesh, stage);
-    rank.bytes = PlanMemory(spec, mesh, mesh.RankOf({.tensor = 0, .data = 0, .pipeline = stage}));
+    const int first = mesh.RankOf({.tensor = 0, .data = 0, .pipeline = stage});
+    rank.parameters = ParametersHeld(LayoutOf(spec.model(), mesh, first));
+    rank.bytes = PlanMemory(spec, mesh, first);
     plan.largest_rank_bytes = std::max(plan.largest_rank_bytes, rank.bytes.Total());
     stages.push_back(rank);
   }
@@ -116,7 +118,7 @@ std::vector<v1::ParallelSpec> NearestLayouts(const v1::JobSpec& spec, const Clus
   constexpr int kMaxSlots = 1 << 14;
   for (int world = std::min(slots, kMaxSlots); world >= 1 && found.empty(); --world) {
     for (int tensor = 1; tensor <= world; ++tensor) {
-      if (world % tensor != 0 || spec.model().kv_heads() % tensor != 0) continue;
+      if (world % tensor != 0 || !Divides(spec.model(), tensor)) continue;
       for (int pipeline = 1; pipeline <= world / tensor; ++pipeline) {
         if ((world / tensor) % pipeline != 0 || pipeline > spec.model().layers()) continue;
         const v1::JobSpec other = WithLayout(spec, tensor, pipeline, world / tensor / pipeline);

@@ -31,6 +31,7 @@ struct ClusterShape {
 
 struct JobPlan {
   int64_t parameters = 0;
+  int64_t active_parameters = 0;  // that a token meets; see ActiveParameterCount
   double flops_per_step = 0;
   int64_t tokens_per_step = 0;
   int64_t micro_batches = 0;    // per data-parallel rank and step

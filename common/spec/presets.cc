@@ -2,6 +2,7 @@
 
 #include <google/protobuf/text_format.h>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_replace.h"
 #include "common/check.h"
 #include "common/spec/yaml.h"
@@ -153,6 +154,8 @@ void Merge(const char* text, v1::ModelSpec* model) {
 std::string Underscored(absl::string_view name) { return absl::StrReplaceAll(name, {{"-", "_"}}); }
 
 }  // namespace
+
+bool IsFolderPreset(absl::string_view name) { return absl::StartsWith(name, "hf:"); }
 
 std::vector<std::string> PresetNames() {
   std::vector<std::string> names;

@@ -13,6 +13,9 @@ namespace mt {
 // In the order of the table: by family, then by size.
 std::vector<std::string> PresetNames();
 
+// hf:FOLDER stands where a preset may: the model is what the folder's config.json says (SpecFiles::model_of).
+bool IsFolderPreset(absl::string_view name);
+
 // What the table says of a model; ResolveModel makes it whole. INVALID_ARGUMENT with the nearest name if there is none such.
 absl::StatusOr<v1::ModelSpec> PresetModel(absl::string_view name);
 

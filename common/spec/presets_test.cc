@@ -235,7 +235,7 @@ TEST(FillDefaults, TheModelOfTheWeightsIsTheBaseUnlessAPresetIs) {
     ++asked;
     return absl::StatusOr<v1::ModelSpec>(Resolved("qwen3-8b"));
   }};
-  v1::JobSpec preset = spec, nothing = spec;
+  v1::JobSpec preset = spec, nothing = spec, folder = spec;
   ASSERT_TRUE(FillDefaults(&spec, files).ok());
   EXPECT_EQ(spec.model().layers(), 36);
   EXPECT_TRUE(spec.model().tie_embeddings());
@@ -244,6 +244,14 @@ TEST(FillDefaults, TheModelOfTheWeightsIsTheBaseUnlessAPresetIs) {
   ASSERT_TRUE(FillDefaults(&preset, files).ok());
   EXPECT_EQ(preset.model().layers(), 12);
   EXPECT_EQ(asked, 1);
+  folder.clear_initial_checkpoint();
+  folder.mutable_model()->set_preset("hf:/models/a");
+  EXPECT_THAT(FillDefaults(&folder).message(),
+              HasSubstr("model is not set, and model.preset = `hf:/models/a` is not read here"));
+  ASSERT_TRUE(FillDefaults(&folder, files).ok());
+  EXPECT_EQ(folder.model().layers(), 36);
+  EXPECT_EQ(folder.model().preset(), "hf:/models/a");
+  EXPECT_TRUE(FillDefaults(&folder).ok());
   EXPECT_THAT(FillDefaults(&nothing).message(),
               HasSubstr("model is not set, and initial_checkpoint = `hf:/models/a`"));
 }

@@ -15,6 +15,9 @@ std::vector<std::string> SpecProblems(const v1::JobSpec& spec);
 // The same as INVALID_ARGUMENT.
 absl::Status ValidateSpec(const v1::JobSpec& spec);
 
+// What is allowed and may still not be meant, one line each.
+std::vector<std::string> SpecNotes(const v1::JobSpec& spec);
+
 // The divisors of every one of `numbers` nearest to `wanted`, at most `count`, ascending: remedies
 // for "does not divide".
 std::vector<int64_t> NearestCommonDivisors(const std::vector<int64_t>& numbers, int64_t wanted,

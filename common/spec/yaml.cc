@@ -314,7 +314,7 @@ class Reader {
   absl::Status CheckPreset(const YAML::Node& node, const std::string& path,
                            const std::string& name) const {
     const absl::Status known = PresetModel(name).status();
-    return known.ok() ? known : Error(node, path, known.message());
+    return known.ok() || IsFolderPreset(name) ? known : Error(node, path, known.message());
   }
 
   absl::Status RefuseZero(const YAML::Node& node, const std::string& path,
