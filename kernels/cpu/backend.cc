@@ -1,4 +1,4 @@
-// The cpu backend's entry: what a Llama needs, in float32 and bfloat16.
+// The cpu backend's entry: every operation but QUANTIZE, in float32 and bfloat16.
 #include <atomic>
 #include <cstdio>
 #include <cstring>
@@ -33,16 +33,8 @@ int32_t Open(int32_t device, int32_t threads) {
 
 // Float32 and bfloat16 data; what is added to in float32 stays float32.
 int32_t CheckTypes(int32_t operation, const void* args) {
-  switch (operation) {
-    case MT_OP_LAYERNORM_FORWARD:
-    case MT_OP_LAYERNORM_BACKWARD:
-    case MT_OP_QK_NORM_ROPE_FORWARD:
-    case MT_OP_QK_NORM_ROPE_BACKWARD:
-    case MT_OP_QUANTIZE:
-      return host::Fail(MT_ERROR_UNSUPPORTED, operation, "the cpu backend does not have it");
-    default:
-      break;
-  }
+  if (operation == MT_OP_QUANTIZE)
+    return host::Fail(MT_ERROR_UNSUPPORTED, operation, "the cpu backend does not have it");
   int32_t types[3];
   const int count = host::TypesOf(operation, args, types);
   for (int i = 0; i < count; ++i) {
@@ -108,6 +100,10 @@ int64_t Workspace(int32_t operation, const void* args) {
       return SumWorkspace(*static_cast<const mt_squared_sum_args*>(args));
     case MT_OP_COLUMN_SUM:
       return ColumnSumWorkspace(*static_cast<const mt_column_sum_args*>(args));
+    case MT_OP_LAYERNORM_BACKWARD:
+      return LayerNormBackwardWorkspace(*static_cast<const mt_layernorm_args*>(args));
+    case MT_OP_QK_NORM_ROPE_BACKWARD:
+      return QkNormRopeBackwardWorkspace(*static_cast<const mt_qk_norm_rope_args*>(args));
     case MT_OP_MOE_ROUTE_FORWARD:
       return MoeRouteForwardWorkspace(*static_cast<const mt_moe_route_args*>(args));
     case MT_OP_MOE_ROUTE_BACKWARD:
@@ -160,7 +156,11 @@ int32_t Run(int32_t operation, const void* args, mt_stream) {
     MT_RUN(MT_OP_EMBEDDING_BACKWARD, EmbeddingBackward, mt_embedding_args);
     MT_RUN(MT_OP_RMSNORM_FORWARD, RmsNormForward, mt_rmsnorm_args);
     MT_RUN(MT_OP_RMSNORM_BACKWARD, RmsNormBackward, mt_rmsnorm_args);
+    MT_RUN(MT_OP_LAYERNORM_FORWARD, LayerNormForward, mt_layernorm_args);
+    MT_RUN(MT_OP_LAYERNORM_BACKWARD, LayerNormBackward, mt_layernorm_args);
     MT_RUN(MT_OP_ROPE, Rope, mt_rope_args);
+    MT_RUN(MT_OP_QK_NORM_ROPE_FORWARD, QkNormRopeForward, mt_qk_norm_rope_args);
+    MT_RUN(MT_OP_QK_NORM_ROPE_BACKWARD, QkNormRopeBackward, mt_qk_norm_rope_args);
     MT_RETURN(MT_OP_ATTENTION_FORWARD, AttentionForward, mt_attention_args);
     MT_RETURN(MT_OP_ATTENTION_BACKWARD, AttentionBackward, mt_attention_args);
     MT_RUN(MT_OP_SWIGLU_FORWARD, SwigluForward, mt_swiglu_args);

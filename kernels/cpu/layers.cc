@@ -1,4 +1,4 @@
-// Embedding, RMSNorm and RoPE: bound by memory; the residual addition is fused into the
+// Embedding and RMSNorm: bound by memory; the residual addition is fused into the
 // norm.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/layers.cc"
@@ -114,46 +114,6 @@ void RmsNormBackwardRows(const mt_rmsnorm_args& args, int64_t first, int64_t las
   RmsNormBackwardOf<float>(args, first, last, dw);
 }
 
-template <class D, typename T>
-HWY_INLINE void RotatePair(D d, T* a, T* b, const float* cosine, const float* sine, bool inverse) {
-  const auto x = Read(d, a), y = Read(d, b), c = hn::LoadU(d, cosine);
-  auto s = hn::LoadU(d, sine);
-  if (inverse) s = hn::Neg(s);
-  Write(hn::NegMulAdd(y, s, hn::Mul(x, c)), d, a);
-  Write(hn::MulAdd(x, s, hn::Mul(y, c)), d, b);
-}
-
-// Rows are (t, b) pairs.
-template <typename T>
-void RopeOf(const mt_rope_args& args, int64_t first, int64_t last) {
-  const Full d;
-  const One one;
-  const int64_t rotated = args.rotary_dim != 0 ? args.rotary_dim : args.head_dim;
-  const int64_t half = rotated / 2, lanes = static_cast<int64_t>(hn::Lanes(d));
-  for (int64_t row = first; row < last; ++row) {
-    const int64_t position = args.first_position + row / args.batch;
-    const float* cosine = static_cast<const float*>(args.cos_sin) + position * rotated;
-    const float* sine = cosine + half;
-    T* x = static_cast<T*>(args.data) + row * args.row_stride;
-    for (int64_t h = 0; h < args.heads; ++h, x += args.head_dim) {
-      int64_t j = 0;
-      if (args.interleaved) {
-        for (; j < half; ++j)
-          RotatePair(one, x + 2 * j, x + 2 * j + 1, cosine + j, sine + j, args.inverse);
-      }
-      for (; j + lanes <= half; j += lanes)
-        RotatePair(d, x + j, x + j + half, cosine + j, sine + j, args.inverse);
-      for (; j < half; ++j)
-        RotatePair(one, x + j, x + j + half, cosine + j, sine + j, args.inverse);
-    }
-  }
-}
-
-void RopeRows(const mt_rope_args& args, int64_t first, int64_t last) {
-  if (args.dtype == MT_BF16) return RopeOf<Bf16>(args, first, last);
-  RopeOf<float>(args, first, last);
-}
-
 }  // namespace mt::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -161,7 +121,6 @@ HWY_AFTER_NAMESPACE();
 namespace mt::cpu {
 HWY_EXPORT(RmsNormForwardRows);
 HWY_EXPORT(RmsNormBackwardRows);
-HWY_EXPORT(RopeRows);
 
 namespace {
 
@@ -233,13 +192,6 @@ void RmsNormBackward(const mt_rmsnorm_args& args) {
     weight_gradient[c] += static_cast<float>(sum);
   }
   TakeAmax(args.dtype, args.input_gradient, args.rows * C, args.amax);
-}
-
-void Rope(const mt_rope_args& args) {
-  ParallelRanges(args.sequence * args.batch, 8 * args.heads * args.head_dim,
-                 [&](int64_t first, int64_t last) {
-                   HWY_DYNAMIC_DISPATCH(RopeRows)(args, first, last);
-                 });
 }
 
 }  // namespace mt::cpu

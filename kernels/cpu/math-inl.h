@@ -35,14 +35,42 @@ HWY_INLINE void Write(V v, D d, float* p) {
 }
 // To nearest even, NaN as 0x7fff: the bits of mt_bf16_from_float.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE void Write(V v, D d, Bf16* p) {
+HWY_INLINE hn::Vec<hn::Rebind<uint16_t, D>> Small(D d, V v) {
   const hn::Rebind<uint32_t, D> du;
   const hn::Rebind<uint16_t, D> dh;
   const auto bits = hn::BitCast(du, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1u));
   const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7fffu))));
   const auto nan = hn::RebindMask(du, hn::IsNaN(v));
-  hn::StoreU(hn::TruncateTo(dh, hn::IfThenElse(nan, hn::Set(du, 0x7fffu), rounded)), dh, p);
+  return hn::TruncateTo(dh, hn::IfThenElse(nan, hn::Set(du, 0x7fffu), rounded));
+}
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Write(V v, D d, Bf16* p) {
+  const hn::Rebind<uint16_t, D> dh;
+  hn::StoreU(Small(d, v), dh, p);
+}
+// Every other element: p[0], p[2], ... and p[1], p[3], ...
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void ReadPairs(D d, const float* p, V& even, V& odd) {
+  hn::LoadInterleaved2(d, p, even, odd);
+}
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void ReadPairs(D d, const Bf16* p, V& even, V& odd) {
+  const hn::Rebind<uint32_t, D> du;
+  const hn::Rebind<uint16_t, D> dh;
+  hn::Vec<decltype(dh)> small_even, small_odd;
+  hn::LoadInterleaved2(dh, p, small_even, small_odd);
+  even = hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, small_even)));
+  odd = hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, small_odd)));
+}
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void WritePairs(V even, V odd, D d, float* p) {
+  hn::StoreInterleaved2(even, odd, d, p);
+}
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void WritePairs(V even, V odd, D d, Bf16* p) {
+  const hn::Rebind<uint16_t, D> dh;
+  hn::StoreInterleaved2(Small(d, even), Small(d, odd), dh, p);
 }
 // What a store to T and a load from it give.
 template <typename T, class D, class V = hn::Vec<D>>
