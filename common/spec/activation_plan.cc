@@ -42,6 +42,7 @@ RankShape ShapeOf(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
   s.head_dim = m.head_dim();
   s.query = s.heads * s.head_dim;
   s.qkv = s.query + 2 * s.kv_heads * s.head_dim;
+  s.rotary_dim = RotaryDim(m);
   s.ffn = m.ffn() / mesh.tensor();
   s.gate_up = IsGated(m) ? 2 * s.ffn : s.ffn;
   s.expert_ffn = m.moe().ffn() / mesh.tensor();

@@ -38,9 +38,10 @@ struct RankShape {
   int64_t hidden = 0;       // C
   int64_t heads = 0, kv_heads = 0, head_dim = 0;  // of this tensor rank
   int64_t query = 0, qkv = 0;                     // columns: heads * d, (heads + 2 kv_heads) * d
-  int64_t ffn = 0;                                // D of this tensor rank
-  int64_t gate_up = 0;                            // columns: 2D, or D where there is no gate
-  int64_t expert_ffn = 0, shared_ffn = 0;         // likewise of one expert and of the shared ones
+  int64_t rotary_dim = 0;  // numbers of a head that are rotated; 0 = learned positions
+  int64_t ffn = 0;         // D of this tensor rank
+  int64_t gate_up = 0;     // columns: 2D, or D where there is no gate
+  int64_t expert_ffn = 0, shared_ffn = 0;  // likewise of one expert and of the shared ones
   int64_t vocab_rows = 0, vocab_start = 0, vocab_valid = 0;  // see parameter_layout.h
   int64_t loss_chunk = 0;                                    // rows of logits alive at once
   int64_t first_layer = 0, blocks = 0;                       // decoder blocks of this stage

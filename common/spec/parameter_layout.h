@@ -9,7 +9,8 @@
 //   4. matrices that every tensor rank has whole (router, latent projections, positions): decay
 //   5. vectors that every tensor rank has whole (norms, row-parallel biases): no decay
 // Gradients from 3 on are added to and must be cleared. Of 4 and 5 each tensor rank has the same gradient, or, under sequence
-// parallelism, the part that its rows made; tensor rank 0 counts and saves them. What is not trained has no place here.
+// parallelism, the part that its rows made (of norms of heads always the part that its heads made); tensor rank 0 counts and
+// saves them. What is not trained has no place here.
 // Parameters of one group (LogicalParameter::group) lie next to each other; groups begin at a multiple of kFlatAlignment elements.
 //
 // Buckets cut the buffers where a backward pass completes its gradients: embedding, each block's matrices, head, and the rest

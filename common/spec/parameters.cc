@@ -93,8 +93,8 @@ class Collector {
         Bias(At(absl::StrCat(name, ".bias")), rows, 0, At("qkv.bias"));
     }
     if (m_.qk_norm()) {
-      Norm(At("self_attn.q_norm.weight"), m_.head_dim());
-      Norm(At("self_attn.k_norm.weight"), m_.head_dim());
+      for (const char* name : {"self_attn.q_norm.weight", "self_attn.k_norm.weight"})
+        Norm(At(name), m_.head_dim()).gradient_by_heads = true;
     }
     if (m_.sinks()) Bias(At("self_attn.sinks"), m_.heads(), 0);
     Matrix(At("self_attn.o_proj.weight"), C, query, 1, residual_std_);

@@ -27,6 +27,8 @@ struct LogicalParameter {
   std::string group;
   // False: no gradient and no optimizer. The balance of experts (mlp.gate.e_score_correction_bias) follows a rule of its own.
   bool trained = true;
+  // Of what every tensor rank has whole: each makes the part of the gradient that is its own heads'.
+  bool gradient_by_heads = false;
   uint64_t init_stream = 0;  // of the counter-based generator: a hash of the name
 
   int64_t Elements() const {

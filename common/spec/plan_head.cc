@@ -1,3 +1,4 @@
+#include "common/spec/model_traits.h"
 #include "common/spec/plan_builder.h"
 
 namespace mt {
@@ -12,6 +13,7 @@ void PlanHead(PlanBuilder& plan) {
                read = plan.mtp() ? kInputBackward : kStreamGradient;
   plan.Scratch("head.sum", {S, C}, made, read);
   plan.Scratch("head.rstd", {S}, made, read, statistic);
+  if (HasLayerNorm(plan.model())) plan.Scratch("head.mean", {S}, made, read, statistic);
   plan.Scratch("head.norm", {S, C}, made, done);
   plan.Scratch("head.norm_gradient", {N, C}, made, read);
   plan.Scratch("head.logits", {chunk, s.vocab_rows}, kHead, kHead);

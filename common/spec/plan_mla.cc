@@ -11,7 +11,6 @@ void PlanMla(PlanBuilder& plan) {
   const int64_t keys = s.heads * KeyHeadDim(plan.model()), values = s.heads * mla.v_dim(),
                 keys_and_values = s.heads * (mla.nope_dim() + mla.v_dim());
   const int64_t data = s.element_bytes, statistic = s.statistic_bytes;
-  plan.Keep("rope.table", {s.sequence, mla.rope_dim()}, 1, statistic);
   if (Q > 0) {
     plan.Block("mla.query_latent", {S, Q}, data);
     plan.Block("mla.query_rstd", {S}, statistic);

@@ -1,3 +1,4 @@
+#include "common/spec/model_traits.h"
 #include "common/spec/plan_builder.h"
 
 namespace mt {
@@ -9,10 +10,17 @@ void PlanStream(PlanBuilder& plan) {
   // Multi-token prediction reads them from the second row of sequences on: one more row, without targets.
   if (plan.last_stage())
     plan.Keep("tokens.target", {N + (plan.mtp() ? s.batch : 0)}, s.in_flight, 4);
+  if (s.rotary_dim > 0) plan.Keep("rope.table", {s.sequence, s.rotary_dim}, 1, s.statistic_bytes);
+  if (plan.first_stage() && HasLearnedPositions(plan.model()))
+    plan.Keep("positions.ids", {N}, 1, 4);
   plan.KeepOfBlocks("block.input", {S, C}, s.element_bytes);
   plan.Block("block.middle", {S, C}, s.element_bytes);
   for (const char* rstd : {"block.first_norm_rstd", "block.second_norm_rstd"})
     plan.Block(rstd, {S}, s.statistic_bytes);
+  if (HasLayerNorm(plan.model())) {
+    for (const char* mean : {"block.first_norm_mean", "block.second_norm_mean"})
+      plan.Block(mean, {S}, s.statistic_bytes);
+  }
   for (const char* norm : {"block.first_norm", "block.second_norm"})
     plan.Block(norm, {S, C}, s.element_bytes);
   // A projection's output before and after the sum over the tensor group; carried into the next

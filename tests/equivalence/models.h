@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "mt/v1/spec.pb.h"
+#include "tests/equivalence/harness.h"
 
 namespace mt::equivalence {
 
@@ -19,6 +20,10 @@ struct SmallModel {
 inline void PrintTo(const SmallModel& model, std::ostream* out) { *out << model.name; }
 
 std::vector<SmallModel> AllModels();
+
+// The gradients less those that are nothing but rounding: where keys are not rotated, a bias of theirs adds the same to all of a
+// query's scores, and softmax does not see it.
+void DropRounding(const SmallModel& model, LogicalState* gradients);
 
 // SmallJob with another model.
 v1::JobSpec SmallJobOf(const SmallModel& model);

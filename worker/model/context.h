@@ -70,9 +70,9 @@ class ModelContext {
     return planning ? operations_->Need<Op>(arguments) : operations_->Run<Op>(arguments);
   }
 
-  // y (rows, out) = x (rows, in) W^T, W (out, in).
+  // y (rows, out) = x (rows, in) W^T + bias (may be null), W (out, in).
   absl::Status Product(const void* x, const void* weight, void* y, int64_t rows, int64_t in,
-                       int64_t out) {
+                       int64_t out, const void* bias = nullptr) {
     return Run<MT_OP_MATMUL>({.dtype = dtype,
                               .output_dtype = dtype,
                               .transpose_b = 1,
@@ -85,7 +85,8 @@ class ModelContext {
                               .ldb = in,
                               .d = y,
                               .ldd = out,
-                              .alpha = 1});
+                              .alpha = 1,
+                              .bias = bias});
   }
   // dx (rows, in) = dy (rows, out) W
   absl::Status ProductInputGradient(const void* dy, const void* weight, void* dx, int64_t rows,

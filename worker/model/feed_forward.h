@@ -1,7 +1,7 @@
-// The dense feed-forward: x -> W_down swiglu(W_gate_up x).
+// The dense feed-forward: x -> W_down swiglu(W_gate_up x), or W_down gelu(W_up x) where there is no gate; with or without biases.
 //
 // Column-parallel: W_gate_up (this rank's feed-forward columns). Row-parallel: W_down. Shapes: N rows, S stream rows, C hidden,
-// D feed-forward columns of this rank.
+// D feed-forward columns of this rank, U = 2D with a gate, else D.
 #pragma once
 
 #include "common/status.h"
@@ -13,13 +13,13 @@ namespace mt {
 
 // Borrowed from the flat buffers: the weights and their gradients.
 struct FeedForwardWeights {
-  LinearLayer gate_up;  // (2D, C)
+  LinearLayer gate_up;  // (U, C)
   LinearLayer down;     // (C, D)
 };
 
 // Made by the forward pass, read by the backward pass. Borrowed from the arena.
 struct FeedForwardActivations {
-  void* gate_up = nullptr;  // (N, 2D); the backward pass turns it into its gradient
+  void* gate_up = nullptr;  // (N, U); the backward pass turns it into its gradient
   // Of what goes into the products; zeros before the forward pass.
   LinearScales gate_up_scales, down_scales;
 };

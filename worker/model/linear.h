@@ -1,5 +1,9 @@
 // A matrix of a block and the three products it takes part in:
-//   y (N, out) = x (N, in) W^T      dx = dy W      dW (+)= dy^T x
+//   y (N, out) = x (N, in) W^T + bias      dx = dy W      dW (+)= dy^T x      dbias += sum of dy's rows
+//
+// The bias of a row-parallel matrix is whole on every tensor rank, and its output is a partial sum: tensor rank 0 adds the bias.
+// All ranks have all rows of dy; under sequence parallelism, where gradients of whole vectors are summed over the tensor group,
+// rank 0 alone adds to the bias's.
 //
 // Under precision fp8 they are done in FP8 with a scale per tensor that follows from the tensor's
 // own largest absolute value ("current scaling"; Micikevicius et al. 2022): x and W in E4M3, dy in
@@ -30,6 +34,8 @@ struct LinearScales {
 struct LinearLayer {
   const void* weight = nullptr;     // (out, in)
   void* weight_gradient = nullptr;  // (out, in) of the gradient type
+  const void* bias = nullptr;       // (out), null where there is none
+  void* bias_gradient = nullptr;    // (out) of the gradient type, added to
   int64_t in = 0, out = 0;          // of this tensor rank
   bool column_parallel = false;     // this rank has a part of `out`; else of `in`
 

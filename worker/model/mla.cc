@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "common/spec/model_traits.h"
+#include "common/spec/rope.h"
 
 namespace mt {
 namespace {
@@ -145,7 +146,7 @@ mt_attention_args AttentionArguments(const ModelContext& context, const MlaActiv
           .heads = s.heads,
           .kv_heads = s.heads,
           .head_dim = key_dim,
-          .scale = 1.0 / std::sqrt(static_cast<double>(key_dim)),
+          .scale = AttentionScale(context.model),
           .causal = 1,
           .q = a.query,
           .q_stride = s.heads * key_dim,

@@ -1,4 +1,5 @@
-// A norm of rows of the residual stream, with the sum of the stream's two parts in the same pass.
+// A norm of rows of the residual stream, with the sum of the stream's two parts in the same pass: a layer norm (Ba, Kiros &
+// Hinton 2016) where there is a bias, else an RMS norm (Zhang & Sennrich 2019).
 // Shapes: S stream rows, C columns.
 #pragma once
 
@@ -12,11 +13,14 @@ struct NormWeights {
   int64_t columns = 0;              // C
   const void* weight = nullptr;     // (C)
   void* weight_gradient = nullptr;  // (C) of the gradient type, added to
+  const void* bias = nullptr;       // (C)
+  void* bias_gradient = nullptr;    // (C) of the gradient type, added to
 };
 
 // Of the forward pass, for the backward pass.
 struct NormActivations {
   void* rstd = nullptr;    // (S)
+  void* mean = nullptr;    // (S), of a layer norm
   void* output = nullptr;  // (S, C)
 };
 

@@ -1,8 +1,6 @@
 #include "worker/train/stage.h"
 
-#include <cmath>
-
-#include "common/spec/model_traits.h"
+#include "common/spec/rope.h"
 #include "worker/model/embedding.h"
 
 namespace mt {
@@ -26,7 +24,6 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelContext& context
   MT_ASSIGN_OR_RETURN(stage->arena_,
                       operations->Allocate(static_cast<size_t>(stage->plan_.arena_bytes)));
   MT_RETURN_IF_ERROR(stage->Bind());
-  MT_RETURN_IF_ERROR(stage->FillRopeTable());
   MT_RETURN_IF_ERROR(stage->EndTargets());
   return stage;
 }
@@ -58,6 +55,9 @@ absl::Status Stage::Bind() {
             .activations = binder.MtpActivationsOf(),
             .scratch = binder.MtpScratchOf()};
   }
+  positions_ = binder.Positions();
+  position_ids_ = static_cast<int32_t*>(binder.Tensor("positions.ids"));
+  MT_RETURN_IF_ERROR(FillTables(binder));
   return BindFp8(binder);
 }
 
@@ -105,30 +105,32 @@ absl::Status Stage::WeightsChanged() {
   return fp8_weights_ == nullptr ? absl::OkStatus() : fp8_weights_->Refresh(context_);
 }
 
-// [p, j] = cos(p theta^(-2j/d)), [p, d/2 + j] = sin, in float64, rounded once.
-absl::Status Stage::FillRopeTable() {
+absl::Status Stage::FillTables(const StageBinder& binder) {
   const RankShape& s = context_.shape;
-  const int64_t d = RotaryDim(context_.model), half = d / 2, count = s.sequence * d;
-  std::vector<double> table(static_cast<size_t>(count));
-  for (int64_t p = 0; p < s.sequence; ++p) {
-    for (int64_t j = 0; j < half; ++j) {
-      const double exponent = -2.0 * static_cast<double>(j) / static_cast<double>(d);
-      const double angle = static_cast<double>(p) * std::pow(context_.model.rope_theta(), exponent);
-      table[static_cast<size_t>(p * d + j)] = std::cos(angle);
-      table[static_cast<size_t>(p * d + half + j)] = std::sin(angle);
-    }
+  if (s.rotary_dim > 0) {
+    const std::vector<double> table = RopeTable(context_.model, s.sequence);
+    // Rounded once.
+    const std::vector<float> single(table.begin(), table.end());
+    const void* source =
+        context_.types.statistic == MT_F64 ? static_cast<const void*>(table.data()) : single.data();
+    MT_RETURN_IF_ERROR(CopyToDevice(binder.Tensor("rope.table"), source,
+                                    static_cast<int64_t>(table.size()) * s.statistic_bytes));
   }
-  const std::vector<float> single(table.begin(), table.end());
-  const void* source =
-      context_.types.statistic == MT_F64 ? static_cast<const void*>(table.data()) : single.data();
+  if (position_ids_ == nullptr) return absl::OkStatus();
+  std::vector<int32_t> ids(static_cast<size_t>(s.rows));
+  for (int64_t row = 0; row < s.rows; ++row)
+    ids[static_cast<size_t>(row)] = static_cast<int32_t>(row / s.batch);
+  return CopyToDevice(position_ids_, ids.data(), s.rows * 4);
+}
+
+absl::Status Stage::CopyToDevice(void* destination, const void* source, int64_t bytes) {
   const Backend& backend = operations_->backend();
   MT_RETURN_IF_ERROR(backend.ToStatus(
-      backend.abi().copy_to_device(const_cast<void*>(scratch_.attention.rope_table), source,
-                                   static_cast<size_t>(count * s.statistic_bytes), nullptr),
-      "copying the rotation table"));
-  // The copy may still be reading the vectors.
+      backend.abi().copy_to_device(destination, source, static_cast<size_t>(bytes), nullptr),
+      "copying a table of positions"));
+  // The copy may still be reading the source.
   return backend.ToStatus(backend.abi().stream_synchronize(nullptr),
-                          "waiting for the rotation table");
+                          "waiting for a table of positions");
 }
 
 absl::Status Stage::EndTargets() {
@@ -149,8 +151,12 @@ absl::Status Stage::EndTargets() {
 absl::Status Stage::RunBlocks(int64_t slot) {
   const RankShape& s = context_.shape;
   if (options_.first) {
-    MT_RETURN_IF_ERROR(EmbeddingForward(context_, input_ids(slot), table_,
-                                        scratch_.attention.part.delta, input(slot)));
+    void* const partial = scratch_.attention.part.delta;
+    MT_RETURN_IF_ERROR(EmbeddingForward(context_, input_ids(slot), table_, partial, input(slot)));
+    if (position_ids_ != nullptr) {
+      MT_RETURN_IF_ERROR(
+          PositionsForward(context_, positions_, position_ids_, partial, input(slot)));
+    }
   }
   BlockInput in;  // the first block's sum is in place
   for (int64_t block = 0; block < s.blocks; ++block) {
@@ -214,6 +220,9 @@ absl::Status Stage::Backward(int64_t slot, const Completed& completed) {
     MT_RETURN_IF_ERROR(complete(block));
   }
   if (!options_.first) return absl::OkStatus();
+  if (position_ids_ != nullptr) {
+    MT_RETURN_IF_ERROR(PositionsBackward(context_, positions_, position_ids_, scratch_.gradient));
+  }
   return EmbeddingBackward(context_, input_ids(slot), scratch_.gradient,
                            scratch_.attention.part.gathered_gradient, table_gradient_);
 }

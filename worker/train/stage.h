@@ -18,6 +18,7 @@
 #include "worker/model/fp8_weights.h"
 #include "worker/model/head.h"
 #include "worker/model/mtp.h"
+#include "worker/model/positions.h"
 #include "worker/train/flat_state.h"
 #include "worker/train/stage_binder.h"
 
@@ -33,7 +34,7 @@ class Stage {
     LossOptions mtp_loss;
     const ExpertBalance* balance = nullptr;  // of a model with experts; outlives the stage
   };
-  // Allocates the arena, makes the rotation table. `state` and `operations` outlive the stage.
+  // Allocates the arena, makes the rotation table or position ids. `state` and `operations` outlive the stage.
   static absl::StatusOr<std::unique_ptr<Stage>> Create(const ModelContext& context,
                                                        ActivationPlan plan, const Options& options,
                                                        FlatState* state, Operations* operations);
@@ -83,7 +84,9 @@ class Stage {
  private:
   Stage(const ModelContext& context, ActivationPlan plan, const Options& options, FlatState* state,
         Operations* operations);
-  absl::Status FillRopeTable();
+  // Rotation table and position ids.
+  absl::Status FillTables(const StageBinder& binder);
+  absl::Status CopyToDevice(void* destination, const void* source, int64_t bytes);
   // Marks the row behind each slot's targets: it has none.
   absl::Status EndTargets();
   absl::Status Bind();
@@ -116,6 +119,8 @@ class Stage {
   std::optional<Mtp> mtp_;
   void* table_ = nullptr;  // embedding
   void* table_gradient_ = nullptr;
+  PositionWeights positions_;
+  int32_t* position_ids_ = nullptr;  // null unless positions are learned
   int32_t* input_ids_ = nullptr;
   int32_t* targets_ = nullptr;
   int64_t input_stride_ = 0, target_stride_ = 0;  // elements, from slot to slot

@@ -20,22 +20,31 @@ void* StageBinder::TensorOf(absl::string_view name, int64_t slot, int64_t block)
 NormWeights StageBinder::Norm(const std::string& name, int64_t columns) const {
   return {.columns = columns,
           .weight = state_.Weight(name + ".weight"),
-          .weight_gradient = state_.Gradient(name + ".weight")};
+          .weight_gradient = state_.Gradient(name + ".weight"),
+          .bias = state_.Weight(name + ".bias"),
+          .bias_gradient = state_.Gradient(name + ".bias")};
 }
 
 LinearLayer StageBinder::Linear(const std::string& name, int64_t in, int64_t out,
                                 bool column_parallel) const {
   return {.weight = state_.Weight(name + ".weight"),
           .weight_gradient = state_.Gradient(name + ".weight"),
+          .bias = state_.Weight(name + ".bias"),
+          .bias_gradient = state_.Gradient(name + ".bias"),
           .in = in,
           .out = out,
           .column_parallel = column_parallel};
 }
 
-AttentionWeights StageBinder::AttentionOf(const std::string& block) const {
+AttentionWeights StageBinder::AttentionOf(int64_t layer, const std::string& block) const {
   const RankShape& s = context_.shape;
   return {.qkv = Linear(block + "self_attn.q_proj", s.hidden, s.qkv, true),
-          .output = Linear(block + "self_attn.o_proj", s.query, s.hidden, false)};
+          .output = Linear(block + "self_attn.o_proj", s.query, s.hidden, false),
+          .query_norm = Norm(block + "self_attn.q_norm", s.head_dim),
+          .key_norm = Norm(block + "self_attn.k_norm", s.head_dim),
+          .sinks = state_.Weight(block + "self_attn.sinks"),
+          .sinks_gradient = state_.Gradient(block + "self_attn.sinks"),
+          .window = WindowOf(context_.model, layer)};
 }
 
 MlaWeights StageBinder::MlaOf(const std::string& block) const {
@@ -103,7 +112,7 @@ BlockWeights StageBinder::WeightsOf(int64_t layer) const {
   if (IsMla(context_.model)) {
     weights.mla = MlaOf(at);
   } else {
-    weights.attention = AttentionOf(at);
+    weights.attention = AttentionOf(layer, at);
   }
   if (IsMoe(context_.model, layer)) {
     weights.moe = MoeOf(at, layer);
@@ -130,27 +139,32 @@ MoeActivations StageBinder::MoeActivationsOf(int64_t slot, int64_t block) const 
 
 BlockActivations StageBinder::ActivationsOf(int64_t slot, int64_t block) const {
   const auto tensor = [&](absl::string_view name) { return TensorOf(name, slot, block); };
-  return {
-      .input = tensor("block.input"),
-      .middle = tensor("block.middle"),
-      .first_norm = {.rstd = tensor("block.first_norm_rstd"), .output = tensor("block.first_norm")},
-      .second_norm = {.rstd = tensor("block.second_norm_rstd"),
-                      .output = tensor("block.second_norm")},
-      .attention = {.qkv = tensor("block.qkv"),
-                    .output = tensor("block.attention"),
-                    .lse = tensor("block.attention_lse")},
-      .mla = {.query_latent = tensor("mla.query_latent"),
-              .query_norm = {.rstd = tensor("mla.query_rstd"),
-                             .output = tensor("mla.query_normed")},
-              .key_latent = tensor("mla.key_latent"),
-              .key_norm = {.rstd = tensor("mla.key_rstd"), .output = tensor("mla.key_normed")},
-              .query = tensor("mla.query"),
-              .key = tensor("mla.key"),
-              .value = tensor("mla.value"),
-              .output = tensor("mla.output"),
-              .lse = tensor("mla.lse")},
-      .feed_forward = {.gate_up = tensor("block.gate_up")},
-      .moe = MoeActivationsOf(slot, block)};
+  return {.input = tensor("block.input"),
+          .middle = tensor("block.middle"),
+          .first_norm = {.rstd = tensor("block.first_norm_rstd"),
+                         .mean = tensor("block.first_norm_mean"),
+                         .output = tensor("block.first_norm")},
+          .second_norm = {.rstd = tensor("block.second_norm_rstd"),
+                          .mean = tensor("block.second_norm_mean"),
+                          .output = tensor("block.second_norm")},
+          .attention = {.qkv = tensor("block.qkv"),
+                        .output = tensor("block.attention"),
+                        .lse = tensor("block.attention_lse"),
+                        .rotated = tensor("block.rotated"),
+                        .query_rstd = tensor("block.query_rstd"),
+                        .key_rstd = tensor("block.key_rstd")},
+          .mla = {.query_latent = tensor("mla.query_latent"),
+                  .query_norm = {.rstd = tensor("mla.query_rstd"),
+                                 .output = tensor("mla.query_normed")},
+                  .key_latent = tensor("mla.key_latent"),
+                  .key_norm = {.rstd = tensor("mla.key_rstd"), .output = tensor("mla.key_normed")},
+                  .query = tensor("mla.query"),
+                  .key = tensor("mla.key"),
+                  .value = tensor("mla.value"),
+                  .output = tensor("mla.output"),
+                  .lse = tensor("mla.lse")},
+          .feed_forward = {.gate_up = tensor("block.gate_up")},
+          .moe = MoeActivationsOf(slot, block)};
 }
 
 PartScratch StageBinder::Part() const {
@@ -186,7 +200,8 @@ BlockScratch StageBinder::Scratch() const {
           .attention = {.part = Part(),
                         .rope_table = Tensor("rope.table"),
                         .output_gradient = Tensor("block.attention_gradient"),
-                        .qkv_gradient = Tensor("block.qkv_gradient")},
+                        .qkv_gradient = Tensor("block.qkv_gradient"),
+                        .rotated_gradient = Tensor("block.rotated_gradient")},
           .mla = {.part = Part(),
                   .rope_table = Tensor("rope.table"),
                   .key_value = Tensor("mla.key_value"),
@@ -216,9 +231,17 @@ HeadWeights StageBinder::Head(bool tied) const {
           .head_gradient = state_.Gradient(head)};
 }
 
+PositionWeights StageBinder::Positions() const {
+  return {.positions = context_.model.max_positions(),
+          .table = state_.Weight(kPositionName),
+          .table_gradient = state_.Gradient(kPositionName)};
+}
+
 HeadTensors StageBinder::HeadScratch() const {
   return {.sum = Tensor("head.sum"),
-          .norm = {.rstd = Tensor("head.rstd"), .output = Tensor("head.norm")},
+          .norm = {.rstd = Tensor("head.rstd"),
+                   .mean = Tensor("head.mean"),
+                   .output = Tensor("head.norm")},
           .norm_gradient = Tensor("head.norm_gradient"),
           .logits = Tensor("head.logits"),
           .maximum = Tensor("head.maximum"),

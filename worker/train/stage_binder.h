@@ -7,6 +7,7 @@
 #include "worker/model/decoder_block.h"
 #include "worker/model/head.h"
 #include "worker/model/mtp.h"
+#include "worker/model/positions.h"
 #include "worker/train/expert_balance.h"
 #include "worker/train/flat_state.h"
 
@@ -33,13 +34,14 @@ class StageBinder {
   MtpWeights MtpWeightsOf(bool tied) const;
   MtpActivations MtpActivationsOf() const;
   MtpScratch MtpScratchOf() const;
+  PositionWeights Positions() const;
 
  private:
   // `name` without ".weight".
   NormWeights Norm(const std::string& name, int64_t columns) const;
   // A group of neighbours (LogicalParameter::group) by the name of its first, without ".weight".
   LinearLayer Linear(const std::string& name, int64_t in, int64_t out, bool column_parallel) const;
-  AttentionWeights AttentionOf(const std::string& block) const;
+  AttentionWeights AttentionOf(int64_t layer, const std::string& block) const;
   MlaWeights MlaOf(const std::string& block) const;
   FeedForwardWeights FeedForwardOf(const std::string& block) const;
   // Of all experts: from `first`, that of expert 0 without ".weight".

@@ -298,6 +298,12 @@ absl::Status Trainer::State::SumGradients() {
   if (stage->context().sequence_parallel()) {
     MT_RETURN_IF_ERROR(tensor->AllReduce(flat->GradientAt(layout.replicated.first),
                                          layout.replicated.count, types.gradient, ReduceOp::kSum));
+  } else if (tensor != nullptr) {
+    for (const LocalParameter& p : layout.parameters) {
+      if (!p.logical.gradient_by_heads) continue;
+      MT_RETURN_IF_ERROR(tensor->AllReduce(flat->GradientAt(p.flat_offset), p.Elements(),
+                                           types.gradient, ReduceOp::kSum));
+    }
   }
   if (table_on_two_stages) {
     const LocalParameter* table = layout.Find(kEmbeddingName);
