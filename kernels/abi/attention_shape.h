@@ -1,40 +1,36 @@
-/* What the zeros of mt_attention_args stand for, and which keys a query sees: the contract's rules, once for all backends. Plain C;
- * MT_HOST_DEVICE may be defined (to __host__ __device__) before inclusion. */
+/* What the zeros of mt_attention_args stand for, and which keys a query sees: the contract's rules, once for all backends. Plain C, on
+ * the host. */
 #ifndef MT_KERNELS_ABI_ATTENTION_SHAPE_H_
 #define MT_KERNELS_ABI_ATTENTION_SHAPE_H_
 
 #include "kernels/abi/mt_backend.h"
 
-#ifndef MT_HOST_DEVICE
-#define MT_HOST_DEVICE
-#endif
-
 /* Elements of a head of v and o. */
-MT_HOST_DEVICE static inline int64_t mt_attention_v_head_dim(const mt_attention_args* a) {
+static inline int64_t mt_attention_v_head_dim(const mt_attention_args* a) {
   return a->v_head_dim != 0 ? a->v_head_dim : a->head_dim;
 }
 
 /* Rows of k and v per sequence. */
-MT_HOST_DEVICE static inline int64_t mt_attention_keys(const mt_attention_args* a) {
+static inline int64_t mt_attention_keys(const mt_attention_args* a) {
   return a->key_sequence != 0 ? a->key_sequence : a->sequence;
 }
 
 /* Where query 0 stands among the keys. */
-MT_HOST_DEVICE static inline int64_t mt_attention_first_position(const mt_attention_args* a) {
+static inline int64_t mt_attention_first_position(const mt_attention_args* a) {
   return mt_attention_keys(a) - a->sequence;
 }
 
 /* Query t sees the keys [begin, end); never none. */
-MT_HOST_DEVICE static inline int64_t mt_attention_begin(const mt_attention_args* a, int64_t t) {
+static inline int64_t mt_attention_begin(const mt_attention_args* a, int64_t t) {
   const int64_t begin = mt_attention_first_position(a) + t + 1 - a->window;
   return a->window != 0 && begin > 0 ? begin : 0;
 }
-MT_HOST_DEVICE static inline int64_t mt_attention_end(const mt_attention_args* a, int64_t t) {
+static inline int64_t mt_attention_end(const mt_attention_args* a, int64_t t) {
   return a->causal ? mt_attention_first_position(a) + t + 1 : mt_attention_keys(a);
 }
 
 /* Nothing that 1.2 added: what libraries for plain attention may be asked to do. */
-MT_HOST_DEVICE static inline int mt_attention_is_plain(const mt_attention_args* a) {
+static inline int mt_attention_is_plain(const mt_attention_args* a) {
   return a->window == 0 && a->sinks == 0 && mt_attention_v_head_dim(a) == a->head_dim &&
          mt_attention_keys(a) == a->sequence;
 }

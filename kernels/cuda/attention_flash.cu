@@ -1,12 +1,16 @@
 // Causal grouped-query attention without the matrix of probabilities (Dao 2023, FlashAttention-2, arXiv 2307.08691), in float32
-// arithmetic, for any head size up to 256, any length and any strides. It is the oracle on a device, the fallback where the
+// arithmetic, for any head sizes up to 256, any length and any strides. It is the oracle on a device, the fallback where the
 // tensor-core kernels (attention_flash_mma.cu) do not fit, and what F32 data use.
 //
 // Forward: one block per 64 queries of a head; keys go by in tiles of 64 with a running maximum and sum per query.
 // Backward: delta = rowsum(dO O) first; then one kernel per 64 keys of a key head, which goes over the query heads of its group
 // and over the queries, and one per 64 queries, which goes over the keys. Both recompute P = exp(scale S - lse). Seven products
 // in place of the five that are needed, but nothing is added by two blocks, so every sum has one order.
+#include <algorithm>
+
+#include "kernels/abi/attention_shape.h"
 #include "kernels/cuda/attention_flash.h"
+#include "kernels/cuda/attention_sink.h"
 #include "kernels/cuda/attention_tiles.h"
 #include "kernels/cuda/reduce.h"
 
@@ -17,29 +21,77 @@ using namespace tiles;
 
 constexpr float kInfinity = __builtin_huge_valf();
 
-template <typename T>
-__device__ __forceinline__ Rows<T> HeadRows(const mt_attention_args& args, const void* data,
-                                            int64_t stride, int b, int h) {
-  T* const first = static_cast<T*>(const_cast<void*>(data)) + b * stride + h * args.head_dim;
-  return {first, args.batch * stride, static_cast<int>(args.sequence),
-          static_cast<int>(args.head_dim)};
+// What a kernel needs of the arguments: sizes without the zeros that stand for others.
+struct Problem {
+  mt_attention_args args;
+  int queries, keys, first_position, window;
+  int key_dim, value_dim;
+};
+Problem Describe(const mt_attention_args& args) {
+  const int64_t keys = mt_attention_keys(&args);
+  return {.args = args,
+          .queries = static_cast<int>(args.sequence),
+          .keys = static_cast<int>(keys),
+          .first_position = static_cast<int>(mt_attention_first_position(&args)),
+          .window = static_cast<int>(args.window != 0 ? std::min(args.window, keys) : keys),
+          .key_dim = static_cast<int>(args.head_dim),
+          .value_dim = static_cast<int>(mt_attention_v_head_dim(&args))};
 }
 
-__device__ __forceinline__ bool Sees(const mt_attention_args& args, int query, int key) {
-  return query < args.sequence && key < args.sequence && (!args.causal || key <= query);
+template <typename T>
+__device__ __forceinline__ Rows<T> HeadRows(const Problem& problem, const void* data,
+                                            int64_t stride, int rows, int columns, int b, int h) {
+  T* const first =
+      static_cast<T*>(const_cast<void*>(data)) + b * stride + static_cast<int64_t>(h) * columns;
+  return {first, problem.args.batch * stride, rows, columns};
+}
+// By name; h is a key head for K and V.
+template <typename T>
+__device__ __forceinline__ Rows<const T> RowsOfQ(const Problem& p, int b, int h) {
+  return HeadRows<const T>(p, p.args.q, p.args.q_stride, p.queries, p.key_dim, b, h);
+}
+template <typename T>
+__device__ __forceinline__ Rows<const T> RowsOfK(const Problem& p, int b, int h) {
+  return HeadRows<const T>(p, p.args.k, p.args.k_stride, p.keys, p.key_dim, b, h);
+}
+template <typename T>
+__device__ __forceinline__ Rows<const T> RowsOfV(const Problem& p, int b, int h) {
+  return HeadRows<const T>(p, p.args.v, p.args.v_stride, p.keys, p.value_dim, b, h);
+}
+template <typename T>
+__device__ __forceinline__ Rows<const T> RowsOfOGradient(const Problem& p, int b, int h) {
+  return HeadRows<const T>(p, p.args.o_gradient, p.args.o_gradient_stride, p.queries, p.value_dim,
+                           b, h);
+}
+
+__device__ __forceinline__ bool Sees(const Problem& problem, int query, int key) {
+  const int position = problem.first_position + query;
+  return query < problem.queries && key < problem.keys &&
+         (!problem.args.causal || (key <= position && key > position - problem.window));
+}
+// The tiles of keys that the queries [first_query, first_query + 64) see: from the first of `begin` to before `end`.
+struct KeyRange {
+  int begin, end;
+};
+__device__ __forceinline__ KeyRange KeysOf(const Problem& problem, int first_query) {
+  if (!problem.args.causal) return {0, problem.keys};
+  const int position = problem.first_position + first_query;
+  return {max(position + 1 - problem.window, 0) / kTile * kTile,
+          min(position + kTile, problem.keys)};
 }
 
 // Block (query tile, head, sequence); under a causal mask the longest come first.
 template <typename T, int kSlices>
-__global__ void __launch_bounds__(kThreads, 1) FlashForward(const mt_attention_args args) {
+__global__ void __launch_bounds__(kThreads, 1) FlashForward(const Problem problem) {
   MT_DYNAMIC_SHARED(float, weights);  // (64, 64) probabilities, then the pool
   float* const pool = weights + kTile * kPitch;
   const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
+  const mt_attention_args& args = problem.args;
   const int kv = h / static_cast<int>(args.heads / args.kv_heads);
   const int first_query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kTile;
-  const auto q = HeadRows<const T>(args, args.q, args.q_stride, b, h);
-  const auto k = HeadRows<const T>(args, args.k, args.k_stride, b, kv);
-  const auto v = HeadRows<const T>(args, args.v, args.v_stride, b, kv);
+  const auto q = RowsOfQ<T>(problem, b, h);
+  const auto k = RowsOfK<T>(problem, b, kv);
+  const auto v = RowsOfV<T>(problem, b, kv);
   const float scale = static_cast<float>(args.scale);
 
   Accumulator sum[kSlices] = {}, score;
@@ -47,8 +99,8 @@ __global__ void __launch_bounds__(kThreads, 1) FlashForward(const mt_attention_a
 #pragma unroll
   for (int i = 0; i < kPer; ++i) maximum[i] = -kInfinity, total[i] = 0;
 
-  const int keys = args.causal ? min(first_query + kTile, k.rows) : k.rows;
-  for (int key = 0; key < keys; key += kTile) {
+  const KeyRange keys = KeysOf(problem, first_query);
+  for (int key = keys.begin; key < keys.end; key += kTile) {
     Products(score, pool, q, first_query, k, key);
 #pragma unroll
     for (int i = 0; i < kPer; ++i) {
@@ -56,8 +108,8 @@ __global__ void __launch_bounds__(kThreads, 1) FlashForward(const mt_attention_a
       float highest = maximum[i];
 #pragma unroll
       for (int j = 0; j < kPer; ++j) {
-        score[i][j] =
-            Sees(args, query, key + ThreadColumn() + kStep * j) ? score[i][j] * scale : -kInfinity;
+        score[i][j] = Sees(problem, query, key + ThreadColumn() + kStep * j) ? score[i][j] * scale
+                                                                             : -kInfinity;
         highest = max(highest, score[i][j]);
       }
       highest = RowReduce(highest, Maximum());
@@ -80,31 +132,33 @@ __global__ void __launch_bounds__(kThreads, 1) FlashForward(const mt_attention_a
   }
 
   float* const lse = static_cast<float*>(args.lse) + (b * args.heads + h) * args.sequence;
+  const bool has_sink = args.sinks != nullptr;
+  const float sink = has_sink ? ToFloat(static_cast<const T*>(args.sinks)[h]) : 0.0f;
   float factor[kPer];
 #pragma unroll
   for (int i = 0; i < kPer; ++i) {
     const int query = first_query + ThreadRow() + kStep * i;
-    factor[i] = total[i] > 0 ? 1.0f / total[i] : 0.0f;
-    if (ThreadColumn() == 0 && query < args.sequence) lse[query] = maximum[i] + logf(total[i]);
+    const RowEnd end = EndRow(maximum[i], total[i], has_sink, sink);
+    factor[i] = end.factor;
+    if (ThreadColumn() == 0 && query < problem.queries) lse[query] = end.lse;
   }
-  StoreRows(HeadRows<T>(args, args.o, args.o_stride, b, h), first_query, sum, factor);
+  StoreRows(HeadRows<T>(problem, args.o, args.o_stride, problem.queries, problem.value_dim, b, h),
+            first_query, sum, factor);
 }
 
 // One tile's P and scale * dS = scale * P (dP - delta), rows queries, columns keys.
 template <typename T>
-__device__ __forceinline__ void Gradients(const mt_attention_args& args, const float* delta, int b,
-                                          int h, int first_query, int first_key, float* pool,
+__device__ __forceinline__ void Gradients(const Problem& problem, const float* delta, int b, int h,
+                                          int first_query, int first_key, float* pool,
                                           Accumulator& p, Accumulator& ds) {
+  const mt_attention_args& args = problem.args;
   const int kv = h / static_cast<int>(args.heads / args.kv_heads);
-  const auto q = HeadRows<const T>(args, args.q, args.q_stride, b, h);
-  const auto k = HeadRows<const T>(args, args.k, args.k_stride, b, kv);
-  const auto v = HeadRows<const T>(args, args.v, args.v_stride, b, kv);
-  const auto d_o = HeadRows<const T>(args, args.o_gradient, args.o_gradient_stride, b, h);
   const float* const lse =
       static_cast<const float*>(args.lse) + (b * args.heads + h) * args.sequence;
   const float scale = static_cast<float>(args.scale);
-  Products(p, pool, q, first_query, k, first_key);
-  Products(ds, pool, d_o, first_query, v, first_key);
+  Products(p, pool, RowsOfQ<T>(problem, b, h), first_query, RowsOfK<T>(problem, b, kv), first_key);
+  Products(ds, pool, RowsOfOGradient<T>(problem, b, h), first_query, RowsOfV<T>(problem, b, kv),
+           first_key);
 #pragma unroll
   for (int i = 0; i < kPer; ++i) {
     const int query = first_query + ThreadRow() + kStep * i;
@@ -113,7 +167,7 @@ __device__ __forceinline__ void Gradients(const mt_attention_args& args, const f
         query < args.sequence ? delta[(b * args.heads + h) * args.sequence + query] : 0.0f;
 #pragma unroll
     for (int j = 0; j < kPer; ++j) {
-      const bool sees = Sees(args, query, first_key + ThreadColumn() + kStep * j);
+      const bool sees = Sees(problem, query, first_key + ThreadColumn() + kStep * j);
       p[i][j] = sees ? expf(p[i][j] * scale - row_lse) : 0.0f;
       ds[i][j] = scale * p[i][j] * (ds[i][j] - row_delta);
     }
@@ -123,14 +177,16 @@ __device__ __forceinline__ void Gradients(const mt_attention_args& args, const f
 // delta[b, h, t] = sum over j of dO O; one warp per row of one head.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    FlashDelta(const mt_attention_args args, float* delta /* (B, H, T) */) {
+    FlashDelta(const Problem problem, float* delta /* (B, H, T) */) {
+  const mt_attention_args& args = problem.args;
   const int lane = static_cast<int>(threadIdx.x) % kWarpThreads;
   const int t =
       static_cast<int>(blockIdx.x * (kThreads / kWarpThreads) + threadIdx.x / kWarpThreads);
   const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
   if (t >= args.sequence) return;
-  const auto o = HeadRows<const T>(args, args.o, args.o_stride, b, h);
-  const auto d_o = HeadRows<const T>(args, args.o_gradient, args.o_gradient_stride, b, h);
+  const auto o =
+      HeadRows<const T>(problem, args.o, args.o_stride, problem.queries, problem.value_dim, b, h);
+  const auto d_o = RowsOfOGradient<T>(problem, b, h);
   float sum = 0;
   for (int j = lane; j < o.columns; j += kWarpThreads)
     sum += ToFloat(o.data[t * o.step + j]) * ToFloat(d_o.data[t * d_o.step + j]);
@@ -138,52 +194,73 @@ __global__ void __launch_bounds__(kThreads)
   if (lane == 0) delta[(b * args.heads + h) * args.sequence + t] = sum;
 }
 
-// Block (key tile, key head, sequence): dV = sum of P^T dO, dK = sum of dS^T Q.
+// Block (head): sinks_gradient -= sum over b and t of exp(sink - lse) delta. A thread adds rows kThreads apart, in order.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    FlashSinksGradient(const mt_attention_args args, const float* delta) {
+  const int h = static_cast<int>(blockIdx.x);
+  const float sink = ToFloat(static_cast<const T*>(args.sinks)[h]);
+  const int64_t T_ = args.sequence, rows = args.batch * T_;
+  float sum = 0;
+  for (int64_t row = static_cast<int64_t>(threadIdx.x); row < rows; row += kThreads) {
+    const int64_t at = (row / T_ * args.heads + h) * T_ + row % T_;
+    sum += expf(sink - static_cast<const float*>(args.lse)[at]) * delta[at];
+  }
+  sum = BlockReduce<kThreads>(sum);
+  if (threadIdx.x == 0) static_cast<float*>(args.sinks_gradient)[h] -= sum;
+}
+
+// Block (key tile, key head, sequence): dV = sum of P^T dO, dK = sum of dS^T Q. Queries past the last key's window see nothing.
 template <typename T, int kSlices>
 __global__ void __launch_bounds__(kThreads)
-    FlashKeyBackward(const mt_attention_args args, const float* delta) {
+    FlashKeyBackward(const Problem problem, const float* delta) {
   MT_DYNAMIC_SHARED(float, weights);
   float* const pool = weights + kTile * kPitch;
+  const mt_attention_args& args = problem.args;
   const int first_key = static_cast<int>(blockIdx.x) * kTile;
   const int kv = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
   const int group = static_cast<int>(args.heads / args.kv_heads);
+  const int begin = args.causal ? first_key : 0;
+  const int end =
+      args.causal ? min(problem.queries, first_key + kTile - 1 + problem.window) : problem.queries;
   Accumulator dk[kSlices] = {}, dv[kSlices] = {}, p, ds;
   for (int h = kv * group; h < (kv + 1) * group; ++h) {
-    const auto q = HeadRows<const T>(args, args.q, args.q_stride, b, h);
-    const auto d_o = HeadRows<const T>(args, args.o_gradient, args.o_gradient_stride, b, h);
-    for (int query = args.causal ? first_key : 0; query < q.rows; query += kTile) {
-      Gradients<T>(args, delta, b, h, query, first_key, pool, p, ds);
+    for (int query = begin; query < end; query += kTile) {
+      Gradients<T>(problem, delta, b, h, query, first_key, pool, p, ds);
       Store(weights, p);
-      AddProduct<true>(dv, weights, pool, d_o, query);
+      AddProduct<true>(dv, weights, pool, RowsOfOGradient<T>(problem, b, h), query);
       __syncthreads();
       Store(weights, ds);
-      AddProduct<true>(dk, weights, pool, q, query);
+      AddProduct<true>(dk, weights, pool, RowsOfQ<T>(problem, b, h), query);
     }
   }
   const float ones[kPer] = {1, 1, 1, 1};
-  StoreRows(HeadRows<T>(args, args.dk, args.dk_stride, b, kv), first_key, dk, ones);
-  StoreRows(HeadRows<T>(args, args.dv, args.dv_stride, b, kv), first_key, dv, ones);
+  StoreRows(HeadRows<T>(problem, args.dk, args.dk_stride, problem.keys, problem.key_dim, b, kv),
+            first_key, dk, ones);
+  StoreRows(HeadRows<T>(problem, args.dv, args.dv_stride, problem.keys, problem.value_dim, b, kv),
+            first_key, dv, ones);
 }
 
 // Block (query tile, head, sequence): dQ = sum of dS K.
 template <typename T, int kSlices>
 __global__ void __launch_bounds__(kThreads)
-    FlashQueryBackward(const mt_attention_args args, const float* delta) {
+    FlashQueryBackward(const Problem problem, const float* delta) {
   MT_DYNAMIC_SHARED(float, weights);
   float* const pool = weights + kTile * kPitch;
+  const mt_attention_args& args = problem.args;
   const int first_query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kTile;
   const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
-  const auto k = HeadRows<const T>(args, args.k, args.k_stride, b,
-                                   h / static_cast<int>(args.heads / args.kv_heads));
+  const auto k = RowsOfK<T>(problem, b, h / static_cast<int>(args.heads / args.kv_heads));
   Accumulator dq[kSlices] = {}, p, ds;
-  const int keys = args.causal ? min(first_query + kTile, k.rows) : k.rows;
-  for (int key = 0; key < keys; key += kTile) {
-    Gradients<T>(args, delta, b, h, first_query, key, pool, p, ds);
+  const KeyRange keys = KeysOf(problem, first_query);
+  for (int key = keys.begin; key < keys.end; key += kTile) {
+    Gradients<T>(problem, delta, b, h, first_query, key, pool, p, ds);
     Store(weights, ds);
     AddProduct<false>(dq, weights, pool, k, key);
   }
   const float ones[kPer] = {1, 1, 1, 1};
-  StoreRows(HeadRows<T>(args, args.dq, args.dq_stride, b, h), first_query, dq, ones);
+  StoreRows(HeadRows<T>(problem, args.dq, args.dq_stride, problem.queries, problem.key_dim, b, h),
+            first_query, dq, ones);
 }
 
 dim3 Grid(const mt_attention_args& args, int64_t rows_of_block, int64_t heads) {
@@ -195,12 +272,12 @@ template <int kValue>
 struct Slices {
   static constexpr int value = kValue;
 };
-// Calls `function` with the type of the data and how many 64 columns a head has.
+// Calls `function` with the type of the data and how many 64 columns a head of `columns` has.
 template <typename Function>
-int32_t WithSlices(const mt_attention_args& args, Function&& function) {
+int32_t WithSlices(const mt_attention_args& args, int64_t columns, Function&& function) {
   return WithType(args.dtype, [&](auto type) {
-    if (args.head_dim <= kTile) return function(type, Slices<1>());
-    if (args.head_dim <= 2 * kTile) return function(type, Slices<2>());
+    if (columns <= kTile) return function(type, Slices<1>());
+    if (columns <= 2 * kTile) return function(type, Slices<2>());
     return function(type, Slices<4>());
   });
 }
@@ -208,10 +285,11 @@ int32_t WithSlices(const mt_attention_args& args, Function&& function) {
 }  // namespace
 
 int32_t PortableAttentionForward(const mt_attention_args& args, const Launch& launch) {
-  return WithSlices(args, [&](auto type, auto slices) -> int32_t {
+  const Problem problem = Describe(args);
+  return WithSlices(args, problem.value_dim, [&](auto type, auto slices) -> int32_t {
     auto* kernel = FlashForward<decltype(type), decltype(slices)::value>;
     MT_CUDA(MT_LAUNCH(kernel, Grid(args, kTile, args.heads), kThreads, kSharedBytes, launch.stream,
-                      args));
+                      problem));
     return MT_OK;
   });
 }
@@ -220,20 +298,36 @@ int32_t AttentionDelta(const mt_attention_args& args, float* delta, const Launch
   return WithType(args.dtype, [&](auto type) -> int32_t {
     auto* kernel = FlashDelta<decltype(type)>;
     MT_CUDA(MT_LAUNCH(kernel, Grid(args, kThreads / kWarpThreads, args.heads), kThreads, 0,
-                      launch.stream, args, delta));
+                      launch.stream, Describe(args), delta));
+    return MT_OK;
+  });
+}
+
+int32_t AttentionSinksGradient(const mt_attention_args& args, const float* delta,
+                               const Launch& launch) {
+  return WithType(args.dtype, [&](auto type) -> int32_t {
+    auto* kernel = FlashSinksGradient<decltype(type)>;
+    MT_CUDA(MT_LAUNCH(kernel, static_cast<unsigned>(args.heads), kThreads, 0, launch.stream, args,
+                      delta));
     return MT_OK;
   });
 }
 
 int32_t PortableAttentionBackward(const mt_attention_args& args, const float* delta,
                                   const Launch& launch) {
-  return WithSlices(args, [&](auto type, auto slices) -> int32_t {
+  const Problem problem = Describe(args);
+  const int64_t columns = std::max(problem.key_dim, problem.value_dim);
+  const int32_t status = WithSlices(args, columns, [&](auto type, auto slices) -> int32_t {
     auto* keys = FlashKeyBackward<decltype(type), decltype(slices)::value>;
     MT_CUDA(MT_LAUNCH(keys, Grid(args, kTile, args.kv_heads), kThreads, kSharedBytes, launch.stream,
-                      args, delta));
+                      problem, delta));
+    return MT_OK;
+  });
+  if (status != MT_OK) return status;
+  return WithSlices(args, problem.key_dim, [&](auto type, auto slices) -> int32_t {
     auto* queries = FlashQueryBackward<decltype(type), decltype(slices)::value>;
     MT_CUDA(MT_LAUNCH(queries, Grid(args, kTile, args.heads), kThreads, kSharedBytes, launch.stream,
-                      args, delta));
+                      problem, delta));
     return MT_OK;
   });
 }

@@ -11,6 +11,9 @@ namespace mt::cuda {
 
 // attention_flash.cu. delta is (B, H, T) float32.
 int32_t AttentionDelta(const mt_attention_args& args, float* delta, const Launch& launch);
+// sinks_gradient, from lse and delta.
+int32_t AttentionSinksGradient(const mt_attention_args& args, const float* delta,
+                               const Launch& launch);
 int32_t PortableAttentionForward(const mt_attention_args& args, const Launch& launch);
 int32_t PortableAttentionBackward(const mt_attention_args& args, const float* delta,
                                   const Launch& launch);

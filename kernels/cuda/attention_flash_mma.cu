@@ -6,9 +6,10 @@
 // registers. Rounding: P and dS to bf16 before their products, results once at the end.
 //
 // FLOPs that cannot be avoided, per (query, visible key, head): forward 4 d, backward 10 d; here backward takes 14 d, because both
-// of its kernels recompute S and dP. Memory traffic is small beside that: Q, K, V, O once per block of rows.
+// of its kernels recompute S and dP. Tiles that no query of a block sees, past the mask or before the window, are not visited. Memory traffic is small beside that: Q, K, V, O once per block of rows.
 #include "kernels/cuda/attention_flash.h"
 #include "kernels/cuda/attention_mma.h"
+#include "kernels/cuda/attention_sink.h"
 #include "kernels/cuda/reduce.h"
 
 namespace mt::cuda {
@@ -25,16 +26,19 @@ __device__ __forceinline__ float QuadReduce(float value, bool sum) {
   return value;
 }
 
-// How many blocks a multiprocessor should hold: what shared memory and the registers of the sums allow without spills.
-template <int kHead>
+// How many blocks a multiprocessor should hold: what shared memory and the registers of the sums allow without spills. kValue is
+// the head of the values.
+template <int kHead, int kValue>
 struct ForwardShape {
-  static constexpr int kTiles = kHead <= 128 ? 2 : 1,
-                       kKeys = kHead <= 96    ? 64
-                               : kHead <= 128 ? 48
-                                              : 32,
+  static constexpr int kTiles = kValue <= 128 ? 2 : 1,
+                       kKeys = kValue <= 96    ? 64
+                               : kValue <= 128 ? 48
+                                               : 32,
                        kResident = 2;
   static constexpr int kQueries = 16 * kTiles * kWarps;
-  static constexpr int kBytes = (kQueries + 2 * kKeys) * kRowBytes<kHead>;
+  static constexpr int kBytes = (kQueries + kKeys) * kRowBytes<kHead> + kKeys * kRowBytes<kValue>;
+  // O leaves by way of the tile of Q.
+  static_assert(kRowBytes<kValue> <= kRowBytes<kHead>);
 };
 
 // The running maximum of the raw scores and this thread's part of the sum of exponentials, of the two rows of each tile.
@@ -44,9 +48,9 @@ struct Softmax {
 };
 
 // Scores become exponentials relative to the running maximum; the maximum, sum and output are brought to it.
-template <int kTiles, int kKeys, int kHead>
+template <int kTiles, int kKeys, int kValue>
 __device__ __forceinline__ void Exponentials(float (&s)[kTiles][kKeys / 8][4],
-                                             float (&o)[kTiles][kHead / 8][4],
+                                             float (&o)[kTiles][kValue / 8][4],
                                              Softmax<kTiles>& softmax, float scale_log2) {
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
@@ -70,7 +74,7 @@ __device__ __forceinline__ void Exponentials(float (&s)[kTiles][kKeys / 8][4],
       }
       softmax.sum[i][half] = softmax.sum[i][half] * rescale + sum;
 #pragma unroll
-      for (int c = 0; c < kHead / 8; ++c) {
+      for (int c = 0; c < kValue / 8; ++c) {
         o[i][c][2 * half] *= rescale;
         o[i][c][2 * half + 1] *= rescale;
       }
@@ -80,10 +84,10 @@ __device__ __forceinline__ void Exponentials(float (&s)[kTiles][kKeys / 8][4],
 
 // Block (query tile, head, sequence). Keys go by from the last to the first, so that masked tiles come first; while S of a tile is
 // made its V arrives, and while O is made the next K. Under a causal mask the longest blocks of a head come first.
-template <int kHead>
-__global__ void __launch_bounds__(kBlockThreads, ForwardShape<kHead>::kResident)
+template <int kHead, int kValue>
+__global__ void __launch_bounds__(kBlockThreads, ForwardShape<kHead, kValue>::kResident)
     MmaForward(const Problem problem) {
-  using Shape = ForwardShape<kHead>;
+  using Shape = ForwardShape<kHead, kValue>;
   constexpr int kTiles = Shape::kTiles, kKeys = Shape::kKeys;
   MT_DYNAMIC_SHARED(char, shared);
   const SharedAddress q_tile = AddressOf(shared),
@@ -95,7 +99,7 @@ __global__ void __launch_bounds__(kBlockThreads, ForwardShape<kHead>::kResident)
   const int warp_row = WarpIndex() * 16 * kTiles;
   const float scale_log2 = problem.scale_log2;
 
-  float o[kTiles][kHead / 8][4] = {}, s[kTiles][kKeys / 8][4];
+  float o[kTiles][kValue / 8][4] = {}, s[kTiles][kKeys / 8][4];
   Softmax<kTiles> softmax;
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
@@ -103,37 +107,34 @@ __global__ void __launch_bounds__(kBlockThreads, ForwardShape<kHead>::kResident)
     softmax.sum[i][0] = softmax.sum[i][1] = 0;
   }
 
-  const int keys =
-      problem.causal ? min(first_query + Shape::kQueries, problem.sequence) : problem.sequence;
-  int first_key = (keys - 1) / kKeys * kKeys;
-  CopyTile<kHead, Shape::kQueries, kBlockThreads>(
-      q_tile, RowsOf<const bf16>(problem, problem.q, b, h), first_query);
-  CopyTile<kHead, kKeys, kBlockThreads>(k_tile, RowsOf<const bf16>(problem, problem.k, b, kv),
-                                        first_key);
+  const KeyRange keys = KeysOf<Shape::kQueries, kKeys>(problem, first_query);
+  int first_key = (keys.end - 1) / kKeys * kKeys;
+  CopyTile<kHead, Shape::kQueries, kBlockThreads>(q_tile, RowsOf<const bf16>(problem.q, b, h),
+                                                  first_query);
+  CopyTile<kHead, kKeys, kBlockThreads>(k_tile, RowsOf<const bf16>(problem.k, b, kv), first_key);
   CommitCopies();
-  for (; first_key >= 0; first_key -= kKeys) {
+  for (; first_key >= keys.begin; first_key -= kKeys) {
     WaitForCopies<0>();
     __syncthreads();  // K is here, and nobody reads V of the tile before
-    CopyTile<kHead, kKeys, kBlockThreads>(v_tile, RowsOf<const bf16>(problem, problem.v, b, kv),
-                                          first_key);
+    CopyTile<kValue, kKeys, kBlockThreads>(v_tile, RowsOf<const bf16>(problem.v, b, kv), first_key);
     CommitCopies();
     mma::Products<kTiles, kKeys, kHead>(s, q_tile + warp_row * kRowBytes<kHead>, k_tile);
-    if (first_key + kKeys > problem.sequence ||
-        (problem.causal && first_key + kKeys - 1 > first_query + warp_row))
-      Mask<kTiles, kKeys>(s, first_query + warp_row, first_key, problem.sequence,
-                          problem.causal != 0);
-    Exponentials<kTiles, kKeys, kHead>(s, o, softmax, scale_log2);
+    if (NeedsMask<16 * kTiles, kKeys>(problem, first_query + warp_row, first_key))
+      Mask<kTiles, kKeys>(problem, s, first_query + warp_row, first_key);
+    Exponentials<kTiles, kKeys, kValue>(s, o, softmax, scale_log2);
     WaitForCopies<0>();
     __syncthreads();  // V is here, and nobody reads K
-    if (first_key > 0) {
-      CopyTile<kHead, kKeys, kBlockThreads>(k_tile, RowsOf<const bf16>(problem, problem.k, b, kv),
+    if (first_key > keys.begin) {
+      CopyTile<kHead, kKeys, kBlockThreads>(k_tile, RowsOf<const bf16>(problem.k, b, kv),
                                             first_key - kKeys);
     }
     CommitCopies();
-    mma::AddProduct<kTiles, kKeys, kHead>(o, s, v_tile);
+    mma::AddProduct<kTiles, kKeys, kValue>(o, s, v_tile);
   }
 
   float* const lse = problem.lse + StatisticsAt(problem, b, h);
+  const bool has_sink = problem.sinks != nullptr;
+  const float sink = has_sink ? ToFloat(problem.sinks[h]) : 0.0f;
   float factor[kTiles][2];
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
@@ -141,19 +142,20 @@ __global__ void __launch_bounds__(kBlockThreads, ForwardShape<kHead>::kResident)
     for (int half = 0; half < 2; ++half) {
       const float sum = QuadReduce(softmax.sum[i][half], true);
       const int query = first_query + warp_row + 16 * i + 8 * half + Lane() / 4;
-      factor[i][half] = 1.0f / sum;
-      if (Lane() % 4 == 0 && query < problem.sequence)
-        lse[query] = softmax.maximum[i][half] * problem.scale + logf(sum);
+      const RowEnd end = EndRow(softmax.maximum[i][half] * problem.scale, sum, has_sink, sink);
+      factor[i][half] = end.factor;
+      if (Lane() % 4 == 0 && query < problem.sequence) lse[query] = end.lse;
     }
   }
-  mma::StoreRows<kTiles, kHead>(RowsOf<bf16>(problem, problem.o, b, h), first_query, shared,
-                                warp_row, o, factor);
+  mma::StoreRows<kTiles, kValue>(RowsOf<bf16>(problem.o, b, h), first_query,
+                                 shared + warp_row * (kRowBytes<kHead> - kRowBytes<kValue>),
+                                 warp_row, o, factor);
 }
 
-template <int kHead>
+template <int kHead, int kValue>
 int32_t Forward(const mt_attention_args& args, const Launch& launch) {
-  using Shape = ForwardShape<kHead>;
-  auto* kernel = MmaForward<kHead>;
+  using Shape = ForwardShape<kHead, kValue>;
+  auto* kernel = MmaForward<kHead, kValue>;
   MT_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes));
   MT_CUDA(MT_LAUNCH(kernel, Grid(args, Shape::kQueries, args.heads), kBlockThreads, Shape::kBytes,
                     launch.stream, Describe(args)));
@@ -167,8 +169,11 @@ bool MmaAttentionSupports(const mt_attention_args& args, bool backward) {
   const auto packs = [&args](int64_t stride) {
     return stride % kChunkElements == 0 && args.batch * stride <= INT32_MAX;
   };
+  const int64_t v_head_dim = mt_attention_v_head_dim(&args);
   if (args.dtype != MT_BF16 || args.scale <= 0 || args.head_dim % kChunkElements != 0 ||
-      args.head_dim > (backward ? 128 : 256))
+      v_head_dim % kChunkElements != 0)
+    return false;
+  if (!FitsLatentHead(args) && (backward || std::max(args.head_dim, v_head_dim) > 256))
     return false;
   if (!packs(args.q_stride) || !packs(args.k_stride) || !packs(args.v_stride) ||
       !packs(args.o_stride))
@@ -187,10 +192,10 @@ bool MmaAttentionFits(const mt_attention_args& args, bool backward) {
 }
 
 int32_t MmaAttentionForward(const mt_attention_args& args, const Launch& launch) {
-  if (args.head_dim <= 64) return Forward<64>(args, launch);
-  if (args.head_dim <= 96) return Forward<96>(args, launch);
-  if (args.head_dim <= 128) return Forward<128>(args, launch);
-  return Forward<256>(args, launch);
+  if (!FitsLatentHead(args)) return Forward<256, 256>(args, launch);
+  return WithHeadSize(args, [&](auto size) {
+    return Forward<decltype(size)::kHead, decltype(size)::kValue>(args, launch);
+  });
 }
 
 }  // namespace mt::cuda

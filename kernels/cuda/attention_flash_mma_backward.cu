@@ -9,15 +9,15 @@ namespace {
 using namespace mma;
 
 // delta[b, h, t] = sum over j of dO O: kRowChunks threads per row, 16 bytes each.
-template <int kHead>
+template <int kValue>
 __global__ void __launch_bounds__(kBlockThreads)
     MmaDelta(const Problem problem, float* delta /* (B, H, T) */) {
-  constexpr int kRowChunks = kRowBytes<kHead> / 16, kRows = kBlockThreads / kRowChunks;
+  constexpr int kRowChunks = kRowThreads<kValue>, kRows = kBlockThreads / kRowChunks;
   const int chunk = static_cast<int>(threadIdx.x) % kRowChunks;
   const int t = static_cast<int>(blockIdx.x) * kRows + static_cast<int>(threadIdx.x) / kRowChunks;
   const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
-  const auto o = RowsOf<const bf16>(problem, problem.o, b, h);
-  const auto d_o = RowsOf<const bf16>(problem, problem.o_gradient, b, h);
+  const auto o = RowsOf<const bf16>(problem.o, b, h);
+  const auto d_o = RowsOf<const bf16>(problem.o_gradient, b, h);
   float sum = 0;
   if (t < o.rows && chunk * kChunkElements < o.columns) {
     using Chunk = Pack<bf16, kChunkElements>;
@@ -38,76 +38,83 @@ inline constexpr int kSmallKeyBlocks = 2;
 #else
 inline constexpr int kSmallKeyBlocks = 3;
 #endif
-template <int kHead>
+template <int kHead, int kValue>
 struct KeyShape {
-  static constexpr int kTiles = 1, kQueries = 64, kResident = kHead <= 64 ? kSmallKeyBlocks : 2;
+  static constexpr int kTiles = 1, kQueries = kHead <= 128 ? 64 : 32,
+                       kResident = kHead <= 64 ? kSmallKeyBlocks : 2;
   static constexpr int kKeys = 16 * kTiles * kWarps;
-  static constexpr int kBytes =
-      2 * (kKeys + kQueries) * kRowBytes<kHead> + 2 * kQueries * static_cast<int>(sizeof(float));
+  static constexpr int kTileBytes = (kKeys + kQueries) * (kRowBytes<kHead> + kRowBytes<kValue>);
+  static constexpr int kBytes = kTileBytes + 2 * kQueries * static_cast<int>(sizeof(float));
 };
 
 // Block (key tile, key head, sequence): dV = sum of P^T dO, dK = scale * sum of dS^T Q, over the queries of every query head of
 // the group. Products are made transposed, S^T = K Q^T, so that P^T and dS^T are in registers where their products want them.
 // While dP^T is made Q arrives, and while dK is made the next dO.
-template <int kHead>
-__global__ void __launch_bounds__(kBlockThreads, KeyShape<kHead>::kResident)
+template <int kHead, int kValue>
+__global__ void __launch_bounds__(kBlockThreads, KeyShape<kHead, kValue>::kResident)
     MmaKeyBackward(const Problem problem, const float* delta) {
-  using Shape = KeyShape<kHead>;
+  using Shape = KeyShape<kHead, kValue>;
   constexpr int kTiles = Shape::kTiles, kQueries = Shape::kQueries;
-  static_assert(2 * kQueries == kBlockThreads);
+  static_assert(2 * kQueries <= kBlockThreads);
   MT_DYNAMIC_SHARED(char, shared);
   const SharedAddress k_tile = AddressOf(shared), v_tile = k_tile + Shape::kKeys * kRowBytes<kHead>,
-                      q_tile = v_tile + Shape::kKeys * kRowBytes<kHead>,
+                      q_tile = v_tile + Shape::kKeys * kRowBytes<kValue>,
                       do_tile = q_tile + kQueries * kRowBytes<kHead>;
   // lse log2(e) of the queries, then their delta
-  float* const statistics =
-      reinterpret_cast<float*>(shared + 2 * (Shape::kKeys + kQueries) * kRowBytes<kHead>);
+  float* const statistics = reinterpret_cast<float*>(shared + Shape::kTileBytes);
   const int first_key = static_cast<int>(blockIdx.x) * Shape::kKeys;
   const int kv = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
-  const int group = problem.group, T = problem.sequence;
+  const int group = problem.group;
   const int warp_row = WarpIndex() * 16 * kTiles, thread = Lane() % 4;
   const float scale_log2 = problem.scale_log2;
 
-  float dk[kTiles][kHead / 8][4] = {}, dv[kTiles][kHead / 8][4] = {};
+  float dk[kTiles][kHead / 8][4] = {}, dv[kTiles][kValue / 8][4] = {};
   float p[kTiles][kQueries / 8][4], ds[kTiles][kQueries / 8][4];
-  // Tiles of queries of one head, then of the next.
+  // Tiles of queries of one head, then of the next. The last that sees a key is its window after it.
+  const int last_query =
+      problem.causal ? min(problem.sequence - 1, first_key + Shape::kKeys - 2 + problem.window)
+                     : problem.sequence - 1;
   const int first_tile = problem.causal ? first_key / kQueries : 0,
-            tiles = (T + kQueries - 1) / kQueries - first_tile;
-  CopyTile<kHead, Shape::kKeys, kBlockThreads>(
-      k_tile, RowsOf<const bf16>(problem, problem.k, b, kv), first_key);
-  CopyTile<kHead, Shape::kKeys, kBlockThreads>(
-      v_tile, RowsOf<const bf16>(problem, problem.v, b, kv), first_key);
-  CopyTile<kHead, kQueries, kBlockThreads>(
-      do_tile, RowsOf<const bf16>(problem, problem.o_gradient, b, kv * group),
-      first_tile * kQueries);
+            tiles = last_query / kQueries + 1 - first_tile;
+  CopyTile<kHead, Shape::kKeys, kBlockThreads>(k_tile, RowsOf<const bf16>(problem.k, b, kv),
+                                               first_key);
+  CopyTile<kValue, Shape::kKeys, kBlockThreads>(v_tile, RowsOf<const bf16>(problem.v, b, kv),
+                                                first_key);
+  CopyTile<kValue, kQueries, kBlockThreads>(
+      do_tile, RowsOf<const bf16>(problem.o_gradient, b, kv * group), first_tile * kQueries);
   CommitCopies();
-  for (int step = 0; step < group * tiles; ++step) {
-    const int h = kv * group + step / tiles, first_query = (first_tile + step % tiles) * kQueries;
+  int h = kv * group, first_query = first_tile * kQueries;
+  for (int step = 1; step <= group * tiles; ++step) {
     WaitForCopies<0>();
     __syncthreads();  // dO is here, and nobody reads Q and the statistics of the tile before
-    CopyTile<kHead, kQueries, kBlockThreads>(q_tile, RowsOf<const bf16>(problem, problem.q, b, h),
+    CopyTile<kHead, kQueries, kBlockThreads>(q_tile, RowsOf<const bf16>(problem.q, b, h),
                                              first_query);
     CommitCopies();
     // One number per thread, on its way while dP^T is made. Past the end lse is infinite: P = 0.
     const int entry = static_cast<int>(threadIdx.x), query = first_query + entry % kQueries;
     const int64_t row = StatisticsAt(problem, b, h) + query;
     float statistic = entry < kQueries ? kInfinity : 0.0f;
-    if (query < T) statistic = entry < kQueries ? problem.lse[row] * kLog2E : delta[row];
-    mma::Products<kTiles, kQueries, kHead>(ds, v_tile + warp_row * kRowBytes<kHead>, do_tile);
-    statistics[entry] = statistic;
+    if (query < problem.sequence)
+      statistic = entry < kQueries ? problem.lse[row] * kLog2E : delta[row];
+    mma::Products<kTiles, kQueries, kValue>(ds, v_tile + warp_row * kRowBytes<kValue>, do_tile);
+    if (entry < 2 * kQueries) statistics[entry] = statistic;
     WaitForCopies<0>();
     __syncthreads();  // Q and the statistics are here
     mma::Products<kTiles, kQueries, kHead>(p, k_tile + warp_row * kRowBytes<kHead>, q_tile);
-    if (problem.causal && first_key + warp_row + 16 * kTiles - 1 > first_query) {
+    const int warp_key = first_key + warp_row;
+    if (problem.causal && (warp_key + 16 * kTiles - 1 > first_query ||
+                           warp_key + problem.window <= first_query + kQueries - 1)) {
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
         // The first query that sees the key of row g, counted from this thread's first.
-        const int begin = first_key + warp_row + 16 * i + Lane() / 4 - first_query - 2 * thread;
+        const int begin = warp_key + 16 * i + Lane() / 4 - first_query - 2 * thread;
 #pragma unroll
         for (int n = 0; n < kQueries / 8; ++n) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            if (8 * n + e % 2 - e / 2 * 8 < begin) p[i][n][e] = -kInfinity;
+            // Queries before the key, too, are far past its window when counted without a sign.
+            const auto after = static_cast<unsigned>(8 * n + e % 2 - e / 2 * 8 - begin);
+            if (after >= static_cast<unsigned>(problem.window)) p[i][n][e] = -kInfinity;
           }
         }
       }
@@ -126,13 +133,14 @@ __global__ void __launch_bounds__(kBlockThreads, KeyShape<kHead>::kResident)
         }
       }
     }
-    mma::AddProduct<kTiles, kQueries, kHead>(dv, p, do_tile);
-    __syncthreads();  // nobody reads dO
-    if (step + 1 < group * tiles) {
-      const int next_h = kv * group + (step + 1) / tiles,
-                next_query = (first_tile + (step + 1) % tiles) * kQueries;
-      CopyTile<kHead, kQueries, kBlockThreads>(
-          do_tile, RowsOf<const bf16>(problem, problem.o_gradient, b, next_h), next_query);
+    mma::AddProduct<kTiles, kQueries, kValue>(dv, p, do_tile);
+    __syncthreads();                      // nobody reads dO
+    const int group_head = step / tiles;  // one division: two cost registers that are not there
+    h = kv * group + group_head;
+    first_query = (first_tile + step - group_head * tiles) * kQueries;
+    if (step < group * tiles) {
+      CopyTile<kValue, kQueries, kBlockThreads>(
+          do_tile, RowsOf<const bf16>(problem.o_gradient, b, h), first_query);
     }
     CommitCopies();
     mma::AddProduct<kTiles, kQueries, kHead>(dk, ds, q_tile);
@@ -144,36 +152,35 @@ __global__ void __launch_bounds__(kBlockThreads, KeyShape<kHead>::kResident)
     scale[i][0] = scale[i][1] = problem.scale;
     ones[i][0] = ones[i][1] = 1.0f;
   }
-  mma::StoreRows<kTiles, kHead>(RowsOf<bf16>(problem, problem.dk, b, kv), first_key, shared,
-                                warp_row, dk, scale);
-  mma::StoreRows<kTiles, kHead>(RowsOf<bf16>(problem, problem.dv, b, kv), first_key,
-                                shared + Shape::kKeys * kRowBytes<kHead>, warp_row, dv, ones);
+  mma::StoreRows<kTiles, kHead>(RowsOf<bf16>(problem.dk, b, kv), first_key, shared, warp_row, dk,
+                                scale);
+  mma::StoreRows<kTiles, kValue>(RowsOf<bf16>(problem.dv, b, kv), first_key,
+                                 shared + Shape::kKeys * kRowBytes<kHead>, warp_row, dv, ones);
 }
 
-template <int kHead>
+template <int kHead, int kValue>
 struct QueryShape {
-  static constexpr int kTiles = 2, kKeys = kHead <= 64 ? 64 : 32, kResident = 2;
+  static constexpr int kTiles = kHead <= 128 ? 2 : 1, kKeys = kHead <= 64 ? 64 : 32, kResident = 2;
   static constexpr int kQueries = 16 * kTiles * kWarps;
-  static constexpr int kBytes = 2 * (kKeys + kQueries) * kRowBytes<kHead>;
+  static constexpr int kBytes = (kKeys + kQueries) * (kRowBytes<kHead> + kRowBytes<kValue>);
 };
 
 // Block (query tile, head, sequence): dQ = scale * sum of dS K. While dP is made K arrives, and after it the next V.
-template <int kHead>
-__global__ void __launch_bounds__(kBlockThreads, QueryShape<kHead>::kResident)
+template <int kHead, int kValue>
+__global__ void __launch_bounds__(kBlockThreads, QueryShape<kHead, kValue>::kResident)
     MmaQueryBackward(const Problem problem, const float* delta) {
-  using Shape = QueryShape<kHead>;
+  using Shape = QueryShape<kHead, kValue>;
   constexpr int kTiles = Shape::kTiles, kKeys = Shape::kKeys;
   MT_DYNAMIC_SHARED(char, shared);
   const SharedAddress q_tile = AddressOf(shared),
                       do_tile = q_tile + Shape::kQueries * kRowBytes<kHead>,
-                      k_tile = do_tile + Shape::kQueries * kRowBytes<kHead>,
+                      k_tile = do_tile + Shape::kQueries * kRowBytes<kValue>,
                       v_tile = k_tile + kKeys * kRowBytes<kHead>;
   const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
   const int kv = h / problem.group;
   const int first_query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Shape::kQueries;
   const int warp_row = WarpIndex() * 16 * kTiles;
-  const auto k = RowsOf<const bf16>(problem, problem.k, b, kv),
-             v = RowsOf<const bf16>(problem, problem.v, b, kv);
+  const auto k = RowsOf<const bf16>(problem.k, b, kv), v = RowsOf<const bf16>(problem.v, b, kv);
   const float scale_log2 = problem.scale_log2;
 
   float lse[kTiles][2], mean[kTiles][2];
@@ -189,28 +196,27 @@ __global__ void __launch_bounds__(kBlockThreads, QueryShape<kHead>::kResident)
   }
 
   float dq[kTiles][kHead / 8][4] = {}, p[kTiles][kKeys / 8][4], ds[kTiles][kKeys / 8][4];
-  const int keys = problem.causal ? min(first_query + Shape::kQueries, k.rows) : k.rows;
-  CopyTile<kHead, Shape::kQueries, kBlockThreads>(
-      q_tile, RowsOf<const bf16>(problem, problem.q, b, h), first_query);
-  CopyTile<kHead, Shape::kQueries, kBlockThreads>(
-      do_tile, RowsOf<const bf16>(problem, problem.o_gradient, b, h), first_query);
-  CopyTile<kHead, kKeys, kBlockThreads>(v_tile, v, 0);
+  const KeyRange keys = KeysOf<Shape::kQueries, kKeys>(problem, first_query);
+  CopyTile<kHead, Shape::kQueries, kBlockThreads>(q_tile, RowsOf<const bf16>(problem.q, b, h),
+                                                  first_query);
+  CopyTile<kValue, Shape::kQueries, kBlockThreads>(
+      do_tile, RowsOf<const bf16>(problem.o_gradient, b, h), first_query);
+  CopyTile<kValue, kKeys, kBlockThreads>(v_tile, v, keys.begin);
   CommitCopies();
-  for (int first_key = 0; first_key < keys; first_key += kKeys) {
+  for (int first_key = keys.begin; first_key < keys.end; first_key += kKeys) {
     WaitForCopies<0>();
     __syncthreads();  // V is here, and nobody reads K of the tile before
     CopyTile<kHead, kKeys, kBlockThreads>(k_tile, k, first_key);
     CommitCopies();
-    mma::Products<kTiles, kKeys, kHead>(ds, do_tile + warp_row * kRowBytes<kHead>, v_tile);
+    mma::Products<kTiles, kKeys, kValue>(ds, do_tile + warp_row * kRowBytes<kValue>, v_tile);
     WaitForCopies<0>();
     __syncthreads();  // K is here, and nobody reads V
-    if (first_key + kKeys < keys)
-      CopyTile<kHead, kKeys, kBlockThreads>(v_tile, v, first_key + kKeys);
+    if (first_key + kKeys < keys.end)
+      CopyTile<kValue, kKeys, kBlockThreads>(v_tile, v, first_key + kKeys);
     CommitCopies();
     mma::Products<kTiles, kKeys, kHead>(p, q_tile + warp_row * kRowBytes<kHead>, k_tile);
-    if (first_key + kKeys > k.rows ||
-        (problem.causal && first_key + kKeys - 1 > first_query + warp_row))
-      Mask<kTiles, kKeys>(p, first_query + warp_row, first_key, k.rows, problem.causal != 0);
+    if (NeedsMask<16 * kTiles, kKeys>(problem, first_query + warp_row, first_key))
+      Mask<kTiles, kKeys>(problem, p, first_query + warp_row, first_key);
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
@@ -227,36 +233,37 @@ __global__ void __launch_bounds__(kBlockThreads, QueryShape<kHead>::kResident)
   float scale[kTiles][2];
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) scale[i][0] = scale[i][1] = problem.scale;
-  mma::StoreRows<kTiles, kHead>(RowsOf<bf16>(problem, problem.dq, b, h), first_query, shared,
-                                warp_row, dq, scale);
+  mma::StoreRows<kTiles, kHead>(RowsOf<bf16>(problem.dq, b, h), first_query, shared, warp_row, dq,
+                                scale);
 }
 
-template <int kHead>
+template <int kHead, int kValue>
 int32_t Backward(const mt_attention_args& args, float* delta, const Launch& launch) {
-  constexpr int kDeltaRows = kBlockThreads / (kRowBytes<kHead> / 16);
-  auto* row_sums = MmaDelta<kHead>;
+  const Problem problem = Describe(args);
+  constexpr int kDeltaRows = kBlockThreads / kRowThreads<kValue>;
+  auto* row_sums = MmaDelta<kValue>;
   MT_CUDA(MT_LAUNCH(row_sums, Grid(args, kDeltaRows, args.heads), kBlockThreads, 0, launch.stream,
-                    Describe(args), delta));
-  using Keys = KeyShape<kHead>;
-  auto* keys = MmaKeyBackward<kHead>;
+                    problem, delta));
+  using Keys = KeyShape<kHead, kValue>;
+  auto* keys = MmaKeyBackward<kHead, kValue>;
   MT_CUDA(cudaFuncSetAttribute(keys, cudaFuncAttributeMaxDynamicSharedMemorySize, Keys::kBytes));
   MT_CUDA(MT_LAUNCH(keys, Grid(args, Keys::kKeys, args.kv_heads), kBlockThreads, Keys::kBytes,
-                    launch.stream, Describe(args), delta));
-  using Queries = QueryShape<kHead>;
-  auto* queries = MmaQueryBackward<kHead>;
+                    launch.stream, problem, delta));
+  using Queries = QueryShape<kHead, kValue>;
+  auto* queries = MmaQueryBackward<kHead, kValue>;
   MT_CUDA(
       cudaFuncSetAttribute(queries, cudaFuncAttributeMaxDynamicSharedMemorySize, Queries::kBytes));
   MT_CUDA(MT_LAUNCH(queries, Grid(args, Queries::kQueries, args.heads), kBlockThreads,
-                    Queries::kBytes, launch.stream, Describe(args), delta));
+                    Queries::kBytes, launch.stream, problem, delta));
   return MT_OK;
 }
 
 }  // namespace
 
 int32_t MmaAttentionBackward(const mt_attention_args& args, float* delta, const Launch& launch) {
-  if (args.head_dim <= 64) return Backward<64>(args, delta, launch);
-  if (args.head_dim <= 96) return Backward<96>(args, delta, launch);
-  return Backward<128>(args, delta, launch);
+  return WithHeadSize(args, [&](auto size) {
+    return Backward<decltype(size)::kHead, decltype(size)::kValue>(args, delta, launch);
+  });
 }
 
 }  // namespace mt::cuda

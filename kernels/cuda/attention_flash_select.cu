@@ -2,6 +2,8 @@
 // is known from the sizes, but for pointers that are not aligned to 16 bytes, which take the portable kernels too.
 #include "kernels/cuda/attention_flash.h"
 
+#include <algorithm>
+
 #include "kernels/abi/attention_shape.h"
 #include "kernels/host/host.h"
 
@@ -9,7 +11,8 @@ namespace mt::cuda {
 namespace {
 
 constexpr int64_t kLargestHead = 256;
-constexpr int64_t kLargestGrid = 65535;  // blocks in y and z: heads and sequences
+constexpr int64_t kLargestGrid = 65535;        // blocks in y and z: heads and sequences
+constexpr int64_t kLongest = (1 << 30) - 256;  // a position plus a window is an int
 
 bool UsesMma([[maybe_unused]] const mt_attention_args& args, [[maybe_unused]] bool backward) {
 #if MT_HAS_MMA_ATTENTION
@@ -30,17 +33,22 @@ bool FlashAttentionSupports(const mt_attention_args& args, bool backward) {
                static_cast<int>(args.dtype));
     return false;
   }
-  if (!mt_attention_is_plain(&args)) {
-    host::Fail(MT_ERROR_UNSUPPORTED, operation, "only plain attention yet");
+  if (args.sinks_gradient_dtype != 0 && args.sinks_gradient_dtype != MT_F32) {
+    host::Fail(MT_ERROR_UNSUPPORTED, operation, "sinks_gradient_dtype %d: only F32",
+               static_cast<int>(args.sinks_gradient_dtype));
     return false;
   }
-  if (args.head_dim > kLargestHead || args.heads > kLargestGrid || args.batch > kLargestGrid ||
-      args.sequence > INT32_MAX - 256) {
+  const int64_t v_head_dim = mt_attention_v_head_dim(&args);
+  if (std::max(args.head_dim, v_head_dim) > kLargestHead || args.heads > kLargestGrid ||
+      args.batch > kLargestGrid || mt_attention_keys(&args) > kLongest) {
     host::Fail(MT_ERROR_UNSUPPORTED, operation,
-               "head_dim %lld (at most %lld), heads %lld, batch %lld (at most %lld), sequence %lld",
-               static_cast<long long>(args.head_dim), static_cast<long long>(kLargestHead),
-               static_cast<long long>(args.heads), static_cast<long long>(args.batch),
-               static_cast<long long>(kLargestGrid), static_cast<long long>(args.sequence));
+               "head_dim %lld, v_head_dim %lld (at most %lld), heads %lld, batch %lld (at most "
+               "%lld), %lld "
+               "keys",
+               static_cast<long long>(args.head_dim), static_cast<long long>(v_head_dim),
+               static_cast<long long>(kLargestHead), static_cast<long long>(args.heads),
+               static_cast<long long>(args.batch), static_cast<long long>(kLargestGrid),
+               static_cast<long long>(mt_attention_keys(&args)));
     return false;
   }
   return true;
@@ -66,13 +74,17 @@ int32_t FlashAttentionForward(const mt_attention_args& args, const Launch& launc
 
 int32_t FlashAttentionBackward(const mt_attention_args& args, const Launch& launch) {
   if (args.sequence == 0 || args.batch == 0 || args.heads == 0) return MT_OK;
+  float* const delta = Delta(args);
+  const auto finish = [&](int32_t status) {
+    if (status != MT_OK || args.sinks_gradient == nullptr) return status;
+    return AttentionSinksGradient(args, delta, launch);
+  };
 #if MT_HAS_MMA_ATTENTION
   if (UsesMma(args, true) && MmaAttentionFits(args, true))
-    return MmaAttentionBackward(args, Delta(args), launch);
+    return finish(MmaAttentionBackward(args, delta, launch));
 #endif
-  if (const int32_t status = AttentionDelta(args, Delta(args), launch); status != MT_OK)
-    return status;
-  return PortableAttentionBackward(args, Delta(args), launch);
+  if (const int32_t status = AttentionDelta(args, delta, launch); status != MT_OK) return status;
+  return finish(PortableAttentionBackward(args, delta, launch));
 }
 
 }  // namespace mt::cuda

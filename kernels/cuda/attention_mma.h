@@ -1,8 +1,10 @@
 // What the tensor-core kernels of attention, forward and backward, have in common: their arguments, the mask, the grid.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
+#include "kernels/abi/attention_shape.h"
 #include "kernels/cuda/attention_mma_tiles.h"
 
 namespace mt::cuda::mma {
@@ -11,74 +13,122 @@ inline constexpr float kInfinity = __builtin_huge_valf();
 inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr int kWarps = 4, kBlockThreads = 32 * kWarps;
 
-// A tensor of heads: element (t, b, h, j) at data + t * step + b * stride + h * head_dim + j.
+// A tensor of heads: element (t, b, h, j) at data + t * step + b * stride + h * columns + j; there are `rows` t.
 struct Heads {
   void* data;
-  int stride, step;
+  int stride, step, rows, columns;
 };
 // The arguments as the kernels want them: what the host can compute costs no register.
 struct Problem {
   Heads q, k, v, o, o_gradient, dq, dk, dv;
-  float* lse;  // (B, H, T)
-  int sequence, heads, group, head_dim, causal;
+  float* lse;         // (B, H, T)
+  const bf16* sinks;  // (H) or null
+  int sequence, keys, first_position, window, heads, group, causal;
   float scale, scale_log2;  // of scores; times log2(e)
 };
 
 template <typename T>
-__device__ __forceinline__ HeadRows<T> RowsOf(const Problem& problem, const Heads& heads, int b,
-                                              int h) {
+__device__ __forceinline__ HeadRows<T> RowsOf(const Heads& heads, int b, int h) {
   T* const first =
-      static_cast<T*>(heads.data) + static_cast<int64_t>(b) * heads.stride + h * problem.head_dim;
-  return {first, heads.step, problem.sequence, problem.head_dim};
+      static_cast<T*>(heads.data) + static_cast<int64_t>(b) * heads.stride + h * heads.columns;
+  return {first, heads.step, heads.rows, heads.columns};
 }
 // Where the statistics of a head begin in (B, H, T).
 __device__ __forceinline__ int64_t StatisticsAt(const Problem& problem, int b, int h) {
   return (static_cast<int64_t>(b) * problem.heads + h) * problem.sequence;
 }
 
+// The keys that kQueries queries from first_query on see: from the tile of `begin` to before `end`.
+struct KeyRange {
+  int begin, end;
+};
+template <int kQueries, int kKeys>
+__device__ __forceinline__ KeyRange KeysOf(const Problem& problem, int first_query) {
+  if (!problem.causal) return {0, problem.keys};
+  const int position = problem.first_position + first_query;
+  return {max(position + 1 - problem.window, 0) / kKeys * kKeys,
+          min(position + kQueries, problem.keys)};
+}
+
+// Whether some of kQueries queries from first_query on may not see some of kKeys keys from first_key on.
+template <int kQueries, int kKeys>
+__device__ __forceinline__ bool NeedsMask(const Problem& problem, int first_query, int first_key) {
+  const int position = problem.first_position + first_query;
+  return first_key + kKeys > problem.keys ||
+         (problem.causal && (first_key + kKeys - 1 > position ||
+                             first_key <= position + kQueries - 1 - problem.window));
+}
+
 // -infinity where the query of a score may not see the key, or where there is no key.
 template <int kTiles, int kKeys>
-__device__ __forceinline__ void Mask(float (&s)[kTiles][kKeys / 8][4], int first_query,
-                                     int first_key, int keys, bool causal) {
+__device__ __forceinline__ void Mask(const Problem& problem, float (&s)[kTiles][kKeys / 8][4],
+                                     int first_query, int first_key) {
   const int group = Lane() / 4, thread = Lane() % 4;
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
-    int end[2];  // of the keys that a row sees, counted from this thread's first
+    int begin[2], end[2];  // of the keys that a row sees, counted from this thread's first
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int query = first_query + 16 * i + 8 * half + group;
-      end[half] = (causal ? min(keys, query + 1) : keys) - first_key - 2 * thread;
+      const int after = problem.first_position + first_query + 16 * i + 8 * half + group + 1;
+      const int first = first_key + 2 * thread;
+      begin[half] = (problem.causal ? after - problem.window : 0) - first;
+      end[half] = (problem.causal ? min(problem.keys, after) : problem.keys) - first;
     }
 #pragma unroll
     for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        if (8 * n + e % 2 >= end[e / 2]) s[i][n][e] = -kInfinity;
+        const int key = 8 * n + e % 2;
+        if (key < begin[e / 2] || key >= end[e / 2]) s[i][n][e] = -kInfinity;
       }
     }
   }
 }
 
 inline Problem Describe(const mt_attention_args& a) {
-  const auto heads = [&a](const void* data, int64_t stride) -> Heads {
-    return {const_cast<void*>(data), static_cast<int>(stride), static_cast<int>(a.batch * stride)};
+  const int64_t keys = mt_attention_keys(&a), v_head_dim = mt_attention_v_head_dim(&a);
+  const auto heads = [&a](const void* data, int64_t stride, int64_t rows,
+                          int64_t columns) -> Heads {
+    return {const_cast<void*>(data), static_cast<int>(stride), static_cast<int>(a.batch * stride),
+            static_cast<int>(rows), static_cast<int>(columns)};
   };
-  return {.q = heads(a.q, a.q_stride),
-          .k = heads(a.k, a.k_stride),
-          .v = heads(a.v, a.v_stride),
-          .o = heads(a.o, a.o_stride),
-          .o_gradient = heads(a.o_gradient, a.o_gradient_stride),
-          .dq = heads(a.dq, a.dq_stride),
-          .dk = heads(a.dk, a.dk_stride),
-          .dv = heads(a.dv, a.dv_stride),
+  return {.q = heads(a.q, a.q_stride, a.sequence, a.head_dim),
+          .k = heads(a.k, a.k_stride, keys, a.head_dim),
+          .v = heads(a.v, a.v_stride, keys, v_head_dim),
+          .o = heads(a.o, a.o_stride, a.sequence, v_head_dim),
+          .o_gradient = heads(a.o_gradient, a.o_gradient_stride, a.sequence, v_head_dim),
+          .dq = heads(a.dq, a.dq_stride, a.sequence, a.head_dim),
+          .dk = heads(a.dk, a.dk_stride, keys, a.head_dim),
+          .dv = heads(a.dv, a.dv_stride, keys, v_head_dim),
           .lse = static_cast<float*>(a.lse),
+          .sinks = static_cast<const bf16*>(a.sinks),
           .sequence = static_cast<int>(a.sequence),
+          .keys = static_cast<int>(keys),
+          .first_position = static_cast<int>(mt_attention_first_position(&a)),
+          .window = static_cast<int>(a.window != 0 ? std::min(a.window, keys) : keys),
           .heads = static_cast<int>(a.heads),
           .group = static_cast<int>(a.heads / a.kv_heads),
-          .head_dim = static_cast<int>(a.head_dim),
           .causal = a.causal,
           .scale = static_cast<float>(a.scale),
           .scale_log2 = static_cast<float>(a.scale) * kLog2E};
+}
+
+// Calls `function` with the kernels' head sizes, of keys and of values, in which those of the arguments fit.
+template <int kHeadColumns, int kValueColumns>
+struct HeadSize {
+  static constexpr int kHead = kHeadColumns, kValue = kValueColumns;
+};
+template <typename Function>
+int32_t WithHeadSize(const mt_attention_args& args, Function&& function) {
+  const int64_t v_head_dim = mt_attention_v_head_dim(&args),
+                larger = std::max(args.head_dim, v_head_dim);
+  if (larger <= 64) return function(HeadSize<64, 64>());
+  if (larger <= 96) return function(HeadSize<96, 96>());
+  if (larger <= 128) return function(HeadSize<128, 128>());
+  return function(HeadSize<192, 128>());  // latent attention: arXiv 2405.04434
+}
+inline bool FitsLatentHead(const mt_attention_args& args) {
+  return args.head_dim <= 192 && mt_attention_v_head_dim(&args) <= 128;
 }
 
 inline dim3 Grid(const mt_attention_args& args, int64_t rows_of_block, int64_t heads) {

@@ -26,6 +26,11 @@ inline constexpr int kChunkElements = 8;  // of 16 bytes, the widest access
 // chunk lie in 8 different groups of banks.
 template <int kHead>
 inline constexpr int kRowBytes = (kHead + 63) / 64 * 128;
+// Threads that share a row where rows are copied: a power of two, of which those past the row do nothing.
+template <int kHead>
+inline constexpr int kRowThreads = kHead <= 64    ? 8
+                                   : kHead <= 128 ? 16
+                                                  : 32;
 template <int kHead>
 __device__ __forceinline__ int Offset(int row, int chunk) {
   return row * kRowBytes<kHead> + ((chunk ^ (row & 7)) << 4);
@@ -48,10 +53,10 @@ __device__ __forceinline__ int WarpIndex() { return static_cast<int>(threadIdx.x
 template <int kHead, int kRows, int kThreads>
 __device__ __forceinline__ void CopyTile(SharedAddress tile, const HeadRows<const bf16>& from,
                                          int first_row) {
-  constexpr int kRowChunks = kRowBytes<kHead> / 16, kStep = kThreads / kRowChunks;
-  static_assert(kRows % kStep == 0);
-  const int chunk = static_cast<int>(threadIdx.x) % kRowChunks,
-            row = static_cast<int>(threadIdx.x) / kRowChunks;
+  constexpr int kStep = kThreads / kRowThreads<kHead>;
+  static_assert(kRows % kStep == 0 && kRowThreads<kHead> * 16 >= kRowBytes<kHead>);
+  const int chunk = static_cast<int>(threadIdx.x) % kRowThreads<kHead>,
+            row = static_cast<int>(threadIdx.x) / kRowThreads<kHead>;
   if (chunk * kChunkElements >= kHead) return;
   const bool column = chunk * kChunkElements < from.columns;
   const bf16* source = from.At(first_row + row, chunk * kChunkElements);
@@ -145,11 +150,11 @@ __device__ __forceinline__ void StoreRows(const HeadRows<bf16>& to, int first_ro
     }
   }
   __syncwarp();
-  constexpr int kRowChunks = kRowBytes<kHead> / 16, kStep = 32 / kRowChunks;
-  const int chunk = lane % kRowChunks;
+  constexpr int kStep = 32 / kRowThreads<kHead>;
+  const int chunk = lane % kRowThreads<kHead>;
 #pragma unroll
   for (int r = 0; r < 16 * kTiles; r += kStep) {
-    const int row = warp_row + r + lane / kRowChunks;
+    const int row = warp_row + r + lane / kRowThreads<kHead>;
     if (first_row + row < to.rows && chunk * kChunkElements < to.columns) {
       *reinterpret_cast<uint4*>(to.At(first_row + row, chunk * kChunkElements)) =
           *reinterpret_cast<const uint4*>(tile + Offset<kHead>(row, chunk));
