@@ -1,4 +1,4 @@
-// mt-kernel-bench LIBRARY [THREADS] [FILTER] [--dtype float32|bfloat16] [--shape default|1.3b|0.4b|tiny] [--json FILE]: what each
+// mt-kernel-bench LIBRARY [THREADS] [FILTER] [--dtype float32|bfloat16] [--shape NAME] [--json FILE]: what each
 // operation of a training step takes at the shapes of a model, how near it is to the limits of the machine, and its share of
 // the step.
 #include <algorithm>
@@ -49,12 +49,13 @@ bool Parse(int argc, char** argv, Options* options) {
 }
 
 void PrintRow(const BenchmarkCase& each, const Measured& measured, int32_t dtype, double copy,
-              std::FILE* json, bool first) {
+              double peak, std::FILE* json, bool first) {
   const double bytes = TrafficBytes(each.item, dtype), seconds = measured.seconds;
   const double share = copy > 0 ? 100 * bytes / seconds / copy : 0;
-  std::printf("%-62s %9.3f %8.1f %5.0f %9.2f %5lld %9.2f  %s\n", each.item.name.c_str(),
+  const double of_peak = peak > 0 ? 100 * each.item.flops / seconds / peak : 0;
+  std::printf("%-62s %9.3f %8.1f %5.0f %9.2f %5.0f %5lld %9.2f  %s\n", each.item.name.c_str(),
               seconds * 1e3, bytes / seconds / 1e9, share, each.item.flops / seconds / 1e12,
-              static_cast<long long>(each.runs_per_step),
+              of_peak, static_cast<long long>(each.runs_per_step),
               seconds * 1e3 * static_cast<double>(each.runs_per_step), measured.kernel.c_str());
   std::fflush(stdout);
   if (json == nullptr) return;
@@ -72,8 +73,8 @@ int Main(int argc, char** argv) {
   if (!Parse(argc, argv, &options)) {
     std::fprintf(stderr,
                  "usage: %s LIBRARY [THREADS] [FILTER] [--dtype float32|bfloat16] "
-                 "[--shape default|1.3b|0.4b|tiny] [--json FILE]\n",
-                 argv[0]);
+                 "[--shape %s] [--json FILE]\n",
+                 argv[0], kBenchmarkShapes);
     return 2;
   }
   std::string error;
@@ -95,8 +96,8 @@ int Main(int argc, char** argv) {
       options.dtype == MT_BF16 && info.bf16_flops > 0 ? info.bf16_flops : info.peak_flops;
   std::printf("%s: %s, %s, %s, peak %.2f TFLOP/s, copies at %.0f GB/s\n", backend->name, info.name,
               info.detail, TypeName(options.dtype), peak / 1e12, copy / 1e9);
-  std::printf("%-62s %9s %8s %5s %9s %5s %9s  %s\n", "operation", "ms", "GB/s", "%copy", "TFLOP/s",
-              "runs", "ms/step", "kernel");
+  std::printf("%-62s %9s %8s %5s %9s %5s %5s %9s  %s\n", "operation", "ms", "GB/s", "%copy",
+              "TFLOP/s", "%peak", "runs", "ms/step", "kernel");
   std::FILE* json = options.json != nullptr ? std::fopen(options.json, "w") : nullptr;
   if (options.json != nullptr && json == nullptr) {
     std::perror(options.json);
@@ -122,10 +123,10 @@ int Main(int argc, char** argv) {
       continue;
     }
     total += measured.seconds * static_cast<double>(each.runs_per_step);
-    PrintRow(each, measured, options.dtype, copy, json, first);
+    PrintRow(each, measured, options.dtype, copy, peak, json, first);
     first = false;
   }
-  std::printf("%-62s %50.2f\n", "sum of one step", total * 1e3);
+  std::printf("%-62s %56.2f\n", "sum of one step", total * 1e3);
   if (json != nullptr) {
     std::fprintf(json, "\n  ],\n  \"milliseconds_per_step\": %.4f}\n", total * 1e3);
     if (std::fclose(json) != 0) return 1;

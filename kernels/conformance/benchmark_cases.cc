@@ -9,6 +9,21 @@ constexpr BenchmarkModel kModels[] = {
     {"1.3b", 24, 2048, 16, 8, 128, 6144, 32768, 4096, 4},
     {"0.4b", 24, 1024, 16, 8, 64, 3072, 32768, 2048, 16},
     {"tiny", 2, 64, 4, 2, 16, 128, 256, 32, 2},
+    // One sequence or two: all experts of a layer in one memory.
+    {"deepseek-v3",
+     58,
+     7168,
+     128,
+     128,
+     192,
+     2048,
+     129280,
+     4096,
+     1,
+     {256, 8, MT_MOE_SIGMOID, 8, 4, 128, 64, 128}},
+    {"mixtral-8x7b", 32, 4096, 32, 8, 128, 14336, 32000, 4096, 2, {8, 2, MT_MOE_SOFTMAX_TOP_K}},
+    {"qwen3-30b-a3b", 48, 2048, 32, 4, 128, 768, 151936, 4096, 2, {128, 8, MT_MOE_SOFTMAX}},
+    {"tiny-experts", 2, 64, 4, 4, 24, 32, 256, 32, 2, {8, 2, MT_MOE_SIGMOID, 4, 2, 16, 8, 16}},
 };
 
 }  // namespace
@@ -21,7 +36,8 @@ const BenchmarkModel* FindBenchmarkModel(const std::string& name) {
 }
 
 std::vector<BenchmarkCase> BenchmarkCases(const BenchmarkModel& model) {
-  const auto [name, L, C, H, K, d, D, V, T, B] = model;
+  if (model.moe.experts > 0) return ExpertBenchmarkCases(model);
+  const auto [name, L, C, H, K, d, D, V, T, B, moe] = model;
   const int64_t N = T * B, chunk = std::min<int64_t>(N, std::max<int64_t>(1024, N / 8));
   const int64_t W = (H + 2 * K) * d,
                 parameters = L * (C * W + H * d * C + 3 * C * D + 2 * C) + 2 * V * C + C;

@@ -188,4 +188,7 @@ Case MlaExpand(bool backward, const Latent& size);
 // moe_table.cc
 std::vector<Case> ExpertCases();
 
+// benchmark_experts.cc
+std::vector<BenchmarkCase> ExpertBenchmarkCases(const BenchmarkModel& model);
+
 }  // namespace mt::conformance

@@ -83,11 +83,20 @@ struct BenchmarkCase {
   Case item;
   int64_t runs_per_step = 1;
 };
+struct BenchmarkExperts {
+  int64_t experts = 0, top_k = 0;  // 0 experts: a dense model
+  int32_t score = MT_MOE_SOFTMAX;
+  int64_t groups = 0, top_groups = 0;
+  int64_t nope = 0, rope = 0, v = 0;  // of the heads, where attention is latent
+};
 struct BenchmarkModel {
   const char* name;
   int64_t layers, hidden, heads, kv_heads, head_dim, ffn, vocabulary, sequence, batch;
+  BenchmarkExperts moe = {};  // with `ffn` of one expert; then the cases are those of experts alone
 };
-// default (bench/README.md), 1.3b, 0.4b; null for another name.
+// kBenchmarkShapes' names; null for another.
+inline constexpr const char* kBenchmarkShapes =
+    "default|1.3b|0.4b|tiny|deepseek-v3|mixtral-8x7b|qwen3-30b-a3b|tiny-experts";
 const BenchmarkModel* FindBenchmarkModel(const std::string& name);
 std::vector<BenchmarkCase> BenchmarkCases(const BenchmarkModel& model);
 

@@ -362,7 +362,10 @@ __global__ void __launch_bounds__(kThreads) RouteBackwardKernel(Route a) {
     float gradient[kRegisters];
 #pragma unroll
     for (int r = 0; r < kRegisters; ++r) {
-      gradient[r] = a.score == MT_MOE_SOFTMAX ? -mean * s.softmax[r] : 0.0f;
+      // Not simply 0: a logit that is no number shows in its gradient, chosen or not.
+      gradient[r] = a.score == MT_MOE_SOFTMAX ? -mean * s.softmax[r]
+                    : sigmoid                 ? 0.0f * s.score[r]
+                                              : 0.0f;
       if (a.z_scale != 0) gradient[r] += static_cast<float>(2 * a.z_scale * s.lse) * s.softmax[r];
     }
     if (a.balance_gradient != nullptr) AddBalance(a, row, s, gradient);

@@ -105,6 +105,7 @@ else
   together conformance 150 attention 150 memcheck 150 racecheck 150 golden 100 cluster 150 ranks 150
   step ceilings 40
   step kernels 60
+  step experts 60
   step bench_a 120
   step peer_a 200
   step bench_b 60

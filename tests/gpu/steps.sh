@@ -223,15 +223,31 @@ ceilings() {
   echo "--copy-gbytes ${copy:-0} --bf16-tflops ${flops:-0}"
 }
 
+# SHAPE DTYPE NAME: every operation of a step alone; what is slow is marked in $OUT/NAME.txt. Of what computes no product the share
+# of the rate of a copy counts: under 85% is marked. Of experts' products the share of the peak counts: under 50% is.
+kernels_alone() {
+  "$bin/mt-kernel-bench" "$(plugin)" --shape "$1" --dtype "$2" --json "$OUT/$3.json" > "$WORK/$3" || fail "mt-kernel-bench: $(tail -n 1 "$WORK/$3")"
+  awk 'NR > 2 && NF >= 8 && $4 ~ /^[0-9]+$/ { slow = $1 ~ /^grouped_matmul/ ? $6 < 50 : $1 !~ /^(matmul|attention)/ && $4 < 85;
+      print (slow ? "< " : "  ") $0; next } { print "  " $0 }' "$WORK/$3" > "$OUT/$3.txt"
+  cat "$OUT/$3.txt"
+}
 step_kernels() {
   local shape=1.3b dtype=bf16
   on_gpu || shape=tiny dtype=float32
-  "$bin/mt-kernel-bench" "$(plugin)" --shape $shape --dtype $dtype --json "$OUT/kernels.json" > "$WORK/kernels" || fail "mt-kernel-bench: $(tail -n 1 "$WORK/kernels")"
-  # Of what computes no product, the share of the rate of a copy counts: under 85% is marked.
-  awk 'NR > 2 && NF >= 7 && $4 ~ /^[0-9]+$/ { print (($4 < 85 && $1 !~ /^(matmul|attention)/) ? "< " : "  ") $0; next } { print "  " $0 }' "$WORK/kernels" > "$OUT/kernels.txt"
-  cat "$OUT/kernels.txt"
+  kernels_alone $shape $dtype kernels
   { echo "Kernels alone at shape $shape, $dtype: those under 85% of a copy's rate"; sed -n 2p "$OUT/kernels.txt"; grep '^<' "$OUT/kernels.txt"; echo; } > "$TABLES/40-kernels"
   echo "$(grep -c '"operation"' "$OUT/kernels.json") kernels, $(grep -c '^<' "$OUT/kernels.txt") of them under 85% of a copy's rate"
+}
+# Mixtures of experts and latent attention at the shapes of published models.
+step_experts() {
+  local shape shapes="mixtral-8x7b qwen3-30b-a3b deepseek-v3" dtype=bf16 summary=
+  on_gpu || shapes=tiny-experts dtype=float32
+  for shape in $shapes; do
+    kernels_alone "$shape" $dtype "experts_$shape"
+    { echo "Experts' kernels alone at shape $shape, $dtype"; sed -n '2,$p' "$OUT/experts_$shape.txt"; echo; } > "$TABLES/41-experts-$shape"
+    summary+="$shape: $(grep -c '"operation"' "$OUT/experts_$shape.json") kernels, $(grep -c '^<' "$OUT/experts_$shape.txt") slow; "
+  done
+  echo "${summary%; }"
 }
 
 # LETTER SHAPE STEPS: ours in bf16 and fp8, with the time of a step by operation.

@@ -8,7 +8,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
-#include <map>
 #include <vector>
 
 #include "kernels/abi/small_floats.h"
@@ -83,9 +82,12 @@ struct Copies {
   std::deque<std::vector<Copy>> groups;
   std::vector<Copy> open;
 };
+// A pointer per thread of a block and nothing that the first of them would make for all: for ThreadSanitizer fibers are threads.
 inline Copies& MyCopies() {
-  static thread_local std::map<int, Copies> of_thread;
-  return of_thread[emulator::place.warp * 32 + emulator::place.lane];
+  static thread_local Copies* of_thread[1024] = {};
+  Copies*& mine = of_thread[emulator::place.warp * 32 + emulator::place.lane];
+  if (mine == nullptr) mine = new Copies;
+  return *mine;
 }
 
 inline void CopyAsync(SharedAddress shared, const void* global, bool present) {
