@@ -29,10 +29,4 @@ static inline int64_t mt_attention_end(const mt_attention_args* a, int64_t t) {
   return a->causal ? mt_attention_first_position(a) + t + 1 : mt_attention_keys(a);
 }
 
-/* Nothing that 1.2 added: what libraries for plain attention may be asked to do. */
-static inline int mt_attention_is_plain(const mt_attention_args* a) {
-  return a->window == 0 && a->sinks == 0 && mt_attention_v_head_dim(a) == a->head_dim &&
-         mt_attention_keys(a) == a->sequence;
-}
-
 #endif /* MT_KERNELS_ABI_ATTENTION_SHAPE_H_ */

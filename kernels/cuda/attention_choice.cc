@@ -11,6 +11,7 @@
 
 #include "kernels/abi/attention_shape.h"
 #include "kernels/cuda/attention_cudnn.h"
+#include "kernels/cuda/attention_policy.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/libraries.h"
 #include "kernels/cuda/types.h"
@@ -20,16 +21,20 @@ namespace mt::cuda {
 namespace {
 
 // All that a plan depends on.
-using Key = std::array<int64_t, 16>;
+using Key = std::array<int64_t, 18>;
 Key KeyOf(const mt_attention_args& a, bool backward) {
-  Key key = {backward,   a.sequence, a.batch,    a.heads,
-             a.kv_heads, a.head_dim, a.q_stride, a.k_stride,
-             a.v_stride, a.o_stride, a.causal,   std::bit_cast<int64_t>(a.scale)};
+  Key key = {backward,   a.sequence,
+             a.batch,    a.heads,
+             a.kv_heads, a.head_dim,
+             a.q_stride, a.k_stride,
+             a.v_stride, a.o_stride,
+             a.causal,   std::bit_cast<int64_t>(a.scale),
+             a.window,   mt_attention_v_head_dim(&a)};
   if (backward) {
-    key[12] = a.o_gradient_stride;
-    key[13] = a.dq_stride;
-    key[14] = a.dk_stride;
-    key[15] = a.dv_stride;
+    key[14] = a.o_gradient_stride;
+    key[15] = a.dq_stride;
+    key[16] = a.dk_stride;
+    key[17] = a.dv_stride;
   }
   return key;
 }
@@ -38,9 +43,6 @@ struct Entry {
   std::unique_ptr<CudnnAttention> plan;  // null: cuDNN declined
   std::string reason, name;
 };
-
-// What `auto` leaves to our own kernels without asking: a plan is compiled for a second or two, which short sequences are not worth.
-constexpr int64_t kShortSequence = 256;
 
 // One line, not long.
 std::string Short(const std::string& reason) {
@@ -79,10 +81,9 @@ class Choice {
   // The plan for this shape, made now if it is new; null if cuDNN is not wanted for it.
   const Entry* Ask(const mt_attention_args& args, bool backward) {
     const std::lock_guard lock(mutex_);
-    if (!wanted_ || !mt_attention_is_plain(&args) || args.dtype != MT_BF16 || args.sequence == 0 ||
-        args.batch == 0)
+    const CudnnUse use = UseOfCudnn(args);
+    if (!wanted_ || use == CudnnUse::kNever || (!required_ && use != CudnnUse::kByItself))
       return nullptr;
-    if (!required_ && args.sequence < kShortSequence) return nullptr;
     const auto [at, is_new] = entries_.try_emplace(KeyOf(args, backward));
     Entry& entry = at->second;
     if (!is_new) return &entry;
@@ -108,7 +109,8 @@ class Choice {
   // True if cuDNN has a plan and has run it; `*status` is then what came of it.
   bool Run(const mt_attention_args& args, bool backward, const Launch& launch, int32_t* status) {
     const std::lock_guard lock(mutex_);
-    if (handle_ == nullptr || !mt_attention_is_plain(&args) || args.dtype != MT_BF16) return false;
+    // Sinks are seen here at the latest: shapes may be asked about without pointers.
+    if (handle_ == nullptr || UseOfCudnn(args) == CudnnUse::kNever) return false;
     const auto at = entries_.find(KeyOf(args, backward));
     if (at == entries_.end() || at->second.plan == nullptr || !Aligned(args, backward))
       return false;

@@ -1,8 +1,8 @@
 // Which attention a job gets: cuDNN's or our own kernels, as `configure("attention", ...)` said.
-//   auto    cuDNN for BF16 on compute capability 9.0 and later, for sequences of 256 or more where it has a plan, else our own
-//   cudnn   cuDNN for BF16; a shape for which it has no plan is refused with its reason
+//   auto    cuDNN on compute capability 9.0 and later for what it is used by itself (attention_policy.h) where it has a plan, else our own
+//   cudnn   cuDNN for all that it may be asked for; a shape for which it has no plan is refused with its reason
 //   flash   our own
-// F32 data always take our own. The name of a kernel tells which it is, and why cuDNN declined.
+// What cuDNN is never used for, F32 data among it, takes our own. The name of a kernel tells which it is, and why cuDNN declined.
 //
 // Plans are made when a shape is asked about, not in Run; a shape that was never asked about runs on our own kernels.
 // Thread-safe; cuDNN's handle serves one call at a time.

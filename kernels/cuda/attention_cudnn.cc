@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "kernels/abi/attention_shape.h"
 #include "kernels/cuda/libraries.h"
 #include "kernels/host/host.h"
 
@@ -43,15 +44,24 @@ struct Description {
 };
 
 // (sequences, heads, T, d), element (b, h, t, j) at b * stride + h * d + t * batch * stride + j.
-fe::graph::Tensor_attributes Rows(const Description& about, Uid uid, int64_t heads,
-                                  int64_t stride) {
+fe::graph::Tensor_attributes Rows(const Description& about, Uid uid, int64_t heads, int64_t stride,
+                                  int64_t head_dim) {
   const mt_attention_args& a = about.args;
   fe::graph::Tensor_attributes tensor;
   tensor.set_uid(uid)
-      .set_dim({about.sequences, heads, a.sequence, a.head_dim})
-      .set_stride({stride, a.head_dim, a.batch * stride, 1})
+      .set_dim({about.sequences, heads, a.sequence, head_dim})
+      .set_stride({stride, head_dim, a.batch * stride, 1})
       .set_data_type(fe::DataType_t::BFLOAT16);
   return tensor;
+}
+// Queries and keys, or values and what has their size.
+fe::graph::Tensor_attributes KeyRows(const Description& about, Uid uid, int64_t heads,
+                                     int64_t stride) {
+  return Rows(about, uid, heads, stride, about.args.head_dim);
+}
+fe::graph::Tensor_attributes ValueRows(const Description& about, Uid uid, int64_t heads,
+                                       int64_t stride) {
+  return Rows(about, uid, heads, stride, mt_attention_v_head_dim(&about.args));
 }
 fe::graph::Tensor_attributes Lse(const Description& about) {
   const mt_attention_args& a = about.args;
@@ -69,6 +79,9 @@ void SetMask(const mt_attention_args& args, Options* options) {
   if (args.causal)
     options->set_diagonal_alignment(fe::DiagonalAlignment_t::TOP_LEFT)
         .set_diagonal_band_right_bound(0);
+  // Keys are seen where key + bound > query: our window.
+  if (args.window != 0 && args.window < args.sequence)
+    options->set_diagonal_band_left_bound(static_cast<int>(args.window));
 }
 
 void SetOutput(const Tensor& tensor, const fe::graph::Tensor_attributes& as) {
@@ -84,28 +97,29 @@ void Describe(const Description& about, fe::graph::Graph* graph) {
   graph->set_io_data_type(fe::DataType_t::BFLOAT16)
       .set_intermediate_data_type(fe::DataType_t::FLOAT)
       .set_compute_data_type(fe::DataType_t::FLOAT);
-  const Tensor q = graph->tensor(Rows(about, kQ, a.heads, a.q_stride)),
-               k = graph->tensor(Rows(about, kK, a.kv_heads, a.k_stride)),
-               v = graph->tensor(Rows(about, kV, a.kv_heads, a.v_stride));
+  const Tensor q = graph->tensor(KeyRows(about, kQ, a.heads, a.q_stride)),
+               k = graph->tensor(KeyRows(about, kK, a.kv_heads, a.k_stride)),
+               v = graph->tensor(ValueRows(about, kV, a.kv_heads, a.v_stride));
   if (!about.backward) {
     fe::graph::SDPA_attributes options;
     options.set_name("attention").set_generate_stats(true);
     SetMask(a, &options);
     auto [o, lse] = graph->sdpa(q, k, v, options);
-    SetOutput(o, Rows(about, kO, a.heads, a.o_stride));
+    SetOutput(o, ValueRows(about, kO, a.heads, a.o_stride));
     SetOutput(lse, Lse(about));
     return;
   }
-  const Tensor o = graph->tensor(Rows(about, kO, a.heads, a.o_stride)),
-               o_gradient = graph->tensor(Rows(about, kOGradient, a.heads, a.o_gradient_stride)),
+  const Tensor o = graph->tensor(ValueRows(about, kO, a.heads, a.o_stride)),
+               o_gradient =
+                   graph->tensor(ValueRows(about, kOGradient, a.heads, a.o_gradient_stride)),
                lse = graph->tensor(Lse(about));
   fe::graph::SDPA_backward_attributes options;
   options.set_name("attention_backward").set_deterministic_algorithm(about.options.deterministic);
   SetMask(a, &options);
   auto [dq, dk, dv] = graph->sdpa_backward(q, k, v, o, o_gradient, lse, options);
-  SetOutput(dq, Rows(about, kDq, a.heads, a.dq_stride));
-  SetOutput(dk, Rows(about, kDk, a.kv_heads, a.dk_stride));
-  SetOutput(dv, Rows(about, kDv, a.kv_heads, a.dv_stride));
+  SetOutput(dq, KeyRows(about, kDq, a.heads, a.dq_stride));
+  SetOutput(dk, KeyRows(about, kDk, a.kv_heads, a.dk_stride));
+  SetOutput(dv, ValueRows(about, kDv, a.kv_heads, a.dv_stride));
 }
 
 class Plan final : public CudnnAttention {
@@ -197,6 +211,10 @@ std::unique_ptr<CudnnAttention> CudnnAttention::Make(const mt_attention_args& ar
                                                      std::string* reason) {
   if (LoadCudnn() == nullptr) {
     *reason = host::ErrorMessage();
+    return nullptr;
+  }
+  if (args.sinks != nullptr || mt_attention_keys(&args) != args.sequence) {
+    *reason = "sinks and older keys are not described to cuDNN";
     return nullptr;
   }
   // dP, 2 bytes for each query and key of each head, in tiles of 64 and 128; the rest of the workspace is small beside it.

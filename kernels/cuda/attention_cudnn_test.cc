@@ -41,6 +41,7 @@ struct Shape {
   const char* name;
   int64_t batch, sequence, heads, kv_heads, head_dim;
   bool causal;
+  int64_t v_head_dim = 0, window = 0;
 };
 
 mt_attention_args Packed(const Shape& s) {
@@ -52,10 +53,13 @@ mt_attention_args Packed(const Shape& s) {
                          .kv_heads = s.kv_heads,
                          .head_dim = s.head_dim,
                          .scale = 1 / std::sqrt(static_cast<double>(s.head_dim)),
-                         .causal = s.causal};
+                         .causal = s.causal,
+                         .v_head_dim = s.v_head_dim,
+                         .window = s.window};
+  const int64_t v_head_dim = s.v_head_dim != 0 ? s.v_head_dim : s.head_dim;
   a.q_stride = a.k_stride = a.v_stride = a.dq_stride = a.dk_stride = a.dv_stride =
-      (s.heads + 2 * s.kv_heads) * s.head_dim;
-  a.o_stride = a.o_gradient_stride = s.heads * s.head_dim;
+      (s.heads + s.kv_heads) * s.head_dim + s.kv_heads * v_head_dim;
+  a.o_stride = a.o_gradient_stride = s.heads * v_head_dim;
   return a;
 }
 
@@ -100,7 +104,9 @@ INSTANTIATE_TEST_SUITE_P(Shapes, CudnnAttentionTest,
                          ::testing::Values(Shape{"billion", 4, 4096, 16, 8, 128, true},
                                            Shape{"small", 16, 2048, 16, 8, 64, true},
                                            Shape{"odd_length", 2, 1000, 4, 4, 96, true},
-                                           Shape{"full", 2, 512, 8, 2, 128, false}),
+                                           Shape{"full", 2, 512, 8, 2, 128, false},
+                                           Shape{"window", 2, 4096, 16, 4, 128, true, 0, 1024},
+                                           Shape{"latent", 4, 4096, 16, 16, 192, true, 128}),
                          [](const auto& info) { return std::string(info.param.name); });
 
 TEST(CudnnAttentionChunksTest, BatchIsCutIntoEqualParts) {
@@ -118,6 +124,12 @@ TEST_F(CudnnAttentionTest, DeclinesWithAReason) {
   EXPECT_EQ(Make(Packed({"", 1, 256, 2, 1, 20, true}), false, {}, &reason), nullptr);
   EXPECT_NE(reason, "");
   std::printf("head_dim 20: %s\n", reason.c_str());
+  mt_attention_args args = Packed({"", 1, 256, 2, 1, 64, true});
+  args.key_sequence = 512;
+  EXPECT_EQ(Make(args, false, {}, &reason), nullptr);
+  args.key_sequence = 0;
+  args.sinks = kH100;  // any pointer
+  EXPECT_EQ(Make(args, true, {}, &reason), nullptr);
 }
 
 }  // namespace

@@ -25,6 +25,13 @@ struct Shape {
   bool causal;
   int32_t dtype;
   int64_t padding;  // elements between rows
+  int64_t v_head_dim = 0, window = 0;
+  bool sinks = false;
+
+  int64_t d_v() const { return v_head_dim != 0 ? v_head_dim : d; }
+  // Elements of a row of q, k, v, and of o.
+  int64_t width() const { return (H + K) * d + K * d_v(); }
+  int64_t o_width() const { return H * d_v(); }
 };
 
 // Elements of one type in a backend's memory, between two guards, everything poisoned (all bits set: NaN) until written.
@@ -104,10 +111,10 @@ class Array {
 };
 
 struct Results {
-  std::vector<double> o, lse, gradient;
+  std::vector<double> o, lse, gradient, sinks_gradient;
 };
 struct Inputs {
-  std::vector<double> qkv, o_gradient;
+  std::vector<double> qkv, o_gradient, sinks;
 };
 
 mt_attention_args SizesOf(const Shape& s, int32_t dtype) {
@@ -119,10 +126,12 @@ mt_attention_args SizesOf(const Shape& s, int32_t dtype) {
                          .kv_heads = s.K,
                          .head_dim = s.d,
                          .scale = 1 / std::sqrt(static_cast<double>(s.d)),
-                         .causal = s.causal};
+                         .causal = s.causal,
+                         .v_head_dim = s.v_head_dim,
+                         .window = s.window};
   a.q_stride = a.k_stride = a.v_stride = a.dq_stride = a.dk_stride = a.dv_stride =
-      (s.H + 2 * s.K) * s.d + s.padding;
-  a.o_stride = a.o_gradient_stride = s.H * s.d + s.padding;
+      s.width() + s.padding;
+  a.o_stride = a.o_gradient_stride = s.o_width() + s.padding;
   return a;
 }
 
@@ -130,13 +139,15 @@ mt_attention_args SizesOf(const Shape& s, int32_t dtype) {
 // given, else from forward's.
 Results Compute(const mt_backend* on, const Shape& s, int32_t dtype, const Inputs& inputs,
                 const Results* saved) {
-  const int64_t width = (s.H + 2 * s.K) * s.d + s.padding, o_width = s.H * s.d + s.padding,
-                rows = s.T * s.B;
+  const int64_t width = s.width() + s.padding, o_width = s.o_width() + s.padding, rows = s.T * s.B;
   const int32_t statistic = dtype == MT_F64 ? MT_F64 : MT_F32;
   Array qkv(on, dtype, inputs.qkv), o_gradient(on, dtype, inputs.o_gradient);
   Array o(on, dtype, rows * o_width), lse(on, statistic, s.B * s.H * s.T),
       gradient(on, dtype, rows * width);
+  Array sinks(on, dtype, inputs.sinks),
+      sinks_gradient(on, statistic, std::vector<double>(inputs.sinks.size(), 0.5));
   mt_attention_args a = SizesOf(s, dtype);
+  a.sinks = s.sinks ? sinks.at() : nullptr;
   a.q = qkv.at();
   a.k = qkv.at(s.H * s.d);
   a.v = qkv.at((s.H + s.K) * s.d);
@@ -152,7 +163,7 @@ Results Compute(const mt_backend* on, const Shape& s, int32_t dtype, const Input
     workspace.Read();
   };
   run(MT_OP_ATTENTION_FORWARD);
-  Results results{o.Read(), lse.Read(), {}};
+  Results results{o.Read(), lse.Read(), {}, {}};
   Array saved_o(on, dtype, saved == nullptr ? results.o : saved->o);
   Array saved_lse(on, statistic, saved == nullptr ? results.lse : saved->lse);
   a.o = saved_o.at();
@@ -161,8 +172,11 @@ Results Compute(const mt_backend* on, const Shape& s, int32_t dtype, const Input
   a.dq = gradient.at();
   a.dk = gradient.at(s.H * s.d);
   a.dv = gradient.at((s.H + s.K) * s.d);
+  a.sinks_gradient = s.sinks ? sinks_gradient.at() : nullptr;
+  a.sinks_gradient_dtype = s.sinks ? statistic : 0;
   run(MT_OP_ATTENTION_BACKWARD);
   results.gradient = gradient.Read();
+  results.sinks_gradient = sinks_gradient.Read();
   return results;
 }
 
@@ -199,14 +213,15 @@ class AttentionTest : public ::testing::TestWithParam<Shape> {};
 Inputs MakeInputs(const Shape& s) {
   std::mt19937_64 random(seed);
   std::normal_distribution<double> normal;
-  const auto make = [&](int64_t width) {
-    std::vector<double> values(static_cast<size_t>(s.T * s.B * (width + s.padding)));
+  const auto make = [&](int64_t count) {
+    std::vector<double> values(static_cast<size_t>(count));
     for (double& value : values)
       value = static_cast<double>(
           mt_float_from_bf16(mt_bf16_from_float(static_cast<float>(normal(random)))));
     return values;
   };
-  return {make((s.H + 2 * s.K) * s.d), make(s.H * s.d)};
+  return {make(s.T * s.B * (s.width() + s.padding)), make(s.T * s.B * (s.o_width() + s.padding)),
+          make(s.H)};
 }
 
 TEST_P(AttentionTest, AgreesWithFloat64AndRepeatsItsBits) {
@@ -226,7 +241,7 @@ TEST_P(AttentionTest, AgreesWithFloat64AndRepeatsItsBits) {
     const Results actual = Compute(backend, s, s.dtype, inputs, nullptr);
     if (first.o.empty()) {
       first = actual;
-      const int64_t width = (s.H + 2 * s.K) * s.d, o_width = s.H * s.d;
+      const int64_t width = s.width(), o_width = s.o_width();
       // bf16 rounds P, dS and the results, each by up to 2^-9; dS once more from the rounded O.
       const double tolerance = s.dtype == MT_BF16 ? 5e-3 : 3e-6;
       EXPECT_LT(RelativeError(actual.o, exact.o, o_width + s.padding, o_width), tolerance)
@@ -235,11 +250,14 @@ TEST_P(AttentionTest, AgreesWithFloat64AndRepeatsItsBits) {
                 2 * tolerance)
           << "seed " << seed;
       EXPECT_LT(LargestError(actual.lse, exact.lse), 1e-5) << "seed " << seed;
+      EXPECT_LT(RelativeError(actual.sinks_gradient, exact.sinks_gradient, 1, 1), 2 * tolerance)
+          << "seed " << seed;
     } else {
       EXPECT_EQ(0, std::memcmp(first.o.data(), actual.o.data(), first.o.size() * 8))
           << "seed " << seed;
       EXPECT_EQ(0, std::memcmp(first.lse.data(), actual.lse.data(), first.lse.size() * 8))
           << "seed " << seed;
+      EXPECT_EQ(first.sinks_gradient, actual.sinks_gradient) << "seed " << seed;
       EXPECT_EQ(
           0, std::memcmp(first.gradient.data(), actual.gradient.data(), first.gradient.size() * 8))
           << "seed " << seed;
@@ -273,6 +291,12 @@ std::vector<Shape> Shapes() {
     shapes.push_back({67, 1, 2, 1, 33, causal, MT_BF16, 0});
     for (const int64_t d : {20, 33, 64, 128, 256})
       shapes.push_back({67, 2, 2, 1, d, causal, MT_F32, d == 64 ? 13 : 0});
+  }
+  for (const int32_t dtype : {MT_BF16, MT_F32}) {
+    shapes.push_back({140, 1, 2, 1, 64, true, dtype, 0, 0, 32, true});
+    shapes.push_back({200, 1, 2, 2, 192, true, dtype, 0, 128});
+    shapes.push_back({97, 1, 2, 2, 192, false, dtype, 8, 128, 0, true});
+    shapes.push_back({150, 2, 2, 1, 192, true, dtype, 0, 128, 65});
   }
   shapes.push_back({330, 1, 2, 1, 64, true, MT_BF16, 0});
   shapes.push_back({290, 1, 1, 1, 128, true, MT_BF16, 0});
