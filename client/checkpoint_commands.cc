@@ -6,7 +6,9 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
+#include "client/hugging_face_commands.h"
 #include "client/local_programs.h"
+#include "client/temporary_folder.h"
 #include "common/env.h"
 
 namespace mt::client {
@@ -142,30 +144,9 @@ absl::StatusOr<ExitCode> Pull(Session* session, const Options& o) {
   return kExitOk;
 }
 
-// A folder that goes away with the command that made it.
-class TemporaryFolder {
- public:
-  ~TemporaryFolder() {
-    if (!path_.empty()) (void)Env::Real()->RemoveTree(path_);
-  }
-  absl::Status Create() {
-    const char* base = std::getenv("TMPDIR");
-    std::string name =
-        JoinPath(base == nullptr || *base == '\0' ? "/tmp" : base, "mtctl-generate-XXXXXX");
-    if (mkdtemp(name.data()) == nullptr)
-      return absl::InternalError(absl::StrCat("cannot make a temporary folder ", name));
-    path_ = name;
-    return absl::OkStatus();
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
-
 absl::StatusOr<ExitCode> Generate(Session* session, const Options& o) {
   MT_ASSIGN_OR_RETURN(const std::string worker, FindProgram("mt-worker"));
-  TemporaryFolder temporary;
+  std::unique_ptr<TemporaryFolder> temporary;
   std::string folder = o.checkpoint;
   if (!Exists(Env::Real(), JoinPath(folder, "manifest.json"))) {
     if (folder.find('/') != std::string::npos) {
@@ -174,8 +155,8 @@ absl::StatusOr<ExitCode> Generate(Session* session, const Options& o) {
           " holds no manifest.json; name a checkpoint's own folder (…/step-00000100) or a job"));
     }
     MT_ASSIGN_OR_RETURN(const v1::CheckpointRef reference, ParseCheckpoint(o.checkpoint));
-    MT_RETURN_IF_ERROR(temporary.Create());
-    MT_ASSIGN_OR_RETURN(folder, PullCheckpoint(session, reference, temporary.path()));
+    MT_ASSIGN_OR_RETURN(temporary, TemporaryFolder::Create("mtctl-generate"));
+    MT_ASSIGN_OR_RETURN(folder, PullCheckpoint(session, reference, temporary->path()));
   }
   std::vector<std::string> command = {worker,
                                       "generate",
@@ -244,6 +225,8 @@ void AddCheckpointCommands(CLI::App* app, Session* session) {
       ->type_name("DIR");
   AddFormatOption(pull, session);
   pull->callback([session] { session->action = [session] { return Pull(session, o); }; });
+
+  AddHuggingFaceCommands(checkpoint, session);
 
   CLI::App* generate =
       app->add_subcommand("generate", "Sample text from a checkpoint, on this machine");

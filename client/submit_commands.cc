@@ -7,6 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "client/follow.h"
+#include "client/initial_weights.h"
 #include "client/jobs_commands.h"
 #include "client/local_programs.h"
 #include "common/random.h"
@@ -90,9 +91,10 @@ absl::StatusOr<ClusterShape> FindShape(Session* session, const Options& options)
   return shape;
 }
 
-// Data that this machine sees is refused here, before anything is queued. Other data is looked at by the nodes, before they
+// Weights and data that this machine sees are refused here, before anything is queued. Others are looked at by the nodes, before they
 // start a rank.
-absl::Status CheckDataIfHere(const v1::JobSpec& spec) {
+absl::Status CheckFilesIfHere(const v1::JobSpec& spec) {
+  MT_RETURN_IF_ERROR(CheckInitialWeightsIfHere(spec));
   const std::string& prefix = spec.data().train();
   if (!Env::Real()->Stat(prefix + ".idx").ok() && !Env::Real()->Stat(prefix + ".bin").ok()) {
     Note(absl::StrCat("data.train ", prefix,
@@ -130,7 +132,7 @@ absl::StatusOr<ExitCode> Plan(Session* session, const Options& options) {
     std::fwrite(text.data(), 1, text.size(), stdout);
   }
   if (!kernels.ok()) Note(absl::StrCat("kernels not resolved: ", kernels.status().message()));
-  MT_RETURN_IF_ERROR(CheckDataIfHere(*spec));
+  MT_RETURN_IF_ERROR(CheckFilesIfHere(*spec));
   const absl::Status fits = CheckFits(*spec, shape);
   if (!fits.ok())
     return WithNext(fits, absl::StrCat("mtctl plan ", options.file, " --set parallel.data=1"));
@@ -148,7 +150,7 @@ absl::StatusOr<ExitCode> Submit(Session* session, const Options& options) {
   const absl::StatusOr<v1::JobSpec> spec = LoadSpec(options.file, options.overrides);
   if (!spec.ok()) return spec.status();
   MT_ASSIGN_OR_RETURN(Client * client, session->client());
-  MT_RETURN_IF_ERROR(CheckDataIfHere(*spec));
+  MT_RETURN_IF_ERROR(CheckFilesIfHere(*spec));
   v1::SubmitRequest request;
   *request.mutable_spec() = *spec;
   request.set_validate_only(options.validate_only);
@@ -194,8 +196,10 @@ absl::StatusOr<v1::JobSpec> LoadSpec(const std::string& path,
   spec->set_initial_checkpoint(AbsoluteFolder(spec->initial_checkpoint()));
   if (v1::ModelSpec* model = spec->mutable_model(); IsFolderPreset(model->preset()))
     model->set_preset(AbsoluteFolder(model->preset()));
-  absl::Status status = FillDefaults(&*spec, {.vocabulary_of = VocabularyOfTokenizer});
+  absl::Status status =
+      FillDefaults(&*spec, {.vocabulary_of = VocabularyOfTokenizer, .model_of = ModelOfFolder});
   if (status.ok()) status = ValidateSpec(*spec);
+  if (status.ok()) status = CheckTokenizerIfHere(*spec);
   if (!status.ok()) return WithNext(Annotate(status, path), "see docs/guide/job-spec.md");
   return spec;
 }

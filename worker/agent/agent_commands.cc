@@ -50,18 +50,21 @@ absl::Status Agent::StartRanks(v1::StartRanks start) {
     if (id.job_id != job_id) continue;
     StopRank(id, rank, absl::ZeroDuration(), "a newer generation of the job starts");
   }
-  data_checker_->Check(job.start.spec(), [this, alive = alive_, job_id,
-                                          generation = job.generation](absl::Status status) {
-    if (!*alive) return;
-    Job& job = jobs_[job_id];
-    if (job.generation != generation || !job.waiting_to_start) return;
-    if (!status.ok()) {
-      RefuseData(job, status);
-      return;
-    }
-    job.data_checked = true;
-    LaunchIfReady(job);
-  });
+  v1::JobSpec to_check = job.start.spec();
+  // Who goes on from a checkpoint of its own no longer needs what it began with.
+  if (job.start.has_restore()) to_check.clear_initial_checkpoint();
+  data_checker_->Check(
+      to_check, [this, alive = alive_, job_id, generation = job.generation](absl::Status status) {
+        if (!*alive) return;
+        Job& job = jobs_[job_id];
+        if (job.generation != generation || !job.waiting_to_start) return;
+        if (!status.ok()) {
+          RefuseData(job, status);
+          return;
+        }
+        job.data_checked = true;
+        LaunchIfReady(job);
+      });
   return absl::OkStatus();
 }
 

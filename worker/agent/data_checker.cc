@@ -1,5 +1,6 @@
 #include "worker/agent/data_checker.h"
 
+#include "worker/checkpoint/hugging_face/initial_checkpoint.h"
 #include "worker/data/dataset_batch_source.h"
 
 namespace mt {
@@ -11,8 +12,9 @@ class ThreadDataChecker : public DataChecker {
       : loop_(loop), env_(env), reader_(NewThreadEventLoop("data check")) {}
   void Check(const v1::JobSpec& spec, std::function<void(absl::Status)> done) override {
     reader_->Post([this, spec, done = std::move(done)]() mutable {
-      loop_->Post(
-          [done = std::move(done), status = CheckTrainingData(env_, spec)] { done(status); });
+      absl::Status status = CheckInitialCheckpoint(env_, spec);
+      if (status.ok()) status = CheckTrainingData(env_, spec);
+      loop_->Post([done = std::move(done), status = std::move(status)] { done(status); });
     });
   }
 

@@ -1,5 +1,5 @@
-// Looks at a job's training data before any of its ranks starts on this node, so that a missing or broken file is told
-// once, by name, and not by every rank after it has loaded a model. The tests' and the simulation's answer at once.
+// Looks at a job's training data, and at the weights it begins with, before any of its ranks starts on this node, so that a
+// missing or broken file is told once, by name, and not by every rank after it has loaded a model. The tests' and the simulation's answer at once.
 #pragma once
 
 #include <functional>
@@ -15,8 +15,8 @@ namespace mt {
 class DataChecker {
  public:
   virtual ~DataChecker() = default;
-  // `done` runs once, on the agent's EventLoop, never inside Check. Errors: those of CheckTrainingData
-  // (worker/data/dataset_batch_source.h); they name the file and the remedy.
+  // `done` runs once, on the agent's EventLoop, never inside Check. Errors: those of CheckInitialCheckpoint
+  // (worker/checkpoint/hugging_face) and CheckTrainingData (worker/data/dataset_batch_source.h); they name the file and the remedy.
   virtual void Check(const v1::JobSpec& spec, std::function<void(absl::Status)> done) = 0;
 };
 

@@ -16,6 +16,7 @@
 #include "common/proto_time.h"
 #include "common/spec/mesh.h"
 #include "worker/backend/operations.h"
+#include "worker/checkpoint/hugging_face/initial_checkpoint.h"
 #include "worker/checkpoint/loader.h"
 #include "worker/checkpoint/manifest.h"
 #include "worker/checkpoint/writer.h"
@@ -74,6 +75,7 @@ class RankRun {
   absl::Status MeasurePeak();
   absl::Status Prepare();
   absl::Status Restore();
+  absl::Status LoadInitial();
   absl::Status Train();
   absl::Status Checkpoint();
   absl::StatusOr<std::string> Resolve(const v1::CheckpointFile& file, bool verify_local);
@@ -226,7 +228,9 @@ absl::Status RankRun::Prepare() {
     options.samples = samples_.get();
   }
   MT_ASSIGN_OR_RETURN(trainer_, Trainer::Create(std::move(options)));
-  MT_RETURN_IF_ERROR(start_.has_restore() ? Restore() : trainer_->InitialiseWeights());
+  MT_RETURN_IF_ERROR(start_.has_restore()                  ? Restore()
+                     : !spec_.initial_checkpoint().empty() ? LoadInitial()
+                                                           : trainer_->InitialiseWeights());
 
   CheckpointWriterOptions writing;
   writing.root = start_.checkpoint_root();
@@ -319,6 +323,14 @@ absl::Status RankRun::Restore() {
       status, absl::StrCat("restore of ", manifest.job_id(), " at step ", manifest.step())));
   last_checkpoint_step_ = manifest.job_id() == start_.job_id() ? manifest.step() : -1;
   return trainer_->FinishLoad({manifest.step(), manifest.consumed_samples(), manifest.loss()});
+}
+
+// Step 0 with weights from elsewhere: each rank reads the boxes that it holds.
+absl::Status RankRun::LoadInitial() {
+  const Backend& backend = operations_->backend();
+  MT_RETURN_IF_ERROR(LoadInitialCheckpoint(Env::Real(), spec_, trainer_->LoadTargets(),
+                                           backend.host_memory() ? nullptr : &backend.abi()));
+  return trainer_->FinishLoad({});
 }
 
 absl::Status RankRun::Checkpoint() {

@@ -104,7 +104,7 @@ absl::StatusOr<HubFolder::Found> HubFolder::Find(const v1::ModelSpec& model,
   } else if (parameter.layer >= model.layers()) {
     remedy =
         "; its block of multi-token prediction was not saved (transformers does not): go "
-        "without it by `model: {preset: hf:FOLDER, mtp: {layers: 0}}`";
+        "without it by `model: {mtp: {layers: 0}}`";
   }
   return absl::FailedPreconditionError(
       absl::StrCat(files_->folder(), ": tensor ", views.front().tensor, " is missing", remedy));

@@ -5,6 +5,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
 #include "common/spec/parameters.h"
+#include "common/spec/presets.h"
 #include "worker/checkpoint/hugging_face/import.h"
 #include "worker/checkpoint/loader.h"
 #include "worker/checkpoint/manifest.h"
@@ -16,16 +17,15 @@ namespace {
 constexpr uint64_t kMaxManifestBytes = uint64_t{1} << 30;
 
 absl::Status CompareModels(const v1::JobSpec& spec, const v1::ModelSpec& folder) {
-  // Who names the folder as preset has changed traits on purpose; shapes are the weights'.
-  const bool on_purpose = absl::StartsWith(spec.model().preset(), kHubPrefix);
-  const std::vector<std::string> lines = ModelDifferences(spec.model(), folder, on_purpose);
+  // The folder's model is what the job's is a change of, unless a preset is named: then single traits were changed on purpose,
+  // and only shapes are the weights'.
+  const bool from_folder = spec.model().preset().empty() || IsFolderPreset(spec.model().preset());
+  const std::vector<std::string> lines = ModelDifferences(spec.model(), folder, from_folder);
   if (lines.empty()) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
       "initial_checkpoint = ", spec.initial_checkpoint(), ": the job's model is another one (",
       absl::StrJoin(lines, "; "),
-      "); leave the model section out to take the folder's, or change single traits of it by "
-      "`model: {preset: ",
-      spec.initial_checkpoint(), ", ...}`"));
+      "); delete the model section to take the folder's, or write in it only what is to change"));
 }
 
 absl::StatusOr<v1::CheckpointManifest> ReadFolder(Env* env, const std::string& folder) {
