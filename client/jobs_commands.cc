@@ -226,6 +226,16 @@ std::string DescribeJob(const v1::Job& job, absl::Time now) {
     line("step", absl::StrCat(p.step(), "/", p.total_steps()));
     line("loss", absl::StrCat(Number(p.loss(), 6), "  ",
                               Sparkline({p.loss_history().begin(), p.loss_history().end()}, 40)));
+    std::vector<std::string> auxiliary;
+    for (const auto& [name, loss] : p.auxiliary_losses())
+      auxiliary.push_back(absl::StrCat(Safe(name), " ", Number(loss, 6)));
+    std::sort(auxiliary.begin(), auxiliary.end());
+    line("auxiliary losses", absl::StrJoin(auxiliary, ", "));
+    if (const auto& ratio = p.moe().load_ratio(); !ratio.empty()) {
+      line("expert load", absl::StrCat("busiest over mean at most ",
+                                       Number(*std::max_element(ratio.begin(), ratio.end())),
+                                       ", dropped ", Count(p.moe().dropped_tokens())));
+    }
     line("gradient norm", Number(p.grad_norm()));
     line("learning rate", Number(p.learning_rate()));
     line("tokens/s", absl::StrCat(Count(p.tokens_per_second()), "  (MFU ", Percent(p.mfu()), ", ",

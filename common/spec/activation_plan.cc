@@ -106,6 +106,14 @@ RankMemory PlanMemory(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
   memory.activations = PlanActivations(spec, mesh, rank).arena_bytes;
   // One sample batch as read, and two micro-batches of token ids and targets on their way.
   memory.workspace = s.batch * (s.sequence + 1) * 4 + 2 * 2 * s.rows * 4;
+  // What balances experts (worker/train/expert_balance.h), at most: per own block state and counts, and a report of all blocks.
+  for (int64_t layer = 0; layer < spec.model().layers() + MtpLayers(spec.model()); ++layer) {
+    if (!IsMoe(spec.model(), layer)) continue;
+    const bool own = layer >= s.first_layer && layer < s.first_layer + s.blocks + s.mtp_blocks;
+    memory.workspace +=
+        RoundUp(spec.model().moe().experts(), 16) *
+        (8 + (own ? bytes.state + 2 * bytes.statistic + bytes.gradient + 3 * 8 : 0));
+  }
   // Messages to a neighbouring stage that it has not received yet (Communicator::kSendAhead).
   const int64_t neighbours = (mesh.IsFirstStage(rank) ? 0 : 1) + (mesh.IsLastStage(rank) ? 0 : 1);
   memory.workspace += neighbours * 2 * s.stream_rows * s.hidden * bytes.data;

@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "common/spec/model_traits.h"
-#include "common/spec/round_up.h"
 
 namespace mt {
 namespace {
@@ -77,17 +76,9 @@ absl::Status CheckNumbers(const v1::MoeSpec& moe) {
   return absl::OkStatus();
 }
 
-absl::Status CheckWidth(absl::string_view field, int64_t width, int tensor) {
-  if (width % tensor == 0) return absl::OkStatus();
-  return Refused(field, " = ", width, " does not divide over parallel.tensor = ", tensor,
-                 "; set parallel.tensor to ",
-                 DivisorAtMost(width, std::min<int64_t>(width, tensor)), " or ", field, " to ",
-                 RoundUp(width, tensor));
-}
-
 }  // namespace
 
-absl::Status CheckMoe(const v1::JobSpec& spec, const Mesh& mesh) {
+absl::Status CheckMoe(const v1::JobSpec& spec) {
   const v1::ModelSpec& m = spec.model();
   const v1::MoeSpec& moe = m.moe();
   if (moe.experts() < 0)
@@ -106,12 +97,6 @@ absl::Status CheckMoe(const v1::JobSpec& spec, const Mesh& mesh) {
     return Refused("model.activation = gelu with model.moe.experts = ", moe.experts(),
                    ": experts are gated; set model.activation to swiglu");
   }
-  if (spec.training().precision() == v1::TrainingSpec::PRECISION_FP8) {
-    return Refused("training.precision = fp8 with model.moe.experts = ", moe.experts(),
-                   ": products of experts have no FP8; set training.precision to bf16");
-  }
-  MT_RETURN_IF_ERROR(CheckWidth("model.moe.ffn", moe.ffn(), mesh.tensor()));
-  MT_RETURN_IF_ERROR(CheckWidth("model.moe.shared_ffn", moe.shared_ffn(), mesh.tensor()));
   const int64_t rows = spec.data().sequence_length() * spec.training().micro_batch();
   if (rows > kMostChoices / moe.top_k()) {
     return Refused("data.sequence_length × training.micro_batch × model.moe.top_k = ", rows, " × ",

@@ -1,13 +1,11 @@
 #pragma once
 
-#include "common/spec/mesh.h"
 #include "common/status.h"
 #include "mt/v1/spec.pb.h"
 
 namespace mt {
 
-// INVALID_ARGUMENT if the sizes of a model's experts do not go together, or do not divide over the mesh; names the field, the value
-// and what would do. OK without experts. `spec` is resolved.
-absl::Status CheckMoe(const v1::JobSpec& spec, const Mesh& mesh);
+// INVALID_ARGUMENT if the sizes of a model's experts do not go together; names the field, the value and what would do. OK without experts. `spec` is resolved.
+absl::Status CheckMoe(const v1::JobSpec& spec);
 
 }  // namespace mt

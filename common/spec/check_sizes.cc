@@ -138,7 +138,7 @@ absl::Status CheckSizes(const v1::JobSpec& spec, const Mesh& mesh) {
   const v1::ModelSpec& m = spec.model();
   const v1::TrainingSpec& t = spec.training();
   MT_RETURN_IF_ERROR(CheckModel(spec));
-  MT_RETURN_IF_ERROR(CheckMoe(spec, mesh));
+  MT_RETURN_IF_ERROR(CheckMoe(spec));
   for (const auto& [field, size] : TensorSplitSizes(m))
     MT_RETURN_IF_ERROR(CheckTensorSplit(field, size, mesh.tensor()));
   if (m.layers() < mesh.pipeline()) {

@@ -103,6 +103,7 @@ struct JobCounters {
   double recovery_seconds = 0;
   bool queue_wait_counted = false;
   std::map<std::string, double> phase_seconds;
+  double dropped_tokens = 0;
   DoublingHistogram step_seconds, stall_seconds, persist_seconds, recovery;
 };
 
@@ -212,6 +213,7 @@ class TelemetryImpl : public Telemetry,
     for (const auto& [phase, seconds] : progress.phase_seconds()) {
       counters.phase_seconds[phase] += seconds * static_cast<double>(steps);
     }
+    counters.dropped_tokens += progress.moe().dropped_tokens() * static_cast<double>(steps);
     if (!std::isfinite(progress.loss())) ++counters.nonfinite;
   }
 
@@ -281,6 +283,22 @@ class TelemetryImpl : public Telemetry,
     }
   }
 
+  static void BuildExperts(const v1::TrainingProgress& p, const JobCounters& counters,
+                           const std::string& job, Families& out) {
+    for (const auto& [loss, value] : p.auxiliary_losses()) {
+      out.Gauge("mt_train_auxiliary_loss", "What the gradient contains besides the loss",
+                {{"job", job}, {"loss", loss}}, value);
+    }
+    if (!p.has_moe()) return;
+    for (int i = 0; i < p.moe().load_ratio_size(); ++i) {
+      out.Gauge("mt_moe_load_ratio", "Choices of the busiest expert over the mean",
+                {{"job", job}, {"layer", absl::StrCat(p.moe().first_layer() + i)}},
+                p.moe().load_ratio(i));
+    }
+    out.Counter("mt_moe_dropped_tokens_total", "Choices that met a full expert", {{"job", job}},
+                counters.dropped_tokens);
+  }
+
   static void BuildJob(const MetricsSnapshot::JobMetrics& metrics, const JobCounters& counters,
                        Families& out) {
     const v1::Job& job = metrics.job;
@@ -310,6 +328,7 @@ class TelemetryImpl : public Telemetry,
         out.Gauge("mt_train_last_step_timestamp_seconds", "When the newest step was reported",
                   labels, UnixSeconds(p.time()));
       }
+      BuildExperts(p, counters, job.id(), out);
       out.Counter("mt_train_nonfinite_loss_total", "Steps whose loss was not a finite number",
                   labels, static_cast<double>(counters.nonfinite));
     }

@@ -39,6 +39,10 @@ TEST_P(ModelGradientTest, EqualsFiniteDifferences) {
   LogicalState state = std::move(fresh->state);
   uint64_t seed = 0;
   for (auto& [name, tensor] : state) {
+    if (name.starts_with("optimizer.last_load.")) {  // of an uneven step before
+      for (int64_t i = 0; i < tensor.Elements(); ++i)
+        *ElementOf(&tensor, i) = static_cast<double>(1 + i);
+    }
     if (name.starts_with("optimizer.")) continue;
     for (int64_t i = 0; i < tensor.Elements(); ++i) *ElementOf(&tensor, i) += 0.2 * Noise(++seed);
   }
@@ -60,7 +64,10 @@ TEST_P(ModelGradientTest, EqualsFiniteDifferences) {
     double largest = 0;
     for (int64_t i = 0; i < gradient.Elements(); ++i)
       largest = std::max(largest, std::abs(gradient.At(i)));
-    EXPECT_GT(largest, 1e-7) << name << " has no gradient";
+    // An expert that no token chose has none, and the differences say so too.
+    if (name.find(".mlp.experts.") == std::string::npos) {
+      EXPECT_GT(largest, 1e-7) << name << " has no gradient";
+    }
     for (int i = 0; i < kElements; ++i) {
       const int64_t element =
           static_cast<int64_t>(Mix(++seed) % static_cast<uint64_t>(gradient.Elements()));

@@ -3,7 +3,9 @@
 #include <functional>
 #include <utility>
 
+#include "common/check.h"
 #include "common/spec/model_traits.h"
+#include "google/protobuf/text_format.h"
 
 namespace mt::equivalence {
 namespace {
@@ -70,6 +72,30 @@ void Yarn(v1::ModelSpec* m) {
   rope.set_truncate(false);
 }
 
+// Traits in text format.
+std::function<void(v1::ModelSpec*)> Text(const char* text) {
+  return [text](v1::ModelSpec* m) {
+    v1::ModelSpec traits;
+    MT_CHECK(google::protobuf::TextFormat::ParseFromString(text, &traits)) << text;
+    m->MergeFrom(traits);
+  };
+}
+// Ways of routing, each with another way of balancing and of dropping.
+constexpr char kMixtral[] = R"(
+    moe { experts: 6 top_k: 2 ffn: 12 score: SCORE_SOFTMAX_TOP_K normalize: true scale: 1 groups: 1 top_groups: 1
+          balance: BALANCE_BATCH balance_coefficient: 0.05 z_loss: 0.01 })";
+constexpr char kQwen3[] = R"(
+    moe { experts: 8 top_k: 3 ffn: 8 score: SCORE_SOFTMAX normalize: true scale: 1 groups: 1 top_groups: 1
+          balance: BALANCE_GLOBAL balance_coefficient: 0.05 capacity_factor: 1 drop: DROP_PROBABILITY })";
+constexpr char kDeepSeek[] = R"(
+    moe { experts: 8 top_k: 3 ffn: 8 shared_ffn: 16 first_dense: 1 score: SCORE_SIGMOID normalize: true scale: 2.5
+          groups: 4 top_groups: 2 group_score: GROUP_SCORE_TOP_2 selection_bias: true selection_bias_rate: 0.01
+          balance: BALANCE_SEQUENCE balance_coefficient: 0.05 })";
+constexpr char kGptOss[] = R"(
+    swiglu_limit: 0.3 swiglu_alpha: 1.702 swiglu_offset: 1 mlp_bias: true
+    moe { experts: 6 top_k: 2 ffn: 12 score: SCORE_SOFTMAX_TOP_K normalize: true scale: 1 groups: 1 top_groups: 1
+          router_bias: true z_loss: 0.02 balance: BALANCE_NONE capacity_factor: 0.5 drop: DROP_POSITION })";
+
 }  // namespace
 
 std::vector<SmallModel> AllModels() {
@@ -84,7 +110,12 @@ std::vector<SmallModel> AllModels() {
       Make("window", {Window}),
       Make("gpt2", {LayerNorm, LearnedPositions, Gelu, QkvBias, OutputBias, MlpBias, Tied}),
       Make("gelu", {LayerNorm, ExactGelu, LearnedPositions}),
-      Make("sinks", {Sinks, EverySecondWindow, QkvBias, OutputBias, MlpBias, ClampedSwiglu, Yarn})};
+      Make("sinks", {Sinks, EverySecondWindow, QkvBias, OutputBias, MlpBias, ClampedSwiglu, Yarn}),
+      Make("moe_mixtral", {Text(kMixtral)}),
+      Make("moe_qwen3", {Text(kQwen3)}),
+      Make("moe_deepseek", {Text(kDeepSeek)}),
+      Make("gpt_oss", {Text(kGptOss), Sinks, EverySecondWindow, QkvBias, OutputBias}),
+      Make("deepseek_v3", {Text(kDeepSeek), Latent, LatentQueries, TokenAfterNext})};
 }
 
 void DropRounding(const SmallModel& model, LogicalState* gradients) {

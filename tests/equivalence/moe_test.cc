@@ -1,9 +1,14 @@
-// Models with experts: every layout equals one rank, in losses, loads and every gradient; nothing that should not changes a bit.
+// Models with experts: the losses, loads and drops that a step reports are those of one rank under every layout, and are what
+// their formulas say. Gradients and bits: models_test.cc and gradients_test.cc, with the other models.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "google/protobuf/text_format.h"
+#include <algorithm>
+#include <cmath>
+
+#include "common/spec/model_traits.h"
 #include "tests/equivalence/harness.h"
+#include "tests/equivalence/models.h"
 
 namespace mt::equivalence {
 namespace {
@@ -17,49 +22,27 @@ struct Case {
 constexpr Case kFloat64 = {"reference", v1::TrainingSpec::PRECISION_FP64, 3, 1e-9};
 constexpr Case kFloat32 = {"cpu", v1::TrainingSpec::PRECISION_FP32, 2, 1e-5};
 
-// Ways of routing that models have, each with losses and a limit of another kind.
-struct Kind {
-  const char* name;
-  const char* model;  // over SmallJob's
-};
-void PrintTo(const Kind& kind, std::ostream* out) { *out << kind.name; }
-constexpr Kind kKinds[] = {
-    {"Mixtral",
-     "moe { experts: 6 top_k: 2 ffn: 12 score: SCORE_SOFTMAX_TOP_K normalize: true scale: 1 "
-     "groups: 1 "
-     "top_groups: 1 balance: BALANCE_BATCH balance_coefficient: 0.05 z_loss: 0.01 }"},
-    {"Qwen3",
-     "moe { experts: 8 top_k: 3 ffn: 8 score: SCORE_SOFTMAX normalize: true scale: 1 groups: 1 "
-     "top_groups: 1 balance: BALANCE_GLOBAL balance_coefficient: 0.05 capacity_factor: 1 drop: "
-     "DROP_PROBABILITY }"},
-    {"DeepSeek",
-     "moe { experts: 8 top_k: 3 ffn: 8 shared_ffn: 16 first_dense: 1 score: SCORE_SIGMOID "
-     "normalize: "
-     "true scale: 2.5 groups: 4 top_groups: 2 group_score: GROUP_SCORE_TOP_2 selection_bias: true "
-     "selection_bias_rate: 0.01 balance: BALANCE_SEQUENCE balance_coefficient: 0.05 }"},
-    {"GptOss",
-     "swiglu_limit: 0.3 swiglu_alpha: 1.702 swiglu_offset: 1 mlp_bias: true moe { experts: 6 "
-     "top_k: 2 "
-     "ffn: 12 score: SCORE_SOFTMAX_TOP_K normalize: true scale: 1 groups: 1 top_groups: 1 "
-     "router_bias: true z_loss: 0.02 balance: BALANCE_NONE capacity_factor: 0.5 drop: "
-     "DROP_POSITION }"}};
+std::vector<SmallModel> ModelsWithExperts() {
+  std::vector<SmallModel> models;
+  for (SmallModel& model : AllModels()) {
+    if (model.model.has_moe()) models.push_back(std::move(model));
+  }
+  return models;
+}
 
-v1::JobSpec JobOf(const Case& c, const Kind& kind) {
-  v1::JobSpec spec = SmallJob();
+v1::JobSpec JobOf(const Case& c, const SmallModel& model) {
+  v1::JobSpec spec = SmallJobOf(model);
   spec.mutable_training()->set_precision(c.precision);
-  v1::ModelSpec traits;
-  EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(kind.model, &traits)) << kind.name;
-  spec.mutable_model()->MergeFrom(traits);
   return spec;
 }
 
 // One rank's run, made once.
-const Outcome& OneRank(const Case& c, const Kind& kind) {
+const Outcome& OneRank(const Case& c, const SmallModel& model) {
   static std::map<std::pair<std::string, std::string>, Outcome> runs;
-  const auto key = std::pair<std::string, std::string>(c.backend, kind.name);
+  const auto key = std::pair<std::string, std::string>(c.backend, model.name);
   if (!runs.contains(key)) {
     absl::StatusOr<Outcome> run =
-        RunJob({.spec = JobOf(c, kind), .backend = c.backend, .steps = c.steps});
+        RunJob({.spec = JobOf(c, model), .backend = c.backend, .steps = c.steps});
     EXPECT_TRUE(run.ok()) << run.status();
     runs[key] = run.ok() ? *std::move(run) : Outcome{};
   }
@@ -79,15 +62,23 @@ void ExpectSameBalance(const Outcome& run, const Outcome& expected, double toler
   }
 }
 
-class MoeLayoutTest : public testing::TestWithParam<std::tuple<Layout, Kind>> {
+// Others are in models_test.cc.
+std::vector<Layout> FewLayouts() {
+  return {{.tensor = 2},
+          {.pipeline = 4},
+          {.data = 4, .zero = true},
+          {.tensor = 2, .data = 2, .pipeline = 2, .sequence = true}};
+}
+
+class MoeLayoutTest : public testing::TestWithParam<std::tuple<Layout, SmallModel>> {
  protected:
   void Check(const Case& c) {
-    const auto& [layout, kind] = GetParam();
+    const auto& [layout, model] = GetParam();
     const absl::StatusOr<Outcome> run =
-        RunJob({.spec = JobOf(c, kind), .layout = layout, .backend = c.backend, .steps = c.steps});
+        RunJob({.spec = JobOf(c, model), .layout = layout, .backend = c.backend, .steps = c.steps});
     ASSERT_TRUE(run.ok()) << run.status();
-    EXPECT_EQ(CheckEquivalent(*run, OneRank(c, kind), c.tolerance), absl::OkStatus());
-    ExpectSameBalance(*run, OneRank(c, kind), c.tolerance);
+    EXPECT_EQ(CheckEquivalent(*run, OneRank(c, model), c.tolerance), absl::OkStatus());
+    ExpectSameBalance(*run, OneRank(c, model), c.tolerance);
   }
 };
 
@@ -95,25 +86,24 @@ TEST_P(MoeLayoutTest, EqualsOneRankInFloat64) { Check(kFloat64); }
 TEST_P(MoeLayoutTest, EqualsOneRankInFloat32) { Check(kFloat32); }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, MoeLayoutTest,
-                         testing::Combine(testing::ValuesIn(AllLayouts()),
-                                          testing::ValuesIn(kKinds)),
+                         testing::Combine(testing::ValuesIn(FewLayouts()),
+                                          testing::ValuesIn(ModelsWithExperts())),
                          [](const auto& info) {
                            return std::get<0>(info.param).Name() + "_" +
                                   std::get<1>(info.param).name;
                          });
 
-class MoeTest : public testing::TestWithParam<Kind> {};
+class MoeTest : public testing::TestWithParam<SmallModel> {};
 
-TEST_P(MoeTest, LearnsWithLossesCountedAndChoicesSpread) {
+TEST_P(MoeTest, CountsLossesLoadsAndDrops) {
   const Outcome& run = OneRank(kFloat64, GetParam());
   ASSERT_EQ(run.losses.size(), static_cast<size_t>(kFloat64.steps));
-  EXPECT_LT(run.losses.back(), run.losses.front());
   const v1::ModelSpec model = JobOf(kFloat64, GetParam()).model();
   for (size_t step = 0; step < run.losses.size(); ++step) {
     const ExpertLoad& load = run.expert_loads[step];
     EXPECT_EQ(load.first_layer, model.moe().first_dense());
     EXPECT_EQ(load.load_ratio.size(),
-              static_cast<size_t>(model.layers() - model.moe().first_dense()));
+              static_cast<size_t>(model.layers() + MtpLayers(model) - model.moe().first_dense()));
     for (const double ratio : load.load_ratio) {
       EXPECT_GT(ratio, 1);
       EXPECT_LE(ratio, static_cast<double>(model.moe().experts()) /
@@ -132,7 +122,58 @@ TEST_P(MoeTest, LearnsWithLossesCountedAndChoicesSpread) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, MoeTest, testing::ValuesIn(kKinds),
+// With a router that knows no difference every score is 1 / E and the first experts are chosen: all terms follow by hand.
+TEST_P(MoeTest, EqualScoresAreWorthTheCoefficients) {
+  RunOptions options{.spec = JobOf(kFloat64, GetParam()), .steps = 0};
+  const v1::MoeSpec& moe = options.spec.model().moe();
+  absl::StatusOr<Outcome> fresh = RunJob(options);
+  ASSERT_TRUE(fresh.ok()) << fresh.status();
+  LogicalState state = std::move(fresh->state);
+  const double tokens = static_cast<double>(options.spec.training().global_batch() *
+                                            options.spec.data().sequence_length());
+  const double experts = static_cast<double>(moe.experts()),
+               top_k = static_cast<double>(moe.top_k());
+  double layers = 0;
+  for (auto& [name, tensor] : state) {
+    auto* const values = reinterpret_cast<double*>(tensor.bytes.data());
+    if (name.ends_with(".mlp.gate.weight") && !name.starts_with("optimizer.")) {
+      std::fill_n(values, tensor.Elements(), 0.0);
+      ++layers;
+    }
+    // The same sum, spread unevenly.
+    if (name.starts_with("optimizer.last_load.")) values[1] = tokens * top_k;
+  }
+  options.resume = &state;
+  options.layout = {.data = 2};
+  options.steps = 1;
+  const absl::StatusOr<Outcome> run = RunJob(options);
+  ASSERT_TRUE(run.ok()) << run.status();
+  std::map<std::string, double> losses = run->auxiliary_losses.at(0);
+  losses.erase("mtp");
+  std::map<std::string, double> expected;
+  if (moe.balance_coefficient() > 0) expected["balance"] = layers * moe.balance_coefficient();
+  if (moe.z_loss() > 0)
+    expected["router_z"] = layers * moe.z_loss() * std::pow(std::log(experts), 2);
+  ASSERT_EQ(losses.size(), expected.size());
+  for (const auto& [name, loss] : expected)
+    EXPECT_NEAR(losses.at(name), loss, 1e-12 * loss) << name;
+  for (const double ratio : run->expert_loads.at(0).load_ratio)
+    EXPECT_DOUBLE_EQ(ratio, experts / top_k);
+  if (moe.capacity_factor() > 0) {
+    const double rows = static_cast<double>(options.spec.training().micro_batch() *
+                                            options.spec.data().sequence_length());
+    const double capacity = std::ceil(moe.capacity_factor() * rows * top_k / experts);
+    EXPECT_EQ(run->expert_loads.at(0).dropped, layers * top_k * tokens * (1 - capacity / rows));
+  }
+  for (const auto& [name, tensor] : run->state) {
+    if (!name.ends_with("e_score_correction_bias")) continue;
+    for (int64_t e = 0; e < moe.experts(); ++e)
+      EXPECT_EQ(tensor.At(e),
+                e < moe.top_k() ? -moe.selection_bias_rate() : moe.selection_bias_rate());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, MoeTest, testing::ValuesIn(ModelsWithExperts()),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace

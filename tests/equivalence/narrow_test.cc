@@ -136,6 +136,43 @@ INSTANTIATE_TEST_SUITE_P(Precisions, NarrowTest, testing::ValuesIn(kCases), [](c
   return info.param.precision == kBf16 ? "bf16" : "fp8";
 });
 
+// Where every expert is chosen no rounding can choose another: what is left is the types. The router's own products are float32.
+TEST(ExpertsTest, Bfloat16IsFloat32AsFarAsTheTypeGoes) {
+  const auto job = [](v1::TrainingSpec::Precision precision) {
+    v1::JobSpec spec = NarrowJob(precision);
+    v1::ModelSpec& model = *spec.mutable_model();
+    model.set_mlp_bias(true);
+    v1::MoeSpec& moe = *model.mutable_moe();
+    moe.set_experts(4);
+    moe.set_top_k(4);
+    moe.set_ffn(16);
+    moe.set_shared_ffn(32);
+    moe.set_score(v1::MoeSpec::SCORE_SIGMOID);
+    moe.set_normalize(true);
+    moe.set_scale(2);
+    moe.set_groups(1);
+    moe.set_top_groups(1);
+    moe.set_router_bias(true);
+    moe.set_balance(v1::MoeSpec::BALANCE_SEQUENCE);
+    moe.set_balance_coefficient(0.1);
+    moe.set_z_loss(0.01);
+    return spec;
+  };
+  const Outcome wide = Go({.spec = job(kFp32), .steps = 2});
+  for (const Layout& layout : {Layout{}, Layout{.tensor = 2, .sequence = true}, kAll}) {
+    const Outcome run = Go({.spec = job(kBf16), .layout = layout, .steps = 2});
+    EXPECT_NEAR(run.losses.at(1), wide.losses.at(1), 0.005 * wide.losses.at(1));
+    for (const auto& [name, loss] : wide.auxiliary_losses.at(0))
+      EXPECT_NEAR(run.auxiliary_losses.at(0).at(name), loss, 0.005 * loss) << name;
+    for (const auto& [name, gradient] : wide.gradients)
+      ExpectAligned(run.gradients.at(name), gradient, 0.999, 0.02,
+                    absl::StrCat(layout.Name(), " ", name));
+    RunOptions again{.spec = job(kBf16), .layout = layout, .steps = 2};
+    again.spec.mutable_training()->set_recompute(v1::TrainingSpec::RECOMPUTE_BLOCK);
+    ExpectSameBits(Go(again), run);
+  }
+}
+
 TEST(InitialWeightsTest, AreThoseOfFloat32UnderAnyLayout) {
   const Outcome wide = Go({.spec = NarrowJob(kFp32), .steps = 0});
   for (const Layout& layout : {Layout{}, kAll}) {

@@ -10,7 +10,8 @@
 namespace mt {
 
 // A box of a logical tensor. `data` is contiguous (row-major) device memory owned by the engine, valid as long as the engine.
-// Names: "<parameter>" for (master) weights, "optimizer.exp_avg.<parameter>", "optimizer.exp_avg_sq.<parameter>".
+// Names: "<parameter>" for (master) weights, "optimizer.exp_avg.<parameter>", "optimizer.exp_avg_sq.<parameter>"; more in
+// docs/spec/checkpoint.md.
 struct TensorBox {
   std::string tensor;
   std::vector<int64_t> global_shape;

@@ -1,6 +1,7 @@
 #include "worker/train/step_line.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 
 #include "absl/strings/str_format.h"
@@ -19,6 +20,23 @@ std::string WithThousands(int64_t value) {
 
 std::string HoursMinutesSeconds(int64_t seconds) {
   return absl::StrFormat("%d:%02d:%02d", seconds / 3600, seconds / 60 % 60, seconds % 60);
+}
+
+// " | balance 0.010123 | expert load 1.25 at most 1.80 | dropped 12": of what the model has.
+std::string AuxiliaryText(const v1::TrainingProgress& progress) {
+  // The map has no order of its own.
+  const std::map<std::string, double> losses(progress.auxiliary_losses().begin(),
+                                             progress.auxiliary_losses().end());
+  std::string text;
+  for (const auto& [name, loss] : losses) absl::StrAppendFormat(&text, " | %s %.6f", name, loss);
+  const auto& ratio = progress.moe().load_ratio();
+  if (ratio.empty()) return text;
+  absl::StrAppendFormat(&text, " | expert load %.2f at most %.2f",
+                        std::accumulate(ratio.begin(), ratio.end(), 0.0) / ratio.size(),
+                        *std::max_element(ratio.begin(), ratio.end()));
+  if (progress.moe().dropped_tokens() > 0)
+    absl::StrAppendFormat(&text, " | dropped %.0f", progress.moe().dropped_tokens());
+  return text;
 }
 
 }  // namespace
@@ -54,6 +72,15 @@ v1::StepReport StepReporter::Report(const StepResult& result, int64_t consumed_s
   progress->set_step_seconds(seconds);
   progress->set_consumed_samples(consumed_samples);
   progress->set_consumed_tokens(consumed_samples * spec_.data().sequence_length());
+  progress->mutable_auxiliary_losses()->insert(result.auxiliary_losses.begin(),
+                                               result.auxiliary_losses.end());
+  if (result.expert_load.has_value()) {
+    v1::MoeProgress& moe = *progress->mutable_moe();
+    moe.set_first_layer(result.expert_load->first_layer);
+    moe.mutable_load_ratio()->Add(result.expert_load->load_ratio.begin(),
+                                  result.expert_load->load_ratio.end());
+    moe.set_dropped_tokens(result.expert_load->dropped);
+  }
   const double flops_per_second = flops_per_token_ * static_cast<double>(result.tokens) / seconds;
   progress->set_model_flops_per_second(flops_per_second);
   progress->set_mfu(peak_flops_ > 0 ? flops_per_second / peak_flops_ : 0);
@@ -75,10 +102,12 @@ v1::StepReport StepReporter::Report(const StepResult& result, int64_t consumed_s
 std::string StepReporter::Line(const v1::TrainingProgress& progress, double goodput) {
   const std::string total = absl::StrCat(progress.total_steps());
   return absl::StrFormat(
-      "step %*d/%s | loss %.6f | grad norm %.4f | lr %.3e | %.1f ms | %s tok/s | MFU %.1f%% | ETA "
+      "step %*d/%s | loss %.6f%s | grad norm %.4f | lr %.3e | %.1f ms | %s tok/s | MFU %.1f%% | "
+      "ETA "
       "%s | goodput %.1f%%",
-      static_cast<int>(total.size()), progress.step(), total, progress.loss(), progress.grad_norm(),
-      progress.learning_rate(), progress.step_seconds() * 1e3,
+      static_cast<int>(total.size()), progress.step(), total, progress.loss(),
+      AuxiliaryText(progress), progress.grad_norm(), progress.learning_rate(),
+      progress.step_seconds() * 1e3,
       WithThousands(static_cast<int64_t>(progress.tokens_per_second() + 0.5)), progress.mfu() * 100,
       HoursMinutesSeconds(progress.eta().seconds()), goodput * 100);
 }
