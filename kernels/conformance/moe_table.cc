@@ -33,6 +33,13 @@ void AddRouting(Cases& cases) {
          .bias = true});
     add({.rows = 21, .experts = 48, .top_k = 6, .score = score, .groups = 6, .top_groups = 2});
     add({.rows = 11, .experts = 12, .top_k = 3, .score = score, .groups = 12, .top_groups = 3});
+    add({.rows = 9,
+         .experts = 40,
+         .top_k = 4,
+         .score = score,
+         .groups = 5,
+         .top_groups = 2,
+         .bias = true});
     for (const RouterLogits logits : {RouterLogits::kTies, RouterLogits::kNotANumber}) {
       cases.push_back(MoeRouteForward(
           {.rows = 50, .experts = 24, .top_k = 4, .score = score, .batch = 5, .logits = logits}));
