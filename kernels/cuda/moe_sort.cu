@@ -198,8 +198,7 @@ __device__ Heaviest FindHeaviest(const Sort& a, int32_t first, int32_t last) {
                result.equals - above[digit + 1]};
     }
     __syncthreads();
-    result = found;
-    __syncthreads();  // before the next digit is found
+    result = found;  // the next digit is found several barriers later
   }
   return result;
 }
