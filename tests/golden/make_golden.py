@@ -93,15 +93,20 @@ class MultiTokenPrediction(torch.nn.Module):
         return f"model.layers.{layers}." + ("shared_head." + name if name == "norm.weight" else name)
 
 
+def scale_softmax(model):
+    """DeepSeek-V2's own code scales the softmax as V3's does; transformers' V2 class leaves it out."""
+    config = model.config
+    if config.model_type == "deepseek_v2" and config.rope_scaling:
+        mscale = v3.yarn_get_mscale(config.rope_scaling["factor"], config.rope_scaling["mscale_all_dim"])
+        for layer in model.model.layers:
+            layer.self_attn.scaling *= mscale * mscale
+
+
 def build(kind, settings):
     config = getattr(transformers, kind + "Config")(**(settings if kind == "GPT2" else COMMON | settings))
     config._attn_implementation = "eager"
     model = getattr(transformers, kind + ("LMHeadModel" if kind == "GPT2" else "ForCausalLM"))(config).float().train()
-    if kind == "DeepseekV2" and config.rope_scaling:
-        # DeepSeek's own code scales the softmax like V3's; transformers' V2 class leaves it out.
-        mscale = v3.yarn_get_mscale(config.rope_scaling["factor"], config.rope_scaling["mscale_all_dim"])
-        for layer in model.model.layers:
-            layer.self_attn.scaling *= mscale * mscale
+    scale_softmax(model)
     mtp = MultiTokenPrediction(config) if getattr(config, "num_nextn_predict_layers", 0) else None
     return model, mtp
 
