@@ -324,136 +324,57 @@ void Check(Checker& c, const mt_mla_expand_args& a) {
 // or not); false if there is no such operation.
 template <typename Visit>
 bool Dispatch(int32_t operation, const void* args, Visit&& visit) {
-#define AS(type) *static_cast<const type*>(args)
+#define OPERATION(number, type, ...)                                   \
+  case number:                                                         \
+    visit(*static_cast<const type*>(args) __VA_OPT__(, ) __VA_ARGS__); \
+    return true
   switch (operation) {
-    case MT_OP_FILL:
-      visit(AS(mt_fill_args));
-      return true;
-    case MT_OP_FILL_NORMAL:
-      visit(AS(mt_fill_normal_args));
-      return true;
-    case MT_OP_COPY:
-      visit(AS(mt_copy_args));
-      return true;
-    case MT_OP_ADD:
-      visit(AS(mt_add_args));
-      return true;
-    case MT_OP_SCALE:
-      visit(AS(mt_scale_args));
-      return true;
-    case MT_OP_SQUARED_SUM:
-      visit(AS(mt_squared_sum_args));
-      return true;
-    case MT_OP_MATMUL:
-      visit(AS(mt_matmul_args));
-      return true;
-    case MT_OP_EMBEDDING_FORWARD:
-      visit(AS(mt_embedding_args), false);
-      return true;
-    case MT_OP_EMBEDDING_BACKWARD:
-      visit(AS(mt_embedding_args), true);
-      return true;
-    case MT_OP_RMSNORM_FORWARD:
-      visit(AS(mt_rmsnorm_args), false);
-      return true;
-    case MT_OP_RMSNORM_BACKWARD:
-      visit(AS(mt_rmsnorm_args), true);
-      return true;
-    case MT_OP_ROPE:
-      visit(AS(mt_rope_args));
-      return true;
-    case MT_OP_ATTENTION_FORWARD:
-      visit(AS(mt_attention_args), false);
-      return true;
-    case MT_OP_ATTENTION_BACKWARD:
-      visit(AS(mt_attention_args), true);
-      return true;
-    case MT_OP_SWIGLU_FORWARD:
-      visit(AS(mt_swiglu_args), false);
-      return true;
-    case MT_OP_SWIGLU_BACKWARD:
-      visit(AS(mt_swiglu_args), true);
-      return true;
-    case MT_OP_CROSS_ENTROPY_STATISTICS:
-      visit(AS(mt_cross_entropy_args), false);
-      return true;
-    case MT_OP_CROSS_ENTROPY_GRADIENT:
-      visit(AS(mt_cross_entropy_args), true);
-      return true;
-    case MT_OP_ADAMW:
-      visit(AS(mt_adamw_args));
-      return true;
-    case MT_OP_CROSS_ENTROPY_COMBINE:
-      visit(AS(mt_cross_entropy_combine_args));
-      return true;
-    case MT_OP_SUM:
-      visit(AS(mt_squared_sum_args));
-      return true;
-    case MT_OP_CLIP_FACTOR:
-      visit(AS(mt_clip_factor_args));
-      return true;
-    case MT_OP_COLUMN_SUM:
-      visit(AS(mt_column_sum_args));
-      return true;
-    case MT_OP_LAYERNORM_FORWARD:
-      visit(AS(mt_layernorm_args), false);
-      return true;
-    case MT_OP_LAYERNORM_BACKWARD:
-      visit(AS(mt_layernorm_args), true);
-      return true;
-    case MT_OP_GELU_FORWARD:
-      visit(AS(mt_gelu_args), false);
-      return true;
-    case MT_OP_GELU_BACKWARD:
-      visit(AS(mt_gelu_args), true);
-      return true;
-    case MT_OP_QK_NORM_ROPE_FORWARD:
-      visit(AS(mt_qk_norm_rope_args), false);
-      return true;
-    case MT_OP_QK_NORM_ROPE_BACKWARD:
-      visit(AS(mt_qk_norm_rope_args), true);
-      return true;
-    case MT_OP_AMAX:
-      visit(AS(mt_amax_args));
-      return true;
-    case MT_OP_QUANTIZE:
-      visit(AS(mt_quantize_args));
-      return true;
-    case MT_OP_MOE_ROUTE_FORWARD:
-      visit(AS(mt_moe_route_args), false);
-      return true;
-    case MT_OP_MOE_ROUTE_BACKWARD:
-      visit(AS(mt_moe_route_args), true);
-      return true;
-    case MT_OP_MOE_SORT:
-      visit(AS(mt_moe_sort_args));
-      return true;
-    case MT_OP_MOE_GATHER:
-      visit(AS(mt_moe_rows_args), Rows::kGather);
-      return true;
-    case MT_OP_MOE_COMBINE:
-      visit(AS(mt_moe_rows_args), Rows::kCombine);
-      return true;
-    case MT_OP_MOE_COMBINE_BACKWARD:
-      visit(AS(mt_moe_rows_args), Rows::kCombineBackward);
-      return true;
-    case MT_OP_GROUPED_MATMUL:
-      visit(AS(mt_grouped_matmul_args));
-      return true;
-    case MT_OP_GROUPED_COLUMN_SUM:
-      visit(AS(mt_grouped_column_sum_args));
-      return true;
-    case MT_OP_MLA_EXPAND_FORWARD:
-    case MT_OP_MLA_EXPAND_BACKWARD:
-      visit(AS(mt_mla_expand_args));
-      return true;
-    case MT_OP_BALANCE_UPDATE:
-      visit(AS(mt_balance_update_args));
-      return true;
+    OPERATION(MT_OP_FILL, mt_fill_args);
+    OPERATION(MT_OP_FILL_NORMAL, mt_fill_normal_args);
+    OPERATION(MT_OP_COPY, mt_copy_args);
+    OPERATION(MT_OP_ADD, mt_add_args);
+    OPERATION(MT_OP_SCALE, mt_scale_args);
+    OPERATION(MT_OP_SQUARED_SUM, mt_squared_sum_args);
+    OPERATION(MT_OP_MATMUL, mt_matmul_args);
+    OPERATION(MT_OP_EMBEDDING_FORWARD, mt_embedding_args, false);
+    OPERATION(MT_OP_EMBEDDING_BACKWARD, mt_embedding_args, true);
+    OPERATION(MT_OP_RMSNORM_FORWARD, mt_rmsnorm_args, false);
+    OPERATION(MT_OP_RMSNORM_BACKWARD, mt_rmsnorm_args, true);
+    OPERATION(MT_OP_ROPE, mt_rope_args);
+    OPERATION(MT_OP_ATTENTION_FORWARD, mt_attention_args, false);
+    OPERATION(MT_OP_ATTENTION_BACKWARD, mt_attention_args, true);
+    OPERATION(MT_OP_SWIGLU_FORWARD, mt_swiglu_args, false);
+    OPERATION(MT_OP_SWIGLU_BACKWARD, mt_swiglu_args, true);
+    OPERATION(MT_OP_CROSS_ENTROPY_STATISTICS, mt_cross_entropy_args, false);
+    OPERATION(MT_OP_CROSS_ENTROPY_GRADIENT, mt_cross_entropy_args, true);
+    OPERATION(MT_OP_ADAMW, mt_adamw_args);
+    OPERATION(MT_OP_CROSS_ENTROPY_COMBINE, mt_cross_entropy_combine_args);
+    OPERATION(MT_OP_SUM, mt_squared_sum_args);
+    OPERATION(MT_OP_CLIP_FACTOR, mt_clip_factor_args);
+    OPERATION(MT_OP_COLUMN_SUM, mt_column_sum_args);
+    OPERATION(MT_OP_LAYERNORM_FORWARD, mt_layernorm_args, false);
+    OPERATION(MT_OP_LAYERNORM_BACKWARD, mt_layernorm_args, true);
+    OPERATION(MT_OP_GELU_FORWARD, mt_gelu_args, false);
+    OPERATION(MT_OP_GELU_BACKWARD, mt_gelu_args, true);
+    OPERATION(MT_OP_QK_NORM_ROPE_FORWARD, mt_qk_norm_rope_args, false);
+    OPERATION(MT_OP_QK_NORM_ROPE_BACKWARD, mt_qk_norm_rope_args, true);
+    OPERATION(MT_OP_AMAX, mt_amax_args);
+    OPERATION(MT_OP_QUANTIZE, mt_quantize_args);
+    OPERATION(MT_OP_MOE_ROUTE_FORWARD, mt_moe_route_args, false);
+    OPERATION(MT_OP_MOE_ROUTE_BACKWARD, mt_moe_route_args, true);
+    OPERATION(MT_OP_MOE_SORT, mt_moe_sort_args);
+    OPERATION(MT_OP_MOE_GATHER, mt_moe_rows_args, Rows::kGather);
+    OPERATION(MT_OP_MOE_COMBINE, mt_moe_rows_args, Rows::kCombine);
+    OPERATION(MT_OP_MOE_COMBINE_BACKWARD, mt_moe_rows_args, Rows::kCombineBackward);
+    OPERATION(MT_OP_GROUPED_MATMUL, mt_grouped_matmul_args);
+    OPERATION(MT_OP_GROUPED_COLUMN_SUM, mt_grouped_column_sum_args);
+    OPERATION(MT_OP_MLA_EXPAND_FORWARD, mt_mla_expand_args);
+    OPERATION(MT_OP_MLA_EXPAND_BACKWARD, mt_mla_expand_args);
+    OPERATION(MT_OP_BALANCE_UPDATE, mt_balance_update_args);
     default:
       return false;
   }
-#undef AS
+#undef OPERATION
 }
 
 }  // namespace
