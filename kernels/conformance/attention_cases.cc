@@ -227,12 +227,13 @@ std::vector<Case> AttentionCases() {
     for (const int64_t window : {1, 17, 63, 64, 65, 129, 130, 131, 1000})
       add({130, 1, 2, 1, 64, true, {.window = window}});
     for (const int64_t window : {2, 32, 47, 48, 100})
-      add({200, 2, 4, 2, 128, true, {.window = window}});
+      add({200, 1, 2, 1, 128, true, {.window = window}});
     add({193, 1, 6, 2, 20, true, {.window = 64}});
     add({150, 1, 2, 1, 96, true, {.window = 33}});
     add({70, 1, 2, 2, 256, true, {.window = 31}});
     cases.push_back(Slow(Attention(backward, {1100, 1, 2, 1, 16, true, {.window = 512}})));
-    cases.push_back(Slow(Attention(backward, {1100, 2, 2, 1, 64, true, {.window = 70}})));
+    cases.push_back(
+        Slow(Attention(backward, {1100, 1, 2, 1, 64, true, {.window = 700, .sinks = 0}})));
     for (const bool causal : {true, false}) {
       add({66, 2, 2, 2, 192, causal, {.v_head_dim = 128, .apart = true}});
       add({40, 1, 4, 2, 16, causal, {.v_head_dim = 64}});
@@ -258,6 +259,7 @@ std::vector<Case> AttentionCases() {
            {1, 1, 4, 4, 128, true, {.key_sequence = 600}},
            {1, 3, 4, 1, 64, true, {.window = 100, .key_sequence = 1030}},
            {1, 2, 4, 1, 64, true, {.window = 100, .key_sequence = 1030, .sinks = 0}},
+           {2, 1, 4, 2, 64, true, {.key_sequence = 1100, .sinks = 0}},
            {1, 1, 2, 2, 192, true, {.v_head_dim = 128, .key_sequence = 300}},
            {7, 2, 4, 2, 20, true, {.key_sequence = 70, .sinks = 40}},
            {66, 1, 2, 1, 64, true, {.key_sequence = 200}},
