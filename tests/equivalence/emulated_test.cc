@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/equivalence/harness.h"
+#include "tests/equivalence/models.h"
 
 namespace mt::equivalence {
 namespace {
@@ -40,6 +41,21 @@ TEST(EmulatedTest, LayoutsEqualOneRankOfTheReferenceInFloat32) {
     EXPECT_EQ(CheckEquivalent(run, one, 1e-5), absl::OkStatus()) << layout.Name();
   }
 }
+
+class EmulatedModelTest : public testing::TestWithParam<SmallModel> {};
+
+TEST_P(EmulatedModelTest, EqualsTheReferenceInFloat32) {
+  v1::JobSpec spec = SmallJobOf(GetParam());
+  spec.mutable_model()->set_layers(2);
+  spec.mutable_training()->set_precision(kFp32);
+  const Outcome one = Go({.spec = spec, .steps = 2});
+  for (const Layout& layout : {Layout{}, Layout{.tensor = 2, .sequence = true}}) {
+    const Outcome run = Go({.spec = spec, .layout = layout, .backend = "emulated", .steps = 2});
+    EXPECT_EQ(CheckEquivalent(run, one, 1e-5), absl::OkStatus()) << layout.Name();
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Models, EmulatedModelTest, testing::ValuesIn(AllModels()),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(EmulatedTest, LossesInNarrowTypesAreThoseOfTheReference) {
   for (const auto precision : {kBf16, kFp8}) {

@@ -91,6 +91,11 @@ constexpr char kDeepSeek[] = R"(
     moe { experts: 8 top_k: 3 ffn: 8 shared_ffn: 16 first_dense: 1 score: SCORE_SIGMOID normalize: true scale: 2.5
           groups: 4 top_groups: 2 group_score: GROUP_SCORE_TOP_2 selection_bias: true selection_bias_rate: 0.01
           balance: BALANCE_SEQUENCE balance_coefficient: 0.05 })";
+// DeepSeek-V2's choice of groups, and its mscale.
+constexpr char kDeepSeekV2[] = R"(
+    moe { experts: 8 top_k: 3 ffn: 8 shared_ffn: 16 first_dense: 1 score: SCORE_SOFTMAX normalize: false scale: 1.5
+          groups: 4 top_groups: 2 group_score: GROUP_SCORE_MAX balance: BALANCE_SEQUENCE balance_coefficient: 0.05 }
+    rope { mscale: 0.707 mscale_all_dim: 0.707 })";
 constexpr char kGptOss[] = R"(
     swiglu_limit: 0.3 swiglu_alpha: 1.702 swiglu_offset: 1 mlp_bias: true
     moe { experts: 6 top_k: 2 ffn: 12 score: SCORE_SOFTMAX_TOP_K normalize: true scale: 1 groups: 1 top_groups: 1
@@ -115,6 +120,7 @@ std::vector<SmallModel> AllModels() {
       Make("moe_qwen3", {Text(kQwen3)}),
       Make("moe_deepseek", {Text(kDeepSeek)}),
       Make("gpt_oss", {Text(kGptOss), Sinks, EverySecondWindow, QkvBias, OutputBias}),
+      Make("deepseek_v2", {Latent, Yarn, Text(kDeepSeekV2)}),
       Make("deepseek_v3", {Text(kDeepSeek), Latent, LatentQueries, TokenAfterNext})};
 }
 
