@@ -54,7 +54,16 @@ TEST_P(EmulatedModelTest, EqualsTheReferenceInFloat32) {
     EXPECT_EQ(CheckEquivalent(run, one, 1e-5), absl::OkStatus()) << layout.Name();
   }
 }
-INSTANTIATE_TEST_SUITE_P(Models, EmulatedModelTest, testing::ValuesIn(AllModels()),
+// Between them they have every operation.
+std::vector<SmallModel> FewModels() {
+  std::vector<SmallModel> few = AllModels();
+  std::erase_if(few, [](const SmallModel& m) {
+    return m.name != "deepseek_v3" && m.name != "gpt_oss" && m.name != "gpt2" &&
+           m.name != "qk_norm";
+  });
+  return few;
+}
+INSTANTIATE_TEST_SUITE_P(Models, EmulatedModelTest, testing::ValuesIn(FewModels()),
                          [](const auto& info) { return info.param.name; });
 
 TEST(EmulatedTest, LossesInNarrowTypesAreThoseOfTheReference) {
