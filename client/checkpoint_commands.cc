@@ -18,7 +18,8 @@ struct Options {
   std::string checkpoint, to = ".", prompt, backend;
   bool digest = false;
   int tokens = 100;
-  double temperature = 0.8;
+  double temperature = 0.8, top_p = 1;
+  int64_t top_k = 0;
   uint64_t seed = 1;
 };
 
@@ -162,8 +163,10 @@ absl::StatusOr<ExitCode> Generate(Session* session, const Options& o) {
                                       "generate",
                                       absl::StrCat("--checkpoint=", folder),
                                       absl::StrCat("--prompt=", o.prompt),
-                                      absl::StrCat("--tokens=", o.tokens),
+                                      absl::StrCat("--max-tokens=", o.tokens),
                                       absl::StrCat("--temperature=", o.temperature),
+                                      absl::StrCat("--top-k=", o.top_k),
+                                      absl::StrCat("--top-p=", o.top_p),
                                       absl::StrCat("--seed=", o.seed)};
   if (!o.backend.empty()) command.push_back(absl::StrCat("--backend=", o.backend));
   MT_ASSIGN_OR_RETURN(const int code, Run(command));
@@ -235,11 +238,19 @@ void AddCheckpointCommands(CLI::App* app, Session* session) {
                    "Job (its newest checkpoint is pulled), or a checkpoint's folder")
       ->required();
   generate->add_option("--prompt", o.prompt, "Text to go on from")->required();
-  generate->add_option("--tokens", o.tokens, "New tokens at most")
+  generate->add_option("--max-tokens", o.tokens, "New tokens at most")
       ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();
   generate->add_option("--temperature", o.temperature, "0 = always the most likely token")
       ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  generate->add_option("--top-k", o.top_k, "Draw from the K most likely tokens; 0 = all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  generate
+      ->add_option("--top-p", o.top_p,
+                   "Draw from the most likely tokens that together reach probability P")
+      ->check(CLI::Range(1e-9, 1.0))
       ->capture_default_str();
   generate->add_option("--seed", o.seed, "The same seed gives the same text")
       ->capture_default_str();

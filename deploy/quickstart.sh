@@ -79,7 +79,7 @@ awk -v a="$first" -v b="$last" -v r="$restarts" 'BEGIN {
   printf "loss %.3f -> %.3f, %d restart, nothing lost\n", a, b, r }'
 
 step "6/6 Sample from it"
-show mtctl generate "$job" --prompt "And the LORD said " --tokens 120
+show mtctl generate "$job" --prompt "And the LORD said " --max-tokens 120
 
 endpoint=$(mtctl cluster status -o json | sed -n 's/^ *"metrics_address": "\(.*\)",*/\1/p')
 step "Done"

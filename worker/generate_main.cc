@@ -1,5 +1,6 @@
 #include "worker/generate_main.h"
 
+#include <algorithm>
 #include <cstdio>
 
 #include "absl/strings/numbers.h"
@@ -33,12 +34,15 @@ absl::StatusOr<Flags> Parse(const std::vector<std::string>& arguments) {
       flags.prompt = value;
     } else if (name == "--backend") {
       flags.backend = value;
-    } else if (name == "--tokens") {
+    } else if (name == "--max-tokens") {
       good = good && absl::SimpleAtoi(value, &flags.options.max_tokens) &&
              flags.options.max_tokens > 0;
     } else if (name == "--temperature") {
-      good = good && absl::SimpleAtod(value, &flags.options.temperature) &&
-             flags.options.temperature >= 0;
+      good = good && absl::SimpleAtod(value, &flags.options.sampling.temperature);
+    } else if (name == "--top-k") {
+      good = good && absl::SimpleAtoi(value, &flags.options.sampling.top_k);
+    } else if (name == "--top-p") {
+      good = good && absl::SimpleAtod(value, &flags.options.sampling.top_p);
     } else if (name == "--seed") {
       good = good && absl::SimpleAtoi(value, &flags.options.seed);
     } else {
@@ -48,6 +52,7 @@ absl::StatusOr<Flags> Parse(const std::vector<std::string>& arguments) {
       return absl::InvalidArgumentError(
           absl::StrCat("generate: `", argument, "` is not understood"));
   }
+  MT_RETURN_IF_ERROR(CheckSampling(flags.options.sampling));
   if (flags.checkpoint.empty())
     return absl::InvalidArgumentError("generate: --checkpoint=FOLDER is needed");
   return flags;
@@ -68,19 +73,23 @@ absl::Status Generate(Flags flags) {
   MT_ASSIGN_OR_RETURN(
       const std::unique_ptr<Operations> operations,
       Operations::Create({.backend = flags.backend.empty() && fp64 ? "reference" : flags.backend}));
-  MT_ASSIGN_OR_RETURN(const std::unique_ptr<Generator> generator,
-                      Generator::Create(spec.model(), spec.training().precision(),
-                                        spec.data().sequence_length(), operations.get()));
+  std::vector<int32_t> prompt;
+  MT_RETURN_IF_ERROR(tokenizer->Encode(flags.prompt, &prompt));
+  // Without a prompt, a text begins where another has ended.
+  if (prompt.empty() && tokenizer->eod() >= 0) prompt.push_back(tokenizer->eod());
+  // As long as the model was trained for, and no longer than this text can be: memory goes with it.
+  const int64_t context =
+      std::clamp<int64_t>(static_cast<int64_t>(prompt.size()) + flags.options.max_tokens, 1,
+                          spec.data().sequence_length());
+  MT_ASSIGN_OR_RETURN(
+      const std::unique_ptr<Generator> generator,
+      Generator::Create(spec.model(), spec.training().precision(), context, operations.get()));
   LoadOptions loading;
   const Backend& backend = operations->backend();
   if (!backend.host_memory()) loading.device = &backend.abi();
   MT_RETURN_IF_ERROR(LoadCheckpoint(manifest, generator->LoadTargets(),
                                     FolderResolver(flags.checkpoint), loading));
-  std::vector<int32_t> prompt;
-  MT_RETURN_IF_ERROR(tokenizer->Encode(flags.prompt, &prompt));
-  // Without a prompt, a text begins where another has ended.
-  if (prompt.empty() && tokenizer->eod() >= 0) prompt.push_back(tokenizer->eod());
-  flags.options.stop_token = tokenizer->eod();
+  if (tokenizer->eod() >= 0) flags.options.stop_tokens.push_back(tokenizer->eod());
   MT_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, generator->Generate(prompt, flags.options));
   // The vocabulary is padded: its last ids stand for no text.
   std::erase_if(tokens, [&](int32_t token) { return token >= tokenizer->vocab_size(); });

@@ -75,8 +75,9 @@ const PlannedTensor* ActivationPlan::Find(absl::string_view name) const {
   return nullptr;
 }
 
-ActivationPlan PlanActivations(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
-  PlanBuilder plan(spec, mesh, rank);
+ActivationPlan PlanActivations(const v1::JobSpec& spec, const Mesh& mesh, int rank,
+                               PlanPurpose purpose) {
+  PlanBuilder plan(spec, mesh, rank, purpose);
   PlanStream(plan);
   PlanAttention(plan);
   PlanMla(plan);

@@ -91,8 +91,14 @@ struct ActivationPlan {
   const PlannedTensor* Find(absl::string_view name) const;
 };
 
+enum class PlanPurpose {
+  kTraining,
+  kGeneration,  // forward passes only; keys and values of every block are kept from pass to pass
+};
+
 // `spec` is resolved and CheckSizes(spec, mesh) is OK.
-ActivationPlan PlanActivations(const v1::JobSpec& spec, const Mesh& mesh, int rank);
+ActivationPlan PlanActivations(const v1::JobSpec& spec, const Mesh& mesh, int rank,
+                               PlanPurpose purpose = PlanPurpose::kTraining);
 
 // Bytes of one rank by kind. `workspace` is what the engine itself needs besides (tables, token
 // buffers); a backend's own scratch is not in it.

@@ -35,7 +35,6 @@ absl::Status CheckFp8Sizes(const v1::JobSpec& spec, const Mesh& mesh) {
   for (const auto& [trait, has] :
        {std::pair("latent attention (model.mla)", IsMla(m)),
         std::pair("experts (model.moe)", HasExperts(m)),
-        std::pair("a feed-forward without a gate (model.activation)", !IsGated(m)),
         std::pair("multi-token prediction (model.mtp)", MtpLayers(m) > 0)}) {
     if (has) {
       return absl::InvalidArgumentError(
@@ -100,6 +99,11 @@ absl::Status CheckModel(const v1::JobSpec& spec) {
   if (m.head_dim() % 2 != 0 && RotaryDim(m) > 0 && !IsMla(m)) {
     return absl::InvalidArgumentError(absl::StrCat("model.head_dim = ", m.head_dim(),
                                                    " is odd; rotary embeddings need an even one"));
+  }
+  if (m.qk_norm() && RotaryDim(m) == 0) {
+    return absl::InvalidArgumentError(
+        "model.qk_norm = true with model.position = learned: heads are normed and rotated in one "
+        "pass; set model.qk_norm to false or model.position to rope");
   }
   return absl::OkStatus();
 }

@@ -8,12 +8,12 @@ void PlanAttention(PlanBuilder& plan) {
   const RankShape& s = plan.shape();
   const int64_t N = s.rows;
   const int64_t data = s.element_bytes, statistic = s.statistic_bytes;
-  plan.Block("block.qkv", {N, s.qkv}, data);
+  plan.Cached("block.qkv", {N, s.qkv}, data);
   plan.Block("block.attention", {N, s.query}, data);
   plan.Block("block.attention_lse", {s.heads, N}, statistic);
   if (plan.model().qk_norm()) {
     const int64_t rotated = s.query + s.kv_heads * s.head_dim;
-    plan.Block("block.rotated", {N, rotated}, data);
+    plan.Cached("block.rotated", {N, rotated}, data);
     plan.Block("block.query_rstd", {N, s.heads}, statistic);
     plan.Block("block.key_rstd", {N, s.kv_heads}, statistic);
     plan.Scratch("block.rotated_gradient", {N, rotated}, kAttentionBackward, kAttentionBackward);

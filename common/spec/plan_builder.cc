@@ -39,13 +39,14 @@ void Place(ActivationPlan* plan) {
 
 }  // namespace
 
-PlanBuilder::PlanBuilder(const v1::JobSpec& spec, const Mesh& mesh, int rank)
+PlanBuilder::PlanBuilder(const v1::JobSpec& spec, const Mesh& mesh, int rank, PlanPurpose purpose)
     : model_(spec.model()),
       shape_(ShapeOf(spec, mesh, rank)),
       first_stage_(mesh.IsFirstStage(rank)),
       last_stage_(mesh.IsLastStage(rank)),
       recompute_(spec.training().recompute() == v1::TrainingSpec::RECOMPUTE_BLOCK),
       fp8_(spec.training().precision() == v1::TrainingSpec::PRECISION_FP8),
+      generation_(purpose == PlanPurpose::kGeneration),
       tensor_(mesh.tensor()) {}
 
 bool PlanBuilder::Any(const HasIt& has_it) const {
@@ -76,29 +77,39 @@ void PlanBuilder::Keep(const char* name, Sizes shape, int64_t copies, int64_t el
       copies;
 }
 
-void PlanBuilder::KeepOfBlocks(const char* name, Sizes shape, int64_t element_bytes,
-                               const HasIt& has_it) {
+void PlanBuilder::AddOfBlocks(const char* name, Sizes shape, int64_t element_bytes,
+                              const HasIt& has_it, bool kept) {
   std::vector<int64_t> copy_of_block;
   const int64_t blocks = IndexBlocks(has_it, &copy_of_block);
   if (blocks == 0) return;
-  PlannedTensor& t =
-      Add(name, std::move(shape), KeepPolicy::kKeep, kInput, kInputBackward, element_bytes);
-  t.copies = shape_.in_flight * blocks;
-  t.blocks = blocks;
+  PlannedTensor& t = Add(name, std::move(shape), kept ? KeepPolicy::kKeep : KeepPolicy::kRecompute,
+                         kInput, kInputBackward, element_bytes);
+  if (kept) {
+    t.copies = shape_.in_flight * blocks;
+    t.blocks = blocks;
+  } else {
+    for (int64_t& copy : copy_of_block) copy = std::min<int64_t>(copy, 0);
+  }
   t.copy_of_block = std::move(copy_of_block);
 }
 
+void PlanBuilder::KeepOfBlocks(const char* name, Sizes shape, int64_t element_bytes,
+                               const HasIt& has_it) {
+  AddOfBlocks(name, std::move(shape), element_bytes, has_it, /*kept=*/!generation_);
+}
+
 void PlanBuilder::Block(const char* name, Sizes shape, int64_t element_bytes, const HasIt& has_it) {
-  if (!recompute_) return KeepOfBlocks(name, std::move(shape), element_bytes, has_it);
-  std::vector<int64_t> copy_of_block;
-  if (IndexBlocks(has_it, &copy_of_block) == 0) return;
-  for (int64_t& copy : copy_of_block) copy = std::min<int64_t>(copy, 0);
-  Add(name, std::move(shape), KeepPolicy::kRecompute, kInput, kInputBackward, element_bytes)
-      .copy_of_block = std::move(copy_of_block);
+  AddOfBlocks(name, std::move(shape), element_bytes, has_it, /*kept=*/!generation_ && !recompute_);
+}
+
+void PlanBuilder::Cached(const char* name, Sizes shape, int64_t element_bytes) {
+  AddOfBlocks(name, std::move(shape), element_bytes, EveryBlock,
+              /*kept=*/generation_ || !recompute_);
 }
 
 void PlanBuilder::Scratch(const char* name, Sizes shape, Moment first_use, Moment last_use,
                           int64_t element_bytes) {
+  if (generation_ && first_use > kHead) return;  // of the backward pass
   Add(name, std::move(shape), KeepPolicy::kScratch, first_use, last_use, element_bytes);
 }
 

@@ -42,7 +42,7 @@ class PlanBuilder {
   using Sizes = std::vector<int64_t>;
   using HasIt = std::function<bool(int64_t layer)>;
 
-  PlanBuilder(const v1::JobSpec& spec, const Mesh& mesh, int rank);
+  PlanBuilder(const v1::JobSpec& spec, const Mesh& mesh, int rank, PlanPurpose purpose);
 
   const RankShape& shape() const { return shape_; }
   const v1::ModelSpec& model() const { return model_; }
@@ -57,12 +57,14 @@ class PlanBuilder {
 
   // Alive all the time.
   void Keep(const char* name, Sizes shape, int64_t copies, int64_t element_bytes);
-  // Of the blocks that have it: kept for every one of them and every micro-batch in flight.
+  // Of the blocks that have it: kept for every one of them and every micro-batch in flight, if there is a backward pass.
   void KeepOfBlocks(const char* name, Sizes shape, int64_t element_bytes,
                     const HasIt& has_it = EveryBlock);
   // As KeepOfBlocks, but made again in the backward pass if the job recomputes: then one copy for all blocks.
   void Block(const char* name, Sizes shape, int64_t element_bytes,
              const HasIt& has_it = EveryBlock);
+  // Keys and values: as Block; kept for every block where text is generated.
+  void Cached(const char* name, Sizes shape, int64_t element_bytes);
   // From `first_use` to `last_use`, both included, of one pass; one copy for all blocks.
   void Scratch(const char* name, Sizes shape, Moment first_use, Moment last_use,
                int64_t element_bytes);
@@ -78,12 +80,14 @@ class PlanBuilder {
   static bool EveryBlock(int64_t) { return true; }
   PlannedTensor& Add(const char* name, Sizes shape, KeepPolicy policy, Moment first_use,
                      Moment last_use, int64_t element_bytes);
+  void AddOfBlocks(const char* name, Sizes shape, int64_t element_bytes, const HasIt& has_it,
+                   bool kept);
   // Where each block's copy is; returns how many there are.
   int64_t IndexBlocks(const HasIt& has_it, std::vector<int64_t>* copy_of_block) const;
 
   const v1::ModelSpec model_;
   const RankShape shape_;
-  const bool first_stage_, last_stage_, recompute_, fp8_;
+  const bool first_stage_, last_stage_, recompute_, fp8_, generation_;
   const int64_t tensor_;
   ActivationPlan plan_;
 };

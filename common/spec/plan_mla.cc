@@ -20,8 +20,8 @@ void PlanMla(PlanBuilder& plan) {
   plan.Block("mla.key_rstd", {S}, statistic);
   plan.Block("mla.key_normed", {S, R}, data);
   plan.Block("mla.query", {N, keys}, data);
-  plan.Block("mla.key", {N, keys}, data);
-  plan.Block("mla.value", {N, values}, data);
+  plan.Cached("mla.key", {N, keys}, data);
+  plan.Cached("mla.value", {N, values}, data);
   plan.Block("mla.output", {N, values}, data);
   plan.Block("mla.lse", {s.heads, N}, statistic);
 

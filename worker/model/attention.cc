@@ -32,6 +32,7 @@ absl::Status Rope(ModelContext& context, void* qkv, const void* table, bool inve
                                   .heads = s.heads + s.kv_heads,
                                   .head_dim = s.head_dim,
                                   .row_stride = s.qkv,
+                                  .first_position = context.first_position,
                                   .cos_sin = table,
                                   .inverse = inverse,
                                   .rotary_dim = static_cast<int32_t>(s.rotary_dim),
@@ -51,13 +52,14 @@ mt_qk_norm_rope_args NormRope(const ModelContext& context, const NormWeights& no
           .head_dim = s.head_dim,
           .x_stride = s.qkv,
           .y_stride = Heads::Rotated(context),
+          .first_position = context.first_position,
           .rotary_dim = static_cast<int32_t>(s.rotary_dim),
           .interleaved = context.model.rope().interleaved(),
           .eps = context.model.norm_eps(),
           .cos_sin = scratch.rope_table,
           .weight = norm.weight,
-          .x = context.At(a.qkv, offset),
-          .y = context.At(a.rotated, offset),
+          .x = context.At(context.NewRows(a.qkv, s.qkv), offset),
+          .y = context.At(context.NewRows(a.rotated, Heads::Rotated(context)), offset),
           .rstd = rstd,
           .output_gradient = context.At(scratch.rotated_gradient, offset),
           .input_gradient = context.At(scratch.qkv_gradient, offset),
@@ -69,7 +71,7 @@ absl::Status PositionHeads(ModelContext& context, const AttentionWeights& w,
                            const AttentionActivations& a, const AttentionScratch& scratch) {
   const RankShape& s = context.shape;
   if (w.query_norm.weight == nullptr)
-    return Rope(context, a.qkv, scratch.rope_table, /*inverse=*/false);
+    return Rope(context, context.NewRows(a.qkv, s.qkv), scratch.rope_table, /*inverse=*/false);
   MT_RETURN_IF_ERROR(context.Run<MT_OP_QK_NORM_ROPE_FORWARD>(
       NormRope(context, w.query_norm, s.heads, 0, a, a.query_rstd, scratch)));
   return context.Run<MT_OP_QK_NORM_ROPE_FORWARD>(
@@ -100,7 +102,7 @@ mt_attention_args AttentionArguments(const ModelContext& context, const Attentio
           .head_dim = s.head_dim,
           .scale = AttentionScale(context.model),
           .causal = 1,
-          .q = heads.query,
+          .q = context.NewRows(heads.query, heads.stride),
           .q_stride = heads.stride,
           .k = heads.key,
           .k_stride = heads.stride,
@@ -112,7 +114,8 @@ mt_attention_args AttentionArguments(const ModelContext& context, const Attentio
           .window = w.window,
           .sinks = w.sinks,
           .sinks_gradient = w.sinks_gradient,
-          .sinks_gradient_dtype = context.types.gradient};
+          .sinks_gradient_dtype = context.types.gradient,
+          .key_sequence = context.key_sequence()};
 }
 
 }  // namespace
@@ -122,7 +125,8 @@ absl::StatusOr<void*> AttentionForward(ModelContext& context, const AttentionWei
                                        const AttentionScratch& scratch) {
   const RankShape& s = context.shape;
   MT_ASSIGN_OR_RETURN(const void* rows, context.GatherRows(x, scratch.part.gathered_input));
-  MT_RETURN_IF_ERROR(LinearForward(context, w.qkv, rows, a.qkv_scales, a.qkv));
+  MT_RETURN_IF_ERROR(
+      LinearForward(context, w.qkv, rows, a.qkv_scales, context.NewRows(a.qkv, s.qkv)));
   MT_RETURN_IF_ERROR(PositionHeads(context, w, a, scratch));
   MT_RETURN_IF_ERROR(context.Run<MT_OP_ATTENTION_FORWARD>(AttentionArguments(context, w, a)));
   MT_RETURN_IF_ERROR(context.Measure(a.output, s.rows * s.query, a.output_scales.input.amax));

@@ -40,6 +40,9 @@ class ModelContext {
   const mt_dtype dtype;       // types.data
   const v1::ModelSpec model;  // its traits (common/spec/model_traits.h); sizes are those of `shape`
   bool planning = false;
+  // Where text is generated: row 0 of this pass stands there (one sequence); keys and values of the rows before it are in the
+  // blocks' activations, and those of this pass are written behind them.
+  int64_t first_position = 0;
   // One operand of an FP8 product at a time; null unless precision is fp8 (linear.h).
   struct Fp8Scratch {
     void* rows = nullptr;     // (N, widest)
@@ -64,6 +67,13 @@ class ModelContext {
   void* StatisticAt(void* base, int64_t elements) const {
     return static_cast<char*>(base) + elements * shape.statistic_bytes;
   }
+
+  // The rows of this pass within keys or values (positions, width).
+  void* NewRows(void* base, int64_t width) const {
+    return At(base, first_position * shape.batch * width);
+  }
+  // mt_attention_args::key_sequence
+  int64_t key_sequence() const { return first_position == 0 ? 0 : first_position + shape.sequence; }
 
   template <mt_operation Op>
   absl::Status Run(const Arguments<Op>& arguments) {

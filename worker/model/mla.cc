@@ -116,6 +116,7 @@ absl::Status Rope(ModelContext& context, void* heads, int64_t count, int64_t hea
                                   .heads = count,
                                   .head_dim = head_dim,
                                   .row_stride = count * head_dim,
+                                  .first_position = context.first_position,
                                   .cos_sin = table,
                                   .inverse = inverse,
                                   .rotary_dim = static_cast<int32_t>(rope_dim),
@@ -157,7 +158,8 @@ mt_attention_args AttentionArguments(const ModelContext& context, const MlaActiv
           .o = a.output,
           .o_stride = s.heads * value_dim,
           .lse = a.lse,
-          .v_head_dim = value_dim};
+          .v_head_dim = value_dim,
+          .key_sequence = context.key_sequence()};
 }
 
 absl::Status QueryForward(ModelContext& context, const MlaWeights& w, const void* x,
@@ -178,6 +180,7 @@ absl::Status QueryForward(ModelContext& context, const MlaWeights& w, const void
 
 absl::Status KeyValueForward(ModelContext& context, const MlaWeights& w, const void* x,
                              const MlaActivations& a, const MlaScratch& scratch) {
+  const RankShape& s = context.shape;
   const int64_t rank = context.model.mla().kv_rank(), rope_dim = context.model.mla().rope_dim();
   MT_RETURN_IF_ERROR(LatentForward(context, w.key_down, w.key_norm, x, a.key_latent, a.key_norm));
   MT_ASSIGN_OR_RETURN(const void* normed,
@@ -191,7 +194,9 @@ absl::Status KeyValueForward(ModelContext& context, const MlaWeights& w, const v
   MT_RETURN_IF_ERROR(
       Rope(context, scratch.key_rope, 1, rope_dim, scratch.rope_table, /*inverse=*/false));
   return context.Run<MT_OP_MLA_EXPAND_FORWARD>(
-      ExpandArguments(context, scratch.key_value, scratch.key_rope, a.key, a.value));
+      ExpandArguments(context, scratch.key_value, scratch.key_rope,
+                      context.NewRows(a.key, s.heads * KeyHeadDim(context.model)),
+                      context.NewRows(a.value, s.heads * ValueHeadDim(context.model))));
 }
 
 // scratch.output_gradient -> the gradients of query, key_value (all rows) and key_rope (a partial sum), rotated back.

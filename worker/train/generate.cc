@@ -1,8 +1,8 @@
 #include "worker/train/generate.h"
 
 #include <algorithm>
-#include <cmath>
 
+#include "common/spec/model_traits.h"
 #include "kernels/abi/philox.h"
 #include "worker/train/expert_balance.h"
 #include "worker/train/flat_state.h"
@@ -11,24 +11,13 @@
 namespace mt {
 namespace {
 
-constexpr int64_t kLengthStep = 32;  // contexts are computed at lengths that are multiples of this
+constexpr int64_t kLengthStep = 32;  // prompts are computed at lengths that are multiples of this
 
-// Highest logit; the lowest id among equals.
-int32_t MostLikely(std::span<const double> logits) {
-  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-}
-
-// Softmax of logits / temperature, inverted at `uniform` in (0, 1).
-int32_t Draw(std::span<const double> logits, double temperature, double uniform) {
-  const double maximum = *std::max_element(logits.begin(), logits.end());
-  double total = 0;
-  for (const double logit : logits) total += std::exp((logit - maximum) / temperature);
-  double rest = uniform * total;
-  for (size_t id = 0; id < logits.size(); ++id) {
-    rest -= std::exp((logits[id] - maximum) / temperature);
-    if (rest < 0) return static_cast<int32_t>(id);
-  }
-  return MostLikely(logits);  // rounding left a sliver at the end
+// The model as text is generated with it.
+v1::ModelSpec ForwardOnly(v1::ModelSpec model) {
+  model.clear_mtp();
+  if (HasExperts(model)) model.mutable_moe()->set_capacity_factor(0);
+  return model;
 }
 
 }  // namespace
@@ -36,7 +25,7 @@ int32_t Draw(std::span<const double> logits, double temperature, double uniform)
 struct Generator::State {
   ~State() = default;
 
-  // One rank, one sequence; activations as in recomputation: one set for all blocks.
+  // One rank, one sequence.
   static v1::JobSpec SpecOf(const v1::ModelSpec& model, v1::TrainingSpec::Precision precision,
                             int64_t context) {
     v1::JobSpec spec;
@@ -48,16 +37,26 @@ struct Generator::State {
     training.set_micro_batch(1);
     training.set_loss_chunk(1);
     training.set_precision(precision);
-    training.set_recompute(v1::TrainingSpec::RECOMPUTE_BLOCK);
+    training.set_recompute(v1::TrainingSpec::RECOMPUTE_NONE);
     return spec;
   }
   int64_t LengthFor(int64_t tokens) const {
     return std::min((tokens + kLengthStep - 1) / kLengthStep * kLengthStep, context);
   }
-  void SetLength(int64_t length) {
-    RankShape& shape = stage->context().shape;
-    shape.sequence = shape.rows = shape.stream_rows = length;
+  // The next pass has rows [first, first + length).
+  void SetRows(int64_t first, int64_t length) {
+    ModelContext& pass = stage->context();
+    pass.first_position = first;
+    pass.shape.sequence = pass.shape.rows = pass.shape.stream_rows = length;
   }
+  // Of a text of `length` tokens, the first one that is looked at.
+  int64_t WindowStart(int64_t length) const {
+    const int64_t dropped = context - context / 2;  // at a time
+    return length <= context ? 0 : (length - context + dropped - 1) / dropped * dropped;
+  }
+  absl::Status Declare();
+  // Runs `rows` (their ids) from position `first` on; logits after the last of them into stage->logits().
+  absl::Status Run(int64_t first, std::span<const int32_t> rows);
 
   int64_t context = 0, vocab = 0;
   Operations* operations = nullptr;
@@ -66,16 +65,48 @@ struct Generator::State {
   std::unique_ptr<Stage> stage;
   std::vector<int32_t> ids;
   std::vector<char> logits;
+  std::vector<int32_t> cached;  // whose keys and values the blocks have
 };
+
+// Every shape that will be used: prompts, and one row behind others.
+absl::Status Generator::State::Declare() {
+  stage->context().planning = true;
+  for (int64_t tokens = 1; tokens <= context; tokens += kLengthStep) {
+    SetRows(0, LengthFor(tokens));
+    MT_RETURN_IF_ERROR(stage->Logits(0));
+  }
+  if (context > 1) {
+    SetRows(context - 1, 1);
+    MT_RETURN_IF_ERROR(stage->Logits(0));
+  }
+  stage->context().planning = false;
+  return absl::OkStatus();
+}
+
+absl::Status Generator::State::Run(int64_t first, std::span<const int32_t> rows) {
+  const int64_t count = static_cast<int64_t>(rows.size());
+  // What follows a prompt's last token is not looked at: attention is causal, and the next token's row takes its place.
+  const int64_t length = first > 0 ? count : LengthFor(count);
+  std::fill(ids.begin(), ids.end(), 0);
+  std::copy(rows.begin(), rows.end(), ids.begin());
+  SetRows(first, length);
+  const Backend& backend = operations->backend();
+  MT_RETURN_IF_ERROR(backend.ToStatus(
+      backend.abi().copy_to_device(stage->input_ids(0), ids.data(),
+                                   static_cast<size_t>(length) * sizeof(int32_t), nullptr),
+      "copying token ids"));
+  return stage->Logits(count - 1);
+}
 
 Generator::Generator(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Generator::~Generator() = default;
 
-absl::StatusOr<std::unique_ptr<Generator>> Generator::Create(const v1::ModelSpec& model,
+absl::StatusOr<std::unique_ptr<Generator>> Generator::Create(const v1::ModelSpec& trained,
                                                              v1::TrainingSpec::Precision precision,
                                                              int64_t context,
                                                              Operations* operations) {
   if (precision != v1::TrainingSpec::PRECISION_FP64) precision = v1::TrainingSpec::PRECISION_FP32;
+  const v1::ModelSpec model = ForwardOnly(trained);
   auto state = std::make_unique<State>();
   const v1::JobSpec spec = State::SpecOf(model, precision, context);
   MT_ASSIGN_OR_RETURN(const Mesh mesh, Mesh::Create(1, 1, 1));
@@ -92,19 +123,13 @@ absl::StatusOr<std::unique_ptr<Generator>> Generator::Create(const v1::ModelSpec
       ExpertBalance::Create(spec, mesh, 0, {.types = types, .trained = false}, operations));
   MT_ASSIGN_OR_RETURN(
       state->stage,
-      Stage::Create(
-          ModelContext(ShapeOf(spec, mesh, 0), types, model, operations, nullptr),
-          PlanActivations(spec, mesh, 0),
-          {.recompute = true, .tied = model.tie_embeddings(), .balance = state->balance.get()},
-          state->flat.get(), operations));
+      Stage::Create(ModelContext(ShapeOf(spec, mesh, 0), types, model, operations, nullptr),
+                    PlanActivations(spec, mesh, 0, PlanPurpose::kGeneration),
+                    {.tied = model.tie_embeddings(), .balance = state->balance.get()},
+                    state->flat.get(), operations));
   state->ids.resize(static_cast<size_t>(context));
   state->logits.resize(static_cast<size_t>(model.vocab() * BytesPerNumber(types.data)));
-  state->stage->context().planning = true;
-  for (int64_t tokens = 1; tokens <= context; tokens += kLengthStep) {
-    state->SetLength(state->LengthFor(tokens));
-    MT_RETURN_IF_ERROR(state->stage->Logits(0));
-  }
-  state->stage->context().planning = false;
+  MT_RETURN_IF_ERROR(state->Declare());
   return std::unique_ptr<Generator>(new Generator(std::move(state)));
 }
 
@@ -134,18 +159,15 @@ absl::Status Generator::Logits(std::span<const int32_t> tokens, std::span<double
                        "; use the tokenizer that the model was trained with"));
     }
   }
-  const int64_t used = std::min(static_cast<int64_t>(tokens.size()), s.context),
-                length = s.LengthFor(used);
-  // What follows the last token is not looked at: attention is causal.
-  std::fill(s.ids.begin(), s.ids.end(), 0);
-  std::copy(tokens.end() - used, tokens.end(), s.ids.begin());
-  s.SetLength(length);
+  const std::span<const int32_t> window =
+      tokens.subspan(static_cast<size_t>(s.WindowStart(static_cast<int64_t>(tokens.size()))));
+  const size_t known = window.size() - 1;
+  const bool goes_on = known > 0 && s.cached.size() >= known &&
+                       std::equal(window.begin(), window.end() - 1, s.cached.begin());
+  s.cached.clear();  // until the pass has succeeded
+  MT_RETURN_IF_ERROR(goes_on ? s.Run(static_cast<int64_t>(known), window.last(1))
+                             : s.Run(0, window));
   const Backend& backend = s.operations->backend();
-  MT_RETURN_IF_ERROR(
-      backend.ToStatus(backend.abi().copy_to_device(s.stage->input_ids(0), s.ids.data(),
-                                                    static_cast<size_t>(length) * 4, nullptr),
-                       "copying token ids"));
-  MT_RETURN_IF_ERROR(s.stage->Logits(used - 1));
   MT_RETURN_IF_ERROR(backend.ToStatus(
       backend.abi().copy_to_host(s.logits.data(), s.stage->logits(), s.logits.size(), nullptr),
       "copying logits"));
@@ -156,25 +178,25 @@ absl::Status Generator::Logits(std::span<const int32_t> tokens, std::span<double
   } else {
     std::copy_n(reinterpret_cast<const float*>(s.logits.data()), s.vocab, logits.begin());
   }
+  s.cached.assign(window.begin(), window.end());
   return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<int32_t>> Generator::Generate(std::span<const int32_t> prompt,
                                                          const GenerateOptions& options) {
-  if (!(options.temperature >= 0) || !std::isfinite(options.temperature)) {
-    return absl::InvalidArgumentError(absl::StrCat("temperature = ", options.temperature,
-                                                   "; it must be zero (greedy) or positive"));
+  MT_RETURN_IF_ERROR(CheckSampling(options.sampling));
+  if (options.max_tokens < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_tokens = ", options.max_tokens, "; it must not be negative"));
   }
   std::vector<int32_t> tokens(prompt.begin(), prompt.end()), added;
   std::vector<double> logits(static_cast<size_t>(state_->vocab));
   for (int64_t i = 0; i < options.max_tokens; ++i) {
     MT_RETURN_IF_ERROR(Logits(tokens, logits));
     const mt_philox_block random = mt_philox(options.seed, static_cast<uint64_t>(i), 0);
-    const int32_t token = options.temperature == 0
-                              ? MostLikely(logits)
-                              : Draw(logits, options.temperature,
-                                     mt_uniform_from_words(random.word[0], random.word[1]));
-    if (token == options.stop_token) break;
+    const int32_t token = SampleToken(logits, options.sampling,
+                                      mt_uniform_from_words(random.word[0], random.word[1]));
+    if (std::count(options.stop_tokens.begin(), options.stop_tokens.end(), token) > 0) break;
     tokens.push_back(token);
     added.push_back(token);
   }

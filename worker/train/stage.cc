@@ -154,8 +154,8 @@ absl::Status Stage::RunBlocks(int64_t slot) {
     void* const partial = scratch_.attention.part.delta;
     MT_RETURN_IF_ERROR(EmbeddingForward(context_, input_ids(slot), table_, partial, input(slot)));
     if (position_ids_ != nullptr) {
-      MT_RETURN_IF_ERROR(
-          PositionsForward(context_, positions_, position_ids_, partial, input(slot)));
+      MT_RETURN_IF_ERROR(PositionsForward(
+          context_, positions_, position_ids_ + context_.first_position, partial, input(slot)));
     }
   }
   BlockInput in;  // the first block's sum is in place

@@ -63,8 +63,8 @@ class Stage {
   absl::Status Backward(int64_t slot, const Completed& completed = nullptr);
   // After every change of the weights, before the next pass. All of the tensor group call it.
   absl::Status WeightsChanged();
-  // For generating text: logits of the token after row `row` (batch of one), in logits(). First and
-  // last stage in one.
+  // For generating text (a plan of PlanPurpose::kGeneration): logits of the token after row `row` of this pass (batch of one), in
+  // logits(). First and last stage in one.
   absl::Status Logits(int64_t row);
 
   const void* output() const { return output_; }  // (stream_rows, C)

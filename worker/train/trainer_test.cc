@@ -223,20 +223,21 @@ TEST_F(TrainerTest, GeneratesWhatItHasLearned) {
   auto tokens = (*generator)->Generate(prompt, {.max_tokens = 9});  // longer than the window of 8
   ASSERT_TRUE(tokens.ok()) << tokens.status();
   EXPECT_THAT(*tokens, testing::ElementsAre(30, 40, 0, 10, 20, 30, 40, 0, 10));
-  tokens = (*generator)->Generate(prompt, {.max_tokens = 9, .stop_token = 0});
-  EXPECT_THAT(*tokens, testing::ElementsAre(30, 40));
+  tokens = (*generator)->Generate(prompt, {.max_tokens = 9, .stop_tokens = {40, 0}});
+  EXPECT_THAT(*tokens, testing::ElementsAre(30));
 
-  const GenerateOptions hot{.max_tokens = 20, .temperature = 5, .seed = 3};
+  const GenerateOptions hot{.max_tokens = 20, .sampling = {.temperature = 5}, .seed = 3};
   const auto first = (*generator)->Generate(prompt, hot),
              again = (*generator)->Generate(prompt, hot);
   EXPECT_EQ(*first, *again);
   EXPECT_NE(*first,
-            *(*generator)->Generate(prompt, {.max_tokens = 20, .temperature = 5, .seed = 4}));
+            *(*generator)
+                 ->Generate(prompt, {.max_tokens = 20, .sampling = {.temperature = 5}, .seed = 4}));
 
   EXPECT_EQ((*generator)->Generate({}, {}).status().code(), absl::StatusCode::kInvalidArgument);
   const std::vector<int32_t> foreign = {51};
   EXPECT_EQ((*generator)->Generate(foreign, {}).status().code(), absl::StatusCode::kOutOfRange);
-  EXPECT_EQ((*generator)->Generate(prompt, {.temperature = -1}).status().code(),
+  EXPECT_EQ((*generator)->Generate(prompt, {.sampling = {.temperature = -1}}).status().code(),
             absl::StatusCode::kInvalidArgument);
 }
 
