@@ -22,8 +22,9 @@ trap report EXIT
 
 build_text
 mtctl -q dev up --state "$state" --nodes 2 --slots 2 > /dev/null
-metrics=$(mtctl cluster status -o json | field metrics_address)
-shows() { curl -sf "$metrics" | grep -Eq "$1" || fail "no $1 on $metrics"; }
+address=$(mtctl cluster status -o json | field metrics_address)
+address=${address#http://}
+shows() { curl -sf "http://${address%/metrics}/metrics" > metrics && grep -Eq "$1" metrics || fail "no $1 on $address"; }
 
 # undisturbed_and_killed NAME OPTION...: the example with these options, twice.
 undisturbed_and_killed() {
