@@ -70,13 +70,19 @@ int32_t Matmul(const mt_matmul_args& args, const Launch&) {
     if (args.a_scale != nullptr) scale *= *args.a_scale;
     if (args.b_scale != nullptr) scale *= *args.b_scale;
   }
-  std::vector<float> sums(static_cast<size_t>(args.n));
+  // Piece by piece, as the tiles of a real library: thousands of terms one after the other cost a digit.
+  constexpr int64_t kPiece = 128;
+  std::vector<float> sums(static_cast<size_t>(args.n)), piece(sums.size());
   for (int64_t i = 0; i < args.m; ++i) {
     std::fill(sums.begin(), sums.end(), 0.0f);
-    for (int64_t k = 0; k < args.k; ++k) {
-      const float factor = a[static_cast<size_t>(i * args.k + k)];
-      const float* row = b.data() + k * args.n;
-      for (int64_t j = 0; j < args.n; ++j) sums[static_cast<size_t>(j)] += factor * row[j];
+    for (int64_t first = 0; first < args.k; first += kPiece) {
+      std::fill(piece.begin(), piece.end(), 0.0f);
+      for (int64_t k = first; k < std::min(args.k, first + kPiece); ++k) {
+        const float factor = a[static_cast<size_t>(i * args.k + k)];
+        const float* row = b.data() + k * args.n;
+        for (int64_t j = 0; j < args.n; ++j) piece[static_cast<size_t>(j)] += factor * row[j];
+      }
+      for (size_t j = 0; j < sums.size(); ++j) sums[j] += piece[j];
     }
     for (int64_t j = 0; j < args.n; ++j) {
       float value = scale * sums[static_cast<size_t>(j)];
