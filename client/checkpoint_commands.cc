@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
 #include "client/hugging_face_commands.h"
@@ -15,7 +16,8 @@ namespace mt::client {
 namespace {
 
 struct Options {
-  std::string checkpoint, to = ".", prompt, backend;
+  std::string checkpoint, to = ".", prompt, backend, data;
+  int64_t batches = 8, sequence_length = 0;
   bool digest = false;
   int tokens = 100;
   double temperature = 0.8, top_p = 1;
@@ -145,10 +147,11 @@ absl::StatusOr<ExitCode> Pull(Session* session, const Options& o) {
   return kExitOk;
 }
 
-absl::StatusOr<ExitCode> Generate(Session* session, const Options& o) {
-  MT_ASSIGN_OR_RETURN(const std::string worker, FindProgram("mt-worker"));
-  std::unique_ptr<TemporaryFolder> temporary;
+// The folder that a command's checkpoint names: itself, hf:FOLDER, or where a job's is pulled to.
+absl::StatusOr<std::string> FolderOf(Session* session, const Options& o,
+                                     std::unique_ptr<TemporaryFolder>* temporary) {
   std::string folder = o.checkpoint;
+  if (absl::StartsWith(folder, "hf:")) return folder;
   if (!Exists(Env::Real(), JoinPath(folder, "manifest.json"))) {
     if (folder.find('/') != std::string::npos) {
       return absl::NotFoundError(absl::StrCat(
@@ -156,9 +159,37 @@ absl::StatusOr<ExitCode> Generate(Session* session, const Options& o) {
           " holds no manifest.json; name a checkpoint's own folder (…/step-00000100) or a job"));
     }
     MT_ASSIGN_OR_RETURN(const v1::CheckpointRef reference, ParseCheckpoint(o.checkpoint));
-    MT_ASSIGN_OR_RETURN(temporary, TemporaryFolder::Create("mtctl-generate"));
-    MT_ASSIGN_OR_RETURN(folder, PullCheckpoint(session, reference, temporary->path()));
+    MT_ASSIGN_OR_RETURN(*temporary, TemporaryFolder::Create("mtctl-checkpoint"));
+    MT_ASSIGN_OR_RETURN(folder, PullCheckpoint(session, reference, (*temporary)->path()));
   }
+  return folder;
+}
+
+absl::StatusOr<ExitCode> Evaluate(Session* session, const Options& o) {
+  MT_ASSIGN_OR_RETURN(const std::string worker, FindProgram("mt-worker"));
+  std::unique_ptr<TemporaryFolder> temporary;
+  MT_ASSIGN_OR_RETURN(const std::string folder, FolderOf(session, o, &temporary));
+  std::vector<std::string> command = {worker, "evaluate", absl::StrCat("--checkpoint=", folder),
+                                      absl::StrCat("--batches=", o.batches)};
+  if (!o.data.empty()) command.push_back(absl::StrCat("--data=", o.data));
+  if (o.sequence_length > 0)
+    command.push_back(absl::StrCat("--sequence-length=", o.sequence_length));
+  if (!o.backend.empty()) command.push_back(absl::StrCat("--backend=", o.backend));
+  if (!session->json()) {
+    MT_ASSIGN_OR_RETURN(const int code, Run(command));
+    return static_cast<ExitCode>(code);
+  }
+  command.push_back("--json=1");
+  const absl::StatusOr<std::string> text = Capture(command);
+  if (!text.ok()) return absl::FailedPreconditionError(text.status().message());
+  session->Print(Json::parse(*text, nullptr, false));
+  return kExitOk;
+}
+
+absl::StatusOr<ExitCode> Generate(Session* session, const Options& o) {
+  MT_ASSIGN_OR_RETURN(const std::string worker, FindProgram("mt-worker"));
+  std::unique_ptr<TemporaryFolder> temporary;
+  MT_ASSIGN_OR_RETURN(const std::string folder, FolderOf(session, o, &temporary));
   std::vector<std::string> command = {worker,
                                       "generate",
                                       absl::StrCat("--checkpoint=", folder),
@@ -230,6 +261,26 @@ void AddCheckpointCommands(CLI::App* app, Session* session) {
   pull->callback([session] { session->action = [session] { return Pull(session, o); }; });
 
   AddHuggingFaceCommands(checkpoint, session);
+  CLI::App* evaluate = app->add_subcommand(
+      "evaluate", "Loss and perplexity on held-out data of a checkpoint, on this machine");
+  evaluate
+      ->add_option("JOB[@STEP]|DIR|hf:DIR", o.checkpoint,
+                   "Job (its newest checkpoint is pulled), a checkpoint's folder, or a Hugging "
+                   "Face folder")
+      ->required();
+  evaluate
+      ->add_option("--data", o.data, "Of the data; by default what the checkpoint's job holds out")
+      ->type_name("PREFIX");
+  evaluate->add_option("--batches", o.batches, "Global batches")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
+  evaluate
+      ->add_option("--sequence-length", o.sequence_length,
+                   "Tokens of a sequence; by default the job's")
+      ->check(CLI::Range(1, 1 << 24));
+  evaluate->add_option("--backend", o.backend, "cpu, reference or cuda");
+  AddFormatOption(evaluate, session);
+  evaluate->callback([session] { session->action = [session] { return Evaluate(session, o); }; });
 
   CLI::App* generate =
       app->add_subcommand("generate", "Sample text from a checkpoint, on this machine");

@@ -152,6 +152,8 @@ ExitCode ReportEnd(const v1::Job& job) {
     absl::StrAppend(&text, " after ", Seconds(ToTime(job.ended()) - ToTime(job.started())));
   if (p.step() > 0)
     absl::StrAppend(&text, ", step ", p.step(), "/", p.total_steps(), ", loss ", Number(p.loss()));
+  if (p.validation_step() > 0)
+    absl::StrAppend(&text, ", held-out loss ", Number(p.validation_loss()));
   if (job.restarts() > 0)
     absl::StrAppend(&text, ", ", job.restarts(), job.restarts() == 1 ? " restart" : " restarts");
   if (!job.reason().empty()) absl::StrAppend(&text, ": ", Safe(job.reason()));

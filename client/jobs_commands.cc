@@ -1,5 +1,6 @@
 #include "client/jobs_commands.h"
 
+#include <cmath>
 #include <cstdio>
 
 #include "absl/strings/str_format.h"
@@ -175,6 +176,7 @@ Table JobsTable(const std::vector<v1::Job>& jobs, absl::Time now) {
                {"MFU", true, true},
                {"LAYOUT", true},
                {"CHECKPOINT", true, true},
+               {"HELD-OUT", true, true},
                {"GOODPUT", true, true},
                {"ETA", false, true},
                {"RESTARTS", false, true},
@@ -189,6 +191,7 @@ Table JobsTable(const std::vector<v1::Job>& jobs, absl::Time now) {
                   stepped && live ? Count(p.tokens_per_second()) : "",
                   stepped && live ? Percent(p.mfu()) : "", Layout(job.spec().parallel()),
                   job.last_checkpoint_step() > 0 ? absl::StrCat(job.last_checkpoint_step()) : "",
+                  p.validation_step() > 0 ? Number(p.validation_loss()) : "",
                   job.goodput() > 0 ? Percent(job.goodput()) : "",
                   live && p.has_eta() ? Seconds(ToDuration(p.eta())) : "",
                   absl::StrCat(job.restarts()), Age(job.submitted(), now), Safe(job.reason())});
@@ -235,6 +238,11 @@ std::string DescribeJob(const v1::Job& job, absl::Time now) {
       line("expert load", absl::StrCat("busiest over mean at most ",
                                        Number(*std::max_element(ratio.begin(), ratio.end())),
                                        ", dropped ", Count(p.moe().dropped_tokens())));
+    }
+    if (p.validation_step() > 0) {
+      line("held-out loss", absl::StrCat(Number(p.validation_loss(), 6), "  (perplexity ",
+                                         Number(std::exp(p.validation_loss()), 6), ", after step ",
+                                         p.validation_step(), ")"));
     }
     line("gradient norm", Number(p.grad_norm()));
     line("learning rate", Number(p.learning_rate()));

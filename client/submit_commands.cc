@@ -201,6 +201,7 @@ absl::StatusOr<v1::JobSpec> LoadSpec(const std::string& path,
   if (status.ok()) status = ValidateSpec(*spec);
   if (status.ok()) status = CheckTokenizerIfHere(*spec);
   if (!status.ok()) return WithNext(Annotate(status, path), "see docs/guide/job-spec.md");
+  for (const std::string& note : SpecNotes(*spec)) Note(absl::StrCat(path, ": ", note));
   return spec;
 }
 

@@ -1,5 +1,5 @@
 // mt-worker: the daemon of a node and, as modes of the same program, the rank process and the text
-// generator.
+// generator and the evaluation.
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -7,6 +7,7 @@
 #include "common/exit_codes.h"
 #include "common/worker_command.h"
 #include "worker/daemon_main.h"
+#include "worker/evaluate_main.h"
 #include "worker/generate_main.h"
 #include "worker/kernels_main.h"
 #include "worker/train/rank_main.h"
@@ -24,6 +25,9 @@ constexpr char kUsage[] =
     "[--top-k=K] [--top-p=P] "
     "[--seed=S] "
     "[--backend=NAME]\n"
+    "  mt-worker evaluate --checkpoint=FOLDER|hf:FOLDER [--data=PREFIX] [--batches=N] "
+    "[--sequence-length=T] "
+    "[--backend=NAME] [--json=1]\n"
     "  mt-worker kernels [--backend=NAME] [--operation=NAME=BACKEND] "
     "[--precision=fp32|fp64|bf16|fp8] "
     "[--threads=N]\n"
@@ -48,6 +52,7 @@ int main(int argc, char** argv) {
   }
   if (mode == "rank" && rest.empty()) return mt::RankMain(/*fd=*/3);
   if (mode == "generate") return mt::GenerateMain(rest);
+  if (mode == "evaluate") return mt::EvaluateMain(rest);
   if (mode == "kernels") return mt::KernelsMain(rest);
   if (mode == "version" || mode == "--version") {
     std::printf("mt-worker %s\n", MT_VERSION);

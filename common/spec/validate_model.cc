@@ -212,53 +212,20 @@ class ModelValidator {
     }
   }
 
+  // What an expert's numbers must be among themselves, CheckSizes tells; here is what has no effect.
   void Moe() {
     const v1::MoeSpec& moe = m_.moe();
-    if (!out_.Within("model.moe.experts", moe.experts(), 1, 1 << 14)) return;
-    out_.Within("model.moe.top_k", moe.top_k(), 1, moe.experts());
+    out_.Within("model.moe.experts", moe.experts(), 1, 1 << 14);
     out_.Size("model.moe.ffn", moe.ffn(), 1 << 22);
     out_.Within("model.moe.shared_ffn", moe.shared_ffn(), 0, 1 << 22);
     out_.Within("model.moe.first_dense", moe.first_dense(), 0, std::max<int64_t>(m_.layers(), 1));
-    out_.Positive("model.moe.scale", moe.scale());
-    Groups();
-    if (moe.selection_bias()) {
-      out_.NotNegative("model.moe.selection_bias_rate", moe.selection_bias_rate());
-    } else if (moe.selection_bias_rate() != 0) {
+    if (!moe.selection_bias() && moe.selection_bias_rate() != 0) {
       out_.Add("model.moe.selection_bias_rate", moe.selection_bias_rate(),
                ": does nothing without model.moe.selection_bias: true; set that, or delete it");
     }
-    out_.NotNegative("model.moe.balance_coefficient", moe.balance_coefficient());
-    if (moe.balance() == v1::MoeSpec::BALANCE_NONE && moe.balance_coefficient() > 0) {
-      out_.Add("model.moe.balance_coefficient", moe.balance_coefficient(),
-               ": does nothing with model.moe.balance = none; use batch, sequence or global, or "
-               "delete it");
-    }
-    out_.NotNegative("model.moe.z_loss", moe.z_loss());
-    out_.NotNegative("model.moe.capacity_factor", moe.capacity_factor());
     if (moe.capacity_factor() == 0 && moe.drop() != v1::MoeSpec::DROP_UNSPECIFIED) {
       out_.Add("model.moe.drop", Text(v1::MoeSpec::Drop_Name(moe.drop()), "DROP_"),
                ": nothing is dropped without model.moe.capacity_factor; set that, or delete it");
-    }
-  }
-
-  void Groups() {
-    const v1::MoeSpec& moe = m_.moe();
-    if (!out_.Within("model.moe.groups", moe.groups(), 1, moe.experts())) return;
-    if (moe.experts() % moe.groups() != 0) {
-      out_.Add("model.moe.groups", moe.groups(),
-               ": does not divide model.moe.experts = ", moe.experts(), "; use ",
-               Problems::Or(NearestCommonDivisors({moe.experts()}, moe.groups())));
-      return;
-    }
-    if (!out_.Within("model.moe.top_groups", moe.top_groups(), 1, moe.groups())) return;
-    const int64_t each = moe.experts() / moe.groups();
-    if (moe.top_k() > moe.top_groups() * each) {
-      out_.Add("model.moe.top_k", moe.top_k(), ": model.moe.top_groups = ", moe.top_groups(),
-               " groups have only ", moe.top_groups() * each, " experts; use at most that many");
-    }
-    if (moe.groups() > 1 && each < 2 && moe.group_score() == v1::MoeSpec::GROUP_SCORE_TOP_2) {
-      out_.Add("model.moe.group_score",
-               "top_2: a group has only one expert; use max, or fewer groups");
     }
   }
 
@@ -276,6 +243,11 @@ class ModelValidator {
       out_.Add("model.mtp.layers", m_.mtp().layers(),
                ": one more token is predicted at most; use 0 or 1");
       return;
+    }
+    if (MtpLayers(m_) == 1 && (HasLayerNorm(m_) || HasLearnedPositions(m_))) {
+      out_.Add("model.mtp.layers",
+               "1: multi-token prediction has RMS norms and rotary positions; delete it, or set "
+               "model.norm: rms and model.position: rope");
     }
     if (MtpLayers(m_) == 1) {
       out_.NotNegative("model.mtp.loss_coefficient", m_.mtp().loss_coefficient());

@@ -138,7 +138,13 @@ void JobManager::OnStepReport(const JobRecord& job, const v1::WorkerEvent& event
   const v1::TrainingProgress& report = event.step_report().progress();
   v1::TrainingProgress& progress = ledger_->EditProgress(id);
   auto history = progress.loss_history();
+  const double validation_loss = progress.validation_loss();
+  const int64_t validation_step = progress.validation_step();
   progress = report;
+  if (report.validation_step() == 0) {  // no evaluation came with this step; the newest one stays
+    progress.set_validation_loss(validation_loss);
+    progress.set_validation_step(validation_step);
+  }
   *progress.mutable_loss_history() = std::move(history);
   if (!progress.has_time()) *progress.mutable_time() = event.time();
   if (progress.total_steps() == 0) progress.set_total_steps(job.job().spec().training().steps());

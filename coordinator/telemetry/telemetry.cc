@@ -307,6 +307,14 @@ class TelemetryImpl : public Telemetry,
       const v1::TrainingProgress& p = job.progress();
       out.Gauge("mt_train_step", "Optimizer steps done", labels, static_cast<double>(p.step()));
       out.Gauge("mt_train_loss", "Mean loss of the newest step", labels, p.loss());
+      if (p.validation_step() > 0) {
+        out.Gauge("mt_validation_loss", "Mean held-out loss of the newest evaluation", labels,
+                  p.validation_loss());
+        out.Gauge("mt_validation_perplexity", "Its exponential", labels,
+                  std::exp(p.validation_loss()));
+        out.Gauge("mt_validation_step", "Optimizer steps done at the newest evaluation", labels,
+                  static_cast<double>(p.validation_step()));
+      }
       out.Gauge("mt_train_grad_norm", "Norm of the gradient before clipping", labels,
                 p.grad_norm());
       out.Gauge("mt_train_learning_rate", "Learning rate of the newest step", labels,

@@ -235,6 +235,12 @@ absl::StatusOr<Outcome> RunRank(const RunOptions& options, int rank, RankGroups*
   }
   Outcome run;
   for (int64_t step = 0; step < options.steps; ++step) {
+    if (options.evaluate) {
+      MT_ASSIGN_OR_RETURN(
+          const double loss,
+          trainer->Evaluate(trainer_options.samples, trainer->position().consumed_samples));
+      run.held_out_losses.push_back(loss);
+    }
     MT_ASSIGN_OR_RETURN(const StepResult result, trainer->Step());
     run.losses.push_back(result.loss);
     run.total_losses.push_back(result.loss);
@@ -287,7 +293,8 @@ absl::StatusOr<Outcome> MergeRanks(std::vector<absl::StatusOr<Outcome>> parts) {
     Outcome& part = *parts[rank];
     // Every rank must report the same bits.
     if (part.losses != whole.losses || part.gradient_norms != whole.gradient_norms ||
-        part.auxiliary_losses != whole.auxiliary_losses) {
+        part.auxiliary_losses != whole.auxiliary_losses ||
+        part.held_out_losses != whole.held_out_losses) {
       return absl::InternalError(absl::StrCat("rank ", rank, " reports other losses than rank 0"));
     }
     Merge(std::move(part.gradients), &whole.gradients);

@@ -73,9 +73,10 @@ struct Outcome {
   std::vector<double> losses, gradient_norms;
   std::vector<std::map<std::string, double>> auxiliary_losses;  // by step
   std::vector<ExpertLoad> expert_loads;                         // by step, of a model with experts
-  std::vector<double> total_losses;  // what is minimised: with every auxiliary loss
-  LogicalState gradients;            // of the first step
-  LogicalState state;                // after the last step
+  std::vector<double> total_losses;     // what is minimised: with every auxiliary loss
+  std::vector<double> held_out_losses;  // by step, if RunOptions::evaluate
+  LogicalState gradients;               // of the first step
+  LogicalState state;                   // after the last step
   TrainingPosition position;
 };
 struct RunOptions {
@@ -87,6 +88,7 @@ struct RunOptions {
   const LogicalState* resume = nullptr;  // start here instead of fresh weights
   TrainingPosition position;             // of `resume`
   BatchSource* samples = nullptr;        // of all ranks, thread-safe; null: HashedSamples
+  bool evaluate = false;                 // before each step, on the samples that it will learn from
 };
 // The first error of any rank; the other ranks are then aborted.
 absl::StatusOr<Outcome> RunJob(const RunOptions& options);

@@ -11,6 +11,10 @@ absl::Status NotTheCheckpoint(const absl::Status& status) {
   return absl::IsDataLoss(status) ? absl::FailedPreconditionError(status.message()) : status;
 }
 
+const char* HeldOutKey(const v1::JobSpec& spec) {
+  return spec.data().validation().empty() ? "data.split, the second share" : "data.validation";
+}
+
 }  // namespace
 
 absl::Status DatasetBatchSource::Fetch(std::span<const int64_t> sample_ids,
@@ -43,6 +47,18 @@ GptDatasetOptions TrainingDataOptions(const v1::JobSpec& spec) {
   return options;
 }
 
+GptDatasetOptions ValidationDataOptions(const v1::JobSpec& spec) {
+  GptDatasetOptions options = TrainingDataOptions(spec);
+  if (spec.data().validation().empty()) {
+    options.share = 1;
+  } else {
+    options.prefix = spec.data().validation();
+    options.split = "1,0,0";
+  }
+  options.num_samples = spec.training().evaluation().batches() * spec.training().global_batch();
+  return options;
+}
+
 absl::StatusOr<std::unique_ptr<DatasetBatchSource>> OpenTrainingData(Env* env,
                                                                      const v1::JobSpec& spec) {
   absl::StatusOr<std::unique_ptr<GptDataset>> dataset =
@@ -51,9 +67,20 @@ absl::StatusOr<std::unique_ptr<DatasetBatchSource>> OpenTrainingData(Env* env,
   return std::make_unique<DatasetBatchSource>(*std::move(dataset));
 }
 
+absl::StatusOr<std::unique_ptr<DatasetBatchSource>> OpenValidationData(Env* env,
+                                                                       const v1::JobSpec& spec) {
+  absl::StatusOr<std::unique_ptr<GptDataset>> dataset =
+      GptDataset::Open(env, ValidationDataOptions(spec));
+  if (!dataset.ok()) return NotTheCheckpoint(Annotate(dataset.status(), HeldOutKey(spec)));
+  return std::make_unique<DatasetBatchSource>(*std::move(dataset));
+}
+
 absl::Status CheckTrainingData(Env* env, const v1::JobSpec& spec) {
+  MT_RETURN_IF_ERROR(
+      NotTheCheckpoint(Annotate(CheckTrainingData(env, TrainingDataOptions(spec)), "data.train")));
+  if (spec.training().evaluation().every_steps() <= 0) return absl::OkStatus();
   return NotTheCheckpoint(
-      Annotate(CheckTrainingData(env, TrainingDataOptions(spec)), "data.train"));
+      Annotate(CheckTrainingData(env, ValidationDataOptions(spec)), HeldOutKey(spec)));
 }
 
 }  // namespace mt

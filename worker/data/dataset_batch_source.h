@@ -25,11 +25,19 @@ class DatasetBatchSource : public BatchSource {
 // order never depends on where a run was interrupted.
 GptDatasetOptions TrainingDataOptions(const v1::JobSpec& spec);
 
+// Those of its evaluations: data.validation whole, else the second share of data.split; as many samples as one evaluation takes,
+// so that each sees the same ones.
+GptDatasetOptions ValidationDataOptions(const v1::JobSpec& spec);
+
 // Errors as GptDataset::Open, with FAILED_PRECONDITION in place of DATA_LOSS, which in a rank means its checkpoint.
 absl::StatusOr<std::unique_ptr<DatasetBatchSource>> OpenTrainingData(Env* env,
                                                                      const v1::JobSpec& spec);
 
-// The same for a whole spec, before any rank is started: CheckTrainingData of gpt_dataset.h. Reads up to 64 Mi tokens.
+absl::StatusOr<std::unique_ptr<DatasetBatchSource>> OpenValidationData(Env* env,
+                                                                       const v1::JobSpec& spec);
+
+// The same for a whole spec, before any rank is started: CheckTrainingData of gpt_dataset.h, also of what is held out if it is
+// evaluated. Reads up to 64 Mi tokens of each.
 absl::Status CheckTrainingData(Env* env, const v1::JobSpec& spec);
 
 }  // namespace mt

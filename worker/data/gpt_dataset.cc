@@ -38,7 +38,7 @@ absl::StatusOr<std::unique_ptr<GptDataset>> GptDataset::Open(Env* env,
                       SplitSequences(options.split, data.num_sequences()));
   absl::StatusOr<SampleIndex> index =
       BuildSampleIndex([&data](int64_t sequence) { return data.Length(sequence); },
-                       {.sequences = shares[0],
+                       {.sequences = shares[static_cast<size_t>(options.share)],
                         .sequence_length = options.sequence_length,
                         .num_samples = options.num_samples,
                         .seed = static_cast<uint32_t>(options.seed)});

@@ -14,7 +14,8 @@ namespace mt {
 
 struct GptDatasetOptions {
   std::string prefix;           // PREFIX.bin, PREFIX.idx
-  std::string split = "1,0,0";  // Megatron's --split; the first share is trained on
+  std::string split = "1,0,0";  // Megatron's --split
+  int share = 0;                // of the split: 0 is trained on, 1 is held out
   int64_t sequence_length = 0;  // T
   int64_t num_samples = 0;      // steps * global batch; 0 = one epoch
   int64_t seed = 1234;          // 0 .. 2^32-1, as numpy takes it

@@ -42,6 +42,7 @@ absl::Status LossChunk(ModelContext& context, const HeadWeights& weights, const 
                                                 .lse = t.lse,
                                                 .row_loss = context.StatisticAt(t.row_loss, first),
                                                 .z_loss = loss.z_loss}));
+  if (!loss.gradient) return absl::OkStatus();
   MT_RETURN_IF_ERROR(context.Run<MT_OP_CROSS_ENTROPY_GRADIENT>(cross_entropy));
   MT_RETURN_IF_ERROR(context.ProductInputGradient(t.logits, weights.head,
                                                   context.At(t.norm_gradient, first * s.hidden),

@@ -33,6 +33,7 @@ struct LossOptions {
   double z_loss = 0;
   // To the head's gradient, always. Else a step's first micro-batch overwrites it (context.h).
   bool adds = false;
+  bool gradient = true;  // false: the row losses alone; no gradient is touched
 };
 
 // Stream = delta + residual, both (S, C). Fills tensors.row_loss, tensors.norm_gradient and adds to

@@ -77,6 +77,8 @@ class RankRun {
   absl::Status Restore();
   absl::Status LoadInitial();
   absl::Status Train();
+  // The held-out loss after a step that is to be followed by an evaluation.
+  absl::StatusOr<std::optional<double>> EvaluateAfter(int64_t step);
   absl::Status Checkpoint();
   absl::StatusOr<std::string> Resolve(const v1::CheckpointFile& file, bool verify_local);
   Communicator* Watch(Communicator* communicator);
@@ -96,6 +98,7 @@ class RankRun {
   Operations::Options operations_options_;
   std::unique_ptr<Operations> operations_;
   std::unique_ptr<BatchSource> samples_;
+  std::unique_ptr<BatchSource> held_out_;  // null without evaluations, and where samples_ is
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<CheckpointWriter> writer_;
   double peak_flops_ = 0;
@@ -226,6 +229,9 @@ absl::Status RankRun::Prepare() {
   if (mesh_->IsFirstStage(start_.rank()) || mesh_->IsLastStage(start_.rank())) {
     MT_ASSIGN_OR_RETURN(samples_, OpenTrainingData(Env::Real(), spec_));
     options.samples = samples_.get();
+    if (spec_.training().evaluation().every_steps() > 0) {
+      MT_ASSIGN_OR_RETURN(held_out_, OpenValidationData(Env::Real(), spec_));
+    }
   }
   MT_ASSIGN_OR_RETURN(trainer_, Trainer::Create(std::move(options)));
   MT_RETURN_IF_ERROR(start_.has_restore()                  ? Restore()
@@ -343,6 +349,22 @@ absl::Status RankRun::Checkpoint() {
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::optional<double>> RankRun::EvaluateAfter(int64_t step) {
+  const v1::EvaluationSpec& evaluation = spec_.training().evaluation();
+  const int64_t every = evaluation.every_steps(), batches = evaluation.batches();
+  if (every <= 0 || (step % every != 0 && step != spec_.training().steps())) return std::nullopt;
+  double sum = 0;
+  for (int64_t batch = 0; batch < batches; ++batch) {
+    // Each batch is a sign of life of its own.
+    channel_->SetPhase(absl::StrCat("evaluate ", batch + 1, " of ", batches), step);
+    MT_ASSIGN_OR_RETURN(
+        const double loss,
+        trainer_->Evaluate(held_out_.get(), batch * spec_.training().global_batch()));
+    sum += loss;
+  }
+  return sum / static_cast<double>(batches);
+}
+
 absl::Status RankRun::Train() {
   const int64_t steps = spec_.training().steps();
   const int64_t every = spec_.checkpoint().every_steps();
@@ -364,11 +386,17 @@ absl::Status RankRun::Train() {
     const absl::Duration step_time = Now() - before;
     const bool checkpoint = result.votes.checkpoint, stop = result.votes.stop;
     if (checkpoint) channel_->ForgetCheckpointWanted();
+    MT_ASSIGN_OR_RETURN(const std::optional<double> held_out_loss, EvaluateAfter(result.step));
     if (reports) {
       v1::StepReport report =
           reporter.Report(result, trainer_->position().consumed_samples, step_time, stall_, Now());
       stall_ = absl::ZeroDuration();
-      if (result.step % log_every == 0 || result.step == steps || stop) {
+      if (held_out_loss.has_value()) {
+        report.mutable_progress()->set_validation_loss(*held_out_loss);
+        report.mutable_progress()->set_validation_step(result.step);
+      }
+      if (held_out_loss.has_value() || result.step % log_every == 0 || result.step == steps ||
+          stop) {
         std::printf("%s\n", StepReporter::Line(report.progress(), reporter.goodput()).c_str());
         std::fflush(stdout);
         v1::FromRank message;

@@ -26,4 +26,14 @@ std::vector<Action> OneForwardOneBackward(int stages, int stage, int64_t micro_b
   return list;
 }
 
+std::vector<Action> ForwardOnly(int stages, int stage, int64_t micro_batches) {
+  std::vector<Action> list;
+  for (int64_t m = 0; m < micro_batches; ++m) {
+    if (stage > 0) list.push_back({ActionKind::kReceiveActivation, m});
+    list.push_back({ActionKind::kForward, m});
+    if (stage < stages - 1) list.push_back({ActionKind::kSendActivation, m});
+  }
+  return list;
+}
+
 }  // namespace mt

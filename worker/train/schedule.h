@@ -32,4 +32,7 @@ struct Action {
 // alternates.
 std::vector<Action> OneForwardOneBackward(int stages, int stage, int64_t micro_batches);
 
+// Forward passes alone, one micro-batch after the other: what an evaluation runs.
+std::vector<Action> ForwardOnly(int stages, int stage, int64_t micro_batches);
+
 }  // namespace mt

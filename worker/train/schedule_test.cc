@@ -116,5 +116,18 @@ TEST(ScheduleTest, BubbleIsStagesMinusOneMicroBatches) {
   }
 }
 
+TEST(ForwardOnly, EveryMicroBatchPassesEveryStageInOrder) {
+  using enum ActionKind;
+  EXPECT_EQ(ForwardOnly(1, 0, 2), (std::vector<Action>{{kForward, 0}, {kForward, 1}}));
+  EXPECT_EQ(ForwardOnly(3, 0, 1), (std::vector<Action>{{kForward, 0}, {kSendActivation, 0}}));
+  EXPECT_EQ(ForwardOnly(3, 1, 2), (std::vector<Action>{{kReceiveActivation, 0},
+                                                       {kForward, 0},
+                                                       {kSendActivation, 0},
+                                                       {kReceiveActivation, 1},
+                                                       {kForward, 1},
+                                                       {kSendActivation, 1}}));
+  EXPECT_EQ(ForwardOnly(3, 2, 1), (std::vector<Action>{{kReceiveActivation, 0}, {kForward, 0}}));
+}
+
 }  // namespace
 }  // namespace mt

@@ -168,7 +168,7 @@ absl::Status Stage::RunBlocks(int64_t slot) {
   return absl::OkStatus();
 }
 
-absl::Status Stage::Forward(int64_t slot) {
+absl::Status Stage::ForwardMain(int64_t slot, const LossOptions& loss) {
   const RankShape& s = context_.shape;
   if (context_.fp8()) {
     MT_RETURN_IF_ERROR(context_.Run<MT_OP_FILL>({.dtype = MT_F32,
@@ -179,12 +179,7 @@ absl::Status Stage::Forward(int64_t slot) {
   MT_RETURN_IF_ERROR(RunBlocks(slot));
   const void* residual = BlockOf(slot, s.blocks - 1).middle;
   if (options_.last) {
-    MT_RETURN_IF_ERROR(HeadForward(context_, head_weights_, output_, residual, targets(slot),
-                                   options_.loss, head_));
-    if (!mtp_.has_value()) return absl::OkStatus();
-    // Position t's next token is its target, and the one after that is the target of t + 1.
-    return MtpForward(context_, mtp_->weights, head_.norm.output, targets(slot),
-                      targets(slot) + s.batch, options_.mtp_loss, mtp_->activations, mtp_->scratch);
+    return HeadForward(context_, head_weights_, output_, residual, targets(slot), loss, head_);
   }
   return context_.Run<MT_OP_ADD>({.dtype = context_.dtype,
                                   .a = output_,
@@ -192,6 +187,17 @@ absl::Status Stage::Forward(int64_t slot) {
                                   .destination = output_,
                                   .count = s.stream_rows * s.hidden});
 }
+
+absl::Status Stage::Forward(int64_t slot) {
+  MT_RETURN_IF_ERROR(ForwardMain(slot, options_.loss));
+  if (!mtp_.has_value()) return absl::OkStatus();
+  // Position t's next token is its target, and the one after that is the target of t + 1.
+  return MtpForward(context_, mtp_->weights, head_.norm.output, targets(slot),
+                    targets(slot) + context_.shape.batch, options_.mtp_loss, mtp_->activations,
+                    mtp_->scratch);
+}
+
+absl::Status Stage::ForwardOnly(int64_t slot) { return ForwardMain(slot, {.gradient = false}); }
 
 absl::Status Stage::Backward(int64_t slot, const Completed& completed) {
   const RankShape& s = context_.shape;

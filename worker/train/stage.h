@@ -55,6 +55,9 @@ class Stage {
   // Last stage: row losses in row_loss(), the head's gradient begun. Else the stage's output in
   // output().
   absl::Status Forward(int64_t slot);
+  // The same for an evaluation: row losses are the cross entropy alone, and neither gradients nor multi-token prediction are
+  // touched.
+  absl::Status ForwardOnly(int64_t slot);
   // On the last stage from the loss, else from gradient(), which the caller has filled with the
   // gradient of output(). Afterwards gradient() holds the gradient of input().
   // `completed`, if there is one, is told of each block (by its layer's number, the head being the one after the last) once
@@ -97,6 +100,8 @@ class Stage {
   }
   // Embedding and blocks; sets output_ to the last block's delta.
   absl::Status RunBlocks(int64_t slot);
+  // All of Forward but multi-token prediction.
+  absl::Status ForwardMain(int64_t slot, const LossOptions& loss);
 
   ModelContext context_;
   const ActivationPlan plan_;

@@ -1,6 +1,7 @@
 #include "worker/train/step_line.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <numeric>
 
@@ -101,15 +102,20 @@ v1::StepReport StepReporter::Report(const StepResult& result, int64_t consumed_s
 
 std::string StepReporter::Line(const v1::TrainingProgress& progress, double goodput) {
   const std::string total = absl::StrCat(progress.total_steps());
+  const bool evaluated = progress.validation_step() > 0;
+  const std::string held_out =
+      evaluated ? absl::StrFormat(" | held-out loss %.6f, perplexity %.3f",
+                                  progress.validation_loss(), std::exp(progress.validation_loss()))
+                : "";
   return absl::StrFormat(
       "step %*d/%s | loss %.6f%s | grad norm %.4f | lr %.3e | %.1f ms | %s tok/s | MFU %.1f%% | "
       "ETA "
-      "%s | goodput %.1f%%",
+      "%s | goodput %.1f%%%s",
       static_cast<int>(total.size()), progress.step(), total, progress.loss(),
       AuxiliaryText(progress), progress.grad_norm(), progress.learning_rate(),
       progress.step_seconds() * 1e3,
       WithThousands(static_cast<int64_t>(progress.tokens_per_second() + 0.5)), progress.mfu() * 100,
-      HoursMinutesSeconds(progress.eta().seconds()), goodput * 100);
+      HoursMinutesSeconds(progress.eta().seconds()), goodput * 100, held_out);
 }
 
 }  // namespace mt

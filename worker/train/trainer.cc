@@ -68,7 +68,10 @@ struct Trainer::State {
   absl::Status Execute(const Action& action, const TrainingPosition& position);
   absl::Status Forward(int64_t slot, bool first_micro_batch);
   absl::Status Backward(int64_t slot, bool first_micro_batch, bool last_micro_batch);
-  absl::Status FetchTokens(int64_t micro_batch, const TrainingPosition& position);
+  // Of the global batch that begins at sample `first_sample`.
+  absl::Status FetchTokens(BatchSource* samples, int64_t first_sample, int64_t micro_batch);
+  // One action of an evaluation.
+  absl::Status ExecuteForwardOnly(const Action& action, BatchSource* samples, int64_t first_sample);
   // Forward and backward passes of the whole schedule.
   absl::Status RunSchedule(const TrainingPosition& position, int64_t step);
   // Sums of gradients over groups, then loss, norm and votes of the whole job.
@@ -141,9 +144,11 @@ absl::Status Trainer::State::Build() {
                                               {.types = types,
                                                .data_ranks = mesh.data(),
                                                .data_rank = at.data,
-                                               .zero = spec.parallel().zero() == 1},
+                                               .zero = spec.parallel().zero() == 1,
+                                               .trained = options.trained},
                                               options.operations));
-  MT_ASSIGN_OR_RETURN(balance, ExpertBalance::Create(spec, mesh, options.rank, {.types = types},
+  MT_ASSIGN_OR_RETURN(balance, ExpertBalance::Create(spec, mesh, options.rank,
+                                                     {.types = types, .trained = options.trained},
                                                      options.operations));
   MT_RETURN_IF_ERROR(BuildStage(shape));
   MT_ASSIGN_OR_RETURN(scalars, StepScalars::Create(types, shape.rows, options.operations));
@@ -184,7 +189,9 @@ absl::Status Trainer::State::BuildStage(const RankShape& shape) {
   // Declare every shape a step will use; a first micro-batch's products overwrite gradients, the
   // others' add to them.
   stage->context().planning = true;
+  MT_RETURN_IF_ERROR(stage->ForwardOnly(0));
   for (const bool first : {true, false}) {
+    if (!options.trained) break;
     stage->context().first_micro_batch = first;
     MT_RETURN_IF_ERROR(stage->Forward(0));
     MT_RETURN_IF_ERROR(stage->Backward(0));
@@ -196,12 +203,12 @@ absl::Status Trainer::State::BuildStage(const RankShape& shape) {
 
 // Micro-batch m of data rank r is samples [m B D + r B, + B) of the step's global batch (D data
 // ranks): Megatron's order.
-absl::Status Trainer::State::FetchTokens(int64_t micro_batch, const TrainingPosition& position) {
+absl::Status Trainer::State::FetchTokens(BatchSource* samples, int64_t first_sample,
+                                         int64_t micro_batch) {
   const RankShape& s = stage->context().shape;
-  const int64_t first =
-      position.consumed_samples + (micro_batch * options.mesh.data() + at.data) * s.batch;
+  const int64_t first = first_sample + (micro_batch * options.mesh.data() + at.data) * s.batch;
   for (int64_t b = 0; b < s.batch; ++b) sample_ids[static_cast<size_t>(b)] = first + b;
-  MT_RETURN_IF_ERROR(options.samples->Fetch(sample_ids, fetched));
+  MT_RETURN_IF_ERROR(samples->Fetch(sample_ids, fetched));
   MT_ASSIGN_OR_RETURN(const TokenStaging::Tokens tokens, staging->Next());
   const int64_t vocab = options.spec.model().vocab();
   for (int64_t b = 0; b < s.batch; ++b) {
@@ -254,7 +261,8 @@ absl::Status Trainer::State::Execute(const Action& action, const TrainingPositio
     case ActionKind::kForward:
       if (first_stage || last_stage) {
         MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::data));
-        MT_RETURN_IF_ERROR(FetchTokens(action.micro_batch, position));
+        MT_RETURN_IF_ERROR(
+            FetchTokens(options.samples, position.consumed_samples, action.micro_batch));
       }
       MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::forward));
       return Forward(slot, first);
@@ -289,6 +297,22 @@ absl::Status Trainer::State::RunSchedule(const TrainingPosition& position, int64
     }
   }
   return absl::OkStatus();
+}
+
+absl::Status Trainer::State::ExecuteForwardOnly(const Action& action, BatchSource* samples,
+                                                int64_t first_sample) {
+  const int64_t slot = action.micro_batch % stage->context().shape.in_flight;
+  switch (action.kind) {
+    case ActionKind::kReceiveActivation:
+      return pipeline->Receive(stage->input(slot), stage->stream_bytes(), at.pipeline - 1);
+    case ActionKind::kSendActivation:
+      return pipeline->Send(stage->output(), stage->stream_bytes(), at.pipeline + 1);
+    default:
+      if (first_stage || last_stage)
+        MT_RETURN_IF_ERROR(FetchTokens(samples, first_sample, action.micro_batch));
+      MT_RETURN_IF_ERROR(stage->ForwardOnly(slot));
+      return last_stage && at.tensor == 0 ? scalars->AddLoss(stage->row_loss()) : absl::OkStatus();
+  }
 }
 
 absl::Status Trainer::State::SumGradients() {
@@ -410,6 +434,25 @@ absl::StatusOr<StepResult> Trainer::Step(StepVotes votes) {
   position_.consumed_samples += training.global_batch();
   position_.loss = result.loss;
   return result;
+}
+
+absl::StatusOr<double> Trainer::Evaluate(BatchSource* samples, int64_t first_sample) {
+  State& s = *state_;
+  MT_RETURN_IF_ERROR(s.scalars->Begin({}));
+  for (const Action& action :
+       ForwardOnly(s.options.mesh.pipeline(), s.at.pipeline, s.micro_batches)) {
+    MT_RETURN_IF_ERROR(
+        Annotate(s.ExecuteForwardOnly(action, samples, first_sample),
+                 absl::StrCat("evaluation after step ", position_.step, ", ", NameOf(action.kind),
+                              " of micro-batch ", action.micro_batch)));
+  }
+  MT_RETURN_IF_ERROR(s.scalars->Sum(s.data, s.model));
+  MT_RETURN_IF_ERROR(s.scalars->End());
+  MT_RETURN_IF_ERROR(s.step_done->Record());
+  MT_RETURN_IF_ERROR(
+      Annotate(WaitForEvent(s.options.operations->backend().abi(), s.step_done->get(), s.groups),
+               absl::StrCat("evaluation after step ", position_.step, ", at its end")));
+  return s.scalars->Read().loss_sum / static_cast<double>(s.total_tokens);
 }
 
 absl::Status Trainer::BeforeNextUpdate(mt_event event, mt_event reached) {

@@ -58,7 +58,8 @@ struct TrainerOptions {
   TrainerGroups groups;
   Operations* operations = nullptr;  // this rank's own; outlives the trainer
   BatchSource* samples =
-      nullptr;  // outlives the trainer; null on stages between the first and the last
+      nullptr;          // outlives the trainer; null on stages between the first and the last
+  bool trained = true;  // false: for Evaluate alone, without gradients and optimizer state
 };
 
 // The same on every rank, except `seconds`.
@@ -99,6 +100,12 @@ class Trainer {
   // a token id outside the vocabulary. FAILED_PRECONDITION: loss or gradient norm is not finite
   // (weights are left as before the step).
   absl::StatusOr<StepResult> Step(StepVotes votes = {});
+
+  // The mean loss over tokens of a global batch that is not learned from: samples [first_sample, + global batch) of `samples`
+  // (null as TrainerOptions::samples may be), forward passes alone, without the z-loss. The same on every rank. Nothing that is
+  // trained or counted changes: a run with evaluations has the bits of one without. All ranks call it. Errors as Step's, but a
+  // loss that is not finite is none.
+  absl::StatusOr<double> Evaluate(BatchSource* samples, int64_t first_sample);
 
   // The next step may begin at once, but the device changes the training state (what
   // CheckpointState points to) only after `event`: a snapshot that is being copied overlaps the next
