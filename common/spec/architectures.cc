@@ -85,7 +85,7 @@ v1::ModelSpec DefaultsOf(const v1::ModelSpec& whole) {
   add(scaling == v1::RopeSpec::SCALING_YARN,
       "rope { beta_fast: 32 beta_slow: 1 original_max_positions: 4096 truncate: true }");
   add(IsGated(whole), "swiglu_limit: 0 swiglu_alpha: 1 swiglu_offset: 0");
-  add(whole.window().size() > 0, "window { first_layer: 0 period: 1 }");
+  add(whole.window().size() != 0, "window { first_layer: 0 period: 1 }");
   add(IsMla(whole), "mla { q_rank: 0 nope_dim: 128 rope_dim: 64 v_dim: 128 }");
   add(HasExperts(whole),
       "moe { top_k: 2 shared_ffn: 0 first_dense: 0 score: SCORE_SOFTMAX normalize: true scale: 1 "

@@ -44,6 +44,22 @@ v1::JobSpec WithLayout(const v1::JobSpec& spec, int tensor, int pipeline, int da
   return other;
 }
 
+// What some rank holds at least: weights, gradients and optimizer state spread evenly. Planning a model of many experts takes
+// time, and most layouts need not be planned to be left out.
+int64_t LeastBytes(const v1::JobSpec& spec, int64_t parameters) {
+  const v1::ParallelSpec& p = spec.parallel();
+  const NumberBytes bytes = BytesOf(spec.training().precision());
+  const int64_t shards = p.zero() == 1 ? p.data() : 1;
+  const int64_t each =
+      bytes.data + bytes.gradient + (bytes.master_weights() ? 3 : 2) * bytes.state / shards;
+  return parameters / (int64_t{p.tensor()} * p.pipeline()) * each;
+}
+
+bool FitsMemory(const v1::JobSpec& spec, const ClusterShape& shape) {
+  const absl::StatusOr<JobPlan> plan = PlanJob(spec, shape);
+  return plan.ok() && plan->largest_rank_bytes <= shape.memory_per_slot_bytes;
+}
+
 double Distance(const v1::ParallelSpec& a, const v1::ParallelSpec& b) {
   const auto log = [](int x, int y) {
     return std::abs(std::log2(static_cast<double>(x) / std::max(y, 1)));
@@ -115,6 +131,7 @@ std::vector<v1::ParallelSpec> NearestLayouts(const v1::JobSpec& spec, const Clus
     v1::ParallelSpec layout;
   };
   std::vector<Found> found;
+  const int64_t parameters = ParameterCount(spec.model());
   constexpr int kMaxSlots = 1 << 14;
   for (int world = std::min(slots, kMaxSlots); world >= 1 && found.empty(); --world) {
     for (int tensor = 1; tensor <= world; ++tensor) {
@@ -122,13 +139,16 @@ std::vector<v1::ParallelSpec> NearestLayouts(const v1::JobSpec& spec, const Clus
       for (int pipeline = 1; pipeline <= world / tensor; ++pipeline) {
         if ((world / tensor) % pipeline != 0 || pipeline > spec.model().layers()) continue;
         const v1::JobSpec other = WithLayout(spec, tensor, pipeline, world / tensor / pipeline);
-        const absl::StatusOr<JobPlan> plan = PlanJob(other, shape);
-        if (!plan.ok()) continue;
+        if (!ValidateSpec(other).ok()) continue;
         if (shape.memory_per_slot_bytes > 0 &&
-            plan->largest_rank_bytes > shape.memory_per_slot_bytes)
+            (LeastBytes(other, parameters) > shape.memory_per_slot_bytes ||
+             !FitsMemory(other, shape)))
           continue;
-        found.push_back({Distance(other.parallel(), spec.parallel()),
-                         1 / (world * (1 - plan->bubble)), other.parallel()});
+        const double bubble =
+            BubbleOf(pipeline, other.training().global_batch() /
+                                   (other.training().micro_batch() * other.parallel().data()));
+        found.push_back({Distance(other.parallel(), spec.parallel()), 1 / (world * (1 - bubble)),
+                         other.parallel()});
       }
     }
   }

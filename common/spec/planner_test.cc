@@ -107,6 +107,30 @@ TEST(CheckFits, TooLittleMemoryIsRefusedByRankAndSize) {
               HasSubstr("no layout of this job fits"));
 }
 
+TEST(NearestLayouts, KnowEverySizeThatATensorGroupShares) {
+  v1::JobSpec spec = Spec(1, 1, 1);
+  spec.mutable_model()->mutable_moe()->set_experts(4);
+  spec.mutable_model()->mutable_moe()->set_ffn(34);  // two halves, no quarters
+  ASSERT_TRUE(FillDefaults(&spec).ok());
+  const auto layouts = NearestLayouts(spec, {}, 4, 100);
+  ASSERT_FALSE(layouts.empty());
+  for (const auto& layout : layouts) EXPECT_LE(layout.tensor(), 2) << LayoutToString(layout);
+}
+
+TEST(PlanJob, ExpertsThatATokenDoesNotMeetAreNotActive) {
+  v1::JobSpec spec = Spec(1, 1, 1);
+  const int64_t dense = PlanJob(spec)->active_parameters;
+  EXPECT_EQ(dense, PlanJob(spec)->parameters);
+  spec.mutable_model()->mutable_moe()->set_experts(4);
+  spec.mutable_model()->mutable_moe()->set_top_k(1);
+  ASSERT_TRUE(FillDefaults(&spec).ok());
+  const auto plan = PlanJob(spec);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const int64_t router = 5 * 4 * 64, expert = 3 * 64 * 128;
+  EXPECT_EQ(plan->active_parameters, dense + router) << "one expert of the dense width";
+  EXPECT_EQ(plan->parameters, dense + router + 5 * 3 * expert);
+}
+
 TEST(NearestLayouts, DivideFitAndAreNearestFirst) {
   const v1::JobSpec spec = Spec(2, 1, 4);
   const auto layouts = NearestLayouts(spec, {}, 6, 4);

@@ -19,6 +19,7 @@ class ModelValidator {
 
   void Run() {
     Sizes();
+    out_.Within("model.mla.kv_rank", m_.mla().kv_rank(), 0, 1 << 20);
     IsMla(m_) ? Mla() : Heads();
     Positions();
     Rope();
@@ -72,7 +73,6 @@ class ModelValidator {
 
   void Mla() {
     const v1::MlaSpec& a = m_.mla();
-    out_.Within("model.mla.kv_rank", a.kv_rank(), 1, 1 << 20);
     out_.Within("model.mla.q_rank", a.q_rank(), 0, 1 << 20);
     out_.Size("model.mla.nope_dim", a.nope_dim(), 1 << 12);
     out_.Size("model.mla.v_dim", a.v_dim(), 1 << 12);

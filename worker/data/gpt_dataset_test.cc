@@ -68,6 +68,44 @@ TEST_F(GptDatasetTest, OnlyTheTrainingShareIsRead) {
   }
 }
 
+TEST_F(GptDatasetTest, TheHeldOutShareIsWhatTrainingNeverReads) {
+  v1::JobSpec spec;
+  spec.mutable_data()->set_train(options_.prefix);
+  spec.mutable_data()->set_split("1,1,0");
+  spec.mutable_data()->set_sequence_length(8);
+  spec.mutable_data()->set_seed(1234);
+  spec.mutable_model()->set_vocab(1000);
+  spec.mutable_training()->set_steps(100);
+  spec.mutable_training()->set_global_batch(2);
+  spec.mutable_training()->mutable_evaluation()->set_every_steps(10);
+  spec.mutable_training()->mutable_evaluation()->set_batches(3);
+  ASSERT_TRUE(CheckTrainingData(Env::Real(), spec).ok());
+  std::vector<int32_t> tokens(9), same(9);
+  const std::vector<int64_t> first = {0}, last = {5};
+  const auto source = OpenValidationData(Env::Real(), spec).value();
+  for (const std::vector<int64_t>& ids : {first, last}) {
+    ASSERT_TRUE(source->Fetch(ids, tokens).ok());
+    for (const int32_t token : tokens) EXPECT_GE(token, 300);
+  }
+  // A prefix of its own is read whole, by the same order as any data.
+  spec.mutable_data()->set_validation(options_.prefix);
+  options_.num_samples = 6;
+  const auto whole = OpenValidationData(Env::Real(), spec).value();
+  ASSERT_TRUE(whole->Fetch(first, tokens).ok());
+  ASSERT_TRUE(GptDataset::Open(Env::Real(), options_).value()->Fetch(0, same).ok());
+  EXPECT_EQ(tokens, same);
+  // What is held out is checked before a rank starts, if it is evaluated.
+  spec.mutable_data()->set_validation(options_.prefix + "-missing");
+  const absl::Status missing = CheckTrainingData(Env::Real(), spec);
+  EXPECT_THAT(missing.message(), HasSubstr("data.validation: "));
+  spec.mutable_data()->clear_validation();
+  spec.mutable_data()->set_split("999,1,0");
+  EXPECT_THAT(CheckTrainingData(Env::Real(), spec).message(),
+              HasSubstr("data.split, the second share: "));
+  spec.mutable_training()->clear_evaluation();
+  EXPECT_TRUE(CheckTrainingData(Env::Real(), spec).ok());
+}
+
 TEST_F(GptDatasetTest, IdsOutsideTheVocabularyAreRefused) {
   options_.vocab_size = 501;
   EXPECT_THAT(CheckTrainingData(Env::Real(), options_).message(),

@@ -142,10 +142,10 @@ absl::Status Trainer::State::Build() {
   mtp_targets = total_tokens - spec.training().global_batch();
   MT_ASSIGN_OR_RETURN(flat, FlatState::Create(LayoutOf(spec.model(), mesh, options.rank),
                                               {.types = types,
+                                               .trained = options.trained,
                                                .data_ranks = mesh.data(),
                                                .data_rank = at.data,
-                                               .zero = spec.parallel().zero() == 1,
-                                               .trained = options.trained},
+                                               .zero = spec.parallel().zero() == 1},
                                               options.operations));
   MT_ASSIGN_OR_RETURN(balance, ExpertBalance::Create(spec, mesh, options.rank,
                                                      {.types = types, .trained = options.trained},
