@@ -147,11 +147,10 @@ absl::StatusOr<ExitCode> Pull(Session* session, const Options& o) {
   return kExitOk;
 }
 
-// The folder that a command's checkpoint names: itself, hf:FOLDER, or where a job's is pulled to.
+// The folder that a command's checkpoint names: itself, or where a job's is pulled to.
 absl::StatusOr<std::string> FolderOf(Session* session, const Options& o,
                                      std::unique_ptr<TemporaryFolder>* temporary) {
   std::string folder = o.checkpoint;
-  if (absl::StartsWith(folder, "hf:")) return folder;
   if (!Exists(Env::Real(), JoinPath(folder, "manifest.json"))) {
     if (folder.find('/') != std::string::npos) {
       return absl::NotFoundError(absl::StrCat(
@@ -168,7 +167,10 @@ absl::StatusOr<std::string> FolderOf(Session* session, const Options& o,
 absl::StatusOr<ExitCode> Evaluate(Session* session, const Options& o) {
   MT_ASSIGN_OR_RETURN(const std::string worker, FindProgram("mt-worker"));
   std::unique_ptr<TemporaryFolder> temporary;
-  MT_ASSIGN_OR_RETURN(const std::string folder, FolderOf(session, o, &temporary));
+  std::string folder = o.checkpoint;
+  if (!absl::StartsWith(folder, "hf:")) {
+    MT_ASSIGN_OR_RETURN(folder, FolderOf(session, o, &temporary));
+  }
   std::vector<std::string> command = {worker, "evaluate", absl::StrCat("--checkpoint=", folder),
                                       absl::StrCat("--batches=", o.batches)};
   if (!o.data.empty()) command.push_back(absl::StrCat("--data=", o.data));
