@@ -47,9 +47,9 @@ write_job() {
 name: ${1//_/-}
 model: {architecture: $1, ${model[$1]}}
 data: {train: $work/text, tokenizer: byte, sequence_length: 64}
-training: {steps: 24, global_batch: 8, optimizer: {lr: 3e-3}, schedule: {warmup_steps: 2}}
+training: {steps: 80, global_batch: 8, optimizer: {lr: 3e-3}, schedule: {warmup_steps: 2}}
 parallel: {${parallel[$1]}}
-checkpoint: {every_steps: 8}
+checkpoint: {every_steps: 10, replicas: 0}
 END_OF_JOB
 }
 fell() { python3 -c 'import sys; first, last = map(float, sys.argv[1:]); sys.exit(not last < first - 0.5)' "$@"; }
@@ -67,7 +67,7 @@ for name in "${names[@]}"; do
   fell "$first" "$last" || fail "$name: the loss went from $first to $last"
 
   job=$(submit job.yaml)
-  until_true 60 "$job has a checkpoint" checkpoint_is_past 8
+  until_true 60 "$job has a checkpoint" checkpoint_is_past 10
   kill -9 "$(status ranks.1.pid)" || fail "$name: its rank had ended before the kill; give the job more steps"
   mtctl -q wait "$job" --timeout 2m
   digest=$(mtctl checkpoint show --digest "$job")
