@@ -1,6 +1,7 @@
 // The CUDA kernels on the processor (vendor/host.h) as a backend of the ordinary kind, "emulated": for tests, which run the table
 // of cases and train small models with the very code that a GPU gets. Not shipped, never chosen by itself. Matrix products,
 // which the CUDA backend has from a library, are plain loops here.
+#include <algorithm>
 #include <cstdio>
 #include <vector>
 
