@@ -34,6 +34,7 @@ absl::Status CheckFp8Sizes(const v1::JobSpec& spec, const Mesh& mesh) {
   const v1::ModelSpec& m = spec.model();
   for (const auto& [trait, has] :
        {std::pair("latent attention (model.mla)", IsMla(m)),
+        std::pair("experts (model.moe)", HasExperts(m)),
         std::pair("multi-token prediction (model.mtp)", MtpLayers(m) > 0)}) {
     if (has) {
       return absl::InvalidArgumentError(

@@ -151,8 +151,8 @@ TEST(ModelSection, Fp8NamesTheTraitThatHasNone) {
               ElementsAre("training.precision = fp8: a model with latent attention (model.mla) has "
                           "no FP8 products; set training.precision to bf16"));
   EXPECT_THAT(problems("moe: {experts: 4}"),
-              ElementsAre("training.precision = fp8 with model.moe.experts = 4: products of "
-                          "experts have no FP8; set training.precision to bf16"));
+              ElementsAre("training.precision = fp8: a model with experts (model.moe) has no FP8 "
+                          "products; set training.precision to bf16"));
   EXPECT_THAT(problems("mtp: {layers: 1}"),
               ElementsAre("training.precision = fp8: a model with multi-token prediction "
                           "(model.mtp) has no FP8 products; set training.precision to bf16"));
