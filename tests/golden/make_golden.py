@@ -57,7 +57,7 @@ CASES = {
     "deepseek_v2": ("DeepseekV2", 210, DEEPSEEK | dict(
         num_hidden_layers=3, q_lora_rank=24, n_shared_experts=2, topk_method="group_limited_greedy", n_group=4, topk_group=2,
         routed_scaling_factor=2.0, rope_scaling=YARN | dict(mscale=0.707, mscale_all_dim=0.707))),
-    "deepseek_v2_lite": ("DeepseekV2", 11, DEEPSEEK | dict(q_lora_rank=None, n_shared_experts=1, topk_method="greedy")),
+    "deepseek_v2_lite": ("DeepseekV2", 11, DEEPSEEK | dict(rms_norm_eps=1e-3, q_lora_rank=None, n_shared_experts=1, topk_method="greedy")),
     "deepseek_v3": ("DeepseekV3", 412, DEEPSEEK | dict(
         num_hidden_layers=3, q_lora_rank=24, n_shared_experts=1, n_group=4, topk_group=2, routed_scaling_factor=2.5,
         norm_topk_prob=True, rope_scaling=YARN | dict(mscale=1.0, mscale_all_dim=0.8))),
