@@ -65,7 +65,7 @@ int32_t CrossEntropyStatistics(const mt_cross_entropy_args& args, const Launch& 
 int32_t CrossEntropyCombine(const mt_cross_entropy_combine_args& args, const Launch& launch);
 int32_t CrossEntropyGradient(const mt_cross_entropy_args& args, const Launch& launch);
 
-// moe_route.cu, moe_sort.cu, moe_rows.cu. Functions named `Supports` say why not through host::Fail.
+// moe_route*.cu, moe_sort.cu, moe_rows.cu. Functions named `Supports` say why not through host::Fail.
 bool MoeRouteSupports(int32_t operation, const mt_moe_route_args& args);
 int32_t MoeRouteForward(const mt_moe_route_args& args, const Launch& launch);
 int64_t MoeRouteForwardWorkspace(const mt_moe_route_args& args);
