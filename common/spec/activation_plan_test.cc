@@ -55,6 +55,30 @@ TEST(ActivationPlanTest, LivingTensorsDoNotOverlap) {
   }
 }
 
+// Recomputation makes the experts' part again while the gradient of the block's output waits.
+TEST(ActivationPlanTest, RecomputedExpertsOverwriteNoGradient) {
+  v1::JobSpec spec = Job();
+  v1::MoeSpec& moe = *spec.mutable_model()->mutable_moe();
+  moe.set_experts(4);
+  moe.set_top_k(2);
+  moe.set_ffn(16);
+  spec.mutable_training()->set_recompute(v1::TrainingSpec::RECOMPUTE_BLOCK);
+  const Mesh mesh = *Mesh::Create(1, 1, 2);
+  for (int rank = 0; rank < 2; ++rank) {
+    const ActivationPlan plan = PlanActivations(spec, mesh, rank);
+    const PlannedTensor& waits = *plan.Find("stream.gradient");
+    for (const char* name : {"moe.sorted", "moe.activated", "moe.gate_up", "moe.output"}) {
+      const PlannedTensor& made = *plan.Find(name);
+      EXPECT_TRUE(made.last_use >= waits.first_use && waits.last_use >= made.first_use) << name;
+    }
+    // The routing is kept: it is not made again.
+    EXPECT_EQ(plan.Find("moe.ids")->policy, KeepPolicy::kKeep);
+    EXPECT_EQ(plan.Find("moe.output")->policy, KeepPolicy::kRecompute);
+    // Every choice may be a sorted row, whatever the capacity.
+    EXPECT_EQ(plan.Find("moe.output")->shape, (std::vector<int64_t>{32 * 2, 32}));
+  }
+}
+
 // Multi-token prediction runs a block forward and backward between the head's two passes: what the head's passes leave for each
 // other lies where no block writes.
 TEST(ActivationPlanTest, MultiTokenPredictionOverwritesNothingOfTheHead) {
