@@ -1,8 +1,9 @@
 // The router of a mixture of experts, with the formulas of mt_backend.h. A warp takes a row: expert e is in register e / 32 of lane
 // e % 32, choice j with lane j.
 //
-// Bytes that cannot be avoided: forward 4 N (E + 2 k), backward 4 N (2 E + 2 k). The partial statistics of forward are at most a
-// seventh of that at E = 256; what bounds both kernels is the chain of exchanges that finds one choice after the other.
+// Bytes that cannot be avoided: forward 4 N (E + 2 k), backward 4 N (2 E + 2 k). Forward's partial statistics are 8 (2 E + 1) bytes
+// per block of 16 rows or more, written and read once, mostly in the second-level cache: half as much again at E = 256. What
+// bounds both kernels is the chain of exchanges that finds one choice after the other.
 //
 // Determinism: choices are an order of numbers with the id to decide among equals; loads and sums are made in float64 per block, in
 // the order of its warps and their rows, and added over blocks in a fixed order. How rows are dealt to blocks depends on sizes alone.
