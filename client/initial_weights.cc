@@ -18,14 +18,17 @@ std::string FolderOf(const std::string& initial_checkpoint) {
 
 }  // namespace
 
-absl::StatusOr<v1::ModelSpec> ModelOfFolder(const std::string& initial_checkpoint) {
+absl::StatusOr<v1::ModelSpec> ModelOfFolder(const std::string& initial_checkpoint,
+                                            bool is_written) {
   const std::string folder = FolderOf(initial_checkpoint);
   Env* env = Env::Real();
   if (!Exists(env, folder)) {
+    if (is_written) return v1::ModelSpec();
     return absl::NotFoundError(
         absl::StrCat(folder,
                      " is not on this machine, so its model is not known here; name the model "
-                     "(`model: llama3-8b`, see mtctl model list), or submit where the folder is"));
+                     "(`model: llama3-8b`, see mtctl model list, or all its sizes), or submit "
+                     "where the folder is"));
   }
   if (HubFolderOf(initial_checkpoint).empty()) {
     MT_ASSIGN_OR_RETURN(const std::string json,

@@ -10,8 +10,9 @@
 namespace mt::client {
 
 // The model of "hf:FOLDER" (its config.json) or of a checkpoint's folder, with a note for each thing of config.json that a job
-// does not take over. NOT_FOUND says what to write when the folder is not on this machine.
-absl::StatusOr<v1::ModelSpec> ModelOfFolder(const std::string& initial_checkpoint);
+// does not take over. Where the folder is not on this machine: an empty one if the job's own model `is_written`, else NOT_FOUND,
+// which says what to write.
+absl::StatusOr<v1::ModelSpec> ModelOfFolder(const std::string& initial_checkpoint, bool is_written);
 
 // CheckInitialCheckpoint (worker/checkpoint/hugging_face), or a note if the folder is not on this machine.
 absl::Status CheckInitialWeightsIfHere(const v1::JobSpec& spec);

@@ -197,7 +197,7 @@ absl::StatusOr<v1::JobSpec> LoadSpec(const std::string& path,
   if (v1::ModelSpec* model = spec->mutable_model(); IsFolderPreset(model->preset()))
     model->set_preset(AbsoluteFolder(model->preset()));
   absl::Status status =
-      FillDefaults(&*spec, {.vocabulary_of = VocabularyOfTokenizer, .model_of = ModelOfFolder});
+      FillDefaults(&*spec, {.vocabulary_of = VocabularyOfTokenizer, .model_of = model_of});
   if (status.ok()) status = ValidateSpec(*spec);
   if (status.ok()) status = CheckTokenizerIfHere(*spec);
   if (!status.ok()) return WithNext(Annotate(status, path), "see docs/guide/job-spec.md");

@@ -78,6 +78,55 @@ for prefix in "$work/data/absent" "$work/data/short"; do
   nothing_left "$prefix"
 done
 
+echo "== weights that a job cannot begin with"
+golden=$here/../golden
+cat > begin.yaml <<EOF
+name: begin
+initial_checkpoint: hf:$work/data/hub
+data: {train: $work/text, sequence_length: 16}
+training: {steps: 2, global_batch: 4}
+EOF
+hub() { rm -rf data/hub; cp -r "$golden/$1" data/hub; rm data/hub/expected.safetensors; }
+jobs_known() { mtctl list -o json | grep -c '"id"'; }
+known=$(jobs_known)
+not_queued() { [ "$(jobs_known)" = "$known" ] || fail "a job was queued by: $1"; nothing_left "$1"; }
+not_begun() { refused 5 "$@" -- mtctl submit begin.yaml; not_queued "$*"; }
+hub llama
+not_begun 'token' '61'  # ids of the text beyond the model's
+refused 5 'model.vocab = 61' '257' -- mtctl submit begin.yaml --set data.tokenizer=byte
+refused 5 'is \[32,32\]' '\[64,32\]' -- mtctl submit begin.yaml --set model.heads=8
+sed -i 's/"model_type": "llama"/"model_type": "gemma2"/' data/hub/config.json
+refused '[15]' 'model_type = "gemma2"' 'qwen3_moe' -- mtctl submit begin.yaml
+hub llama
+sed -i 's/"hidden_act": "silu"/"hidden_act": "gelu"/' data/hub/config.json
+refused '[15]' 'hidden_act = "gelu"' silu -- mtctl submit begin.yaml
+hub llama
+cp "$golden/llama_tied/model.safetensors" data/hub/
+not_begun 'tensor lm_head.weight is missing' 'tie_word_embeddings'
+hub llama
+cp "$golden/llama_scaled/model.safetensors" data/hub/
+not_begun 'bias \[[0-9]+\] has no place'
+hub llama
+sed -i 's/"intermediate_size": 48/"intermediate_size": 64/' data/hub/config.json
+not_begun '\[48,32\]' '\[64,32\]'
+hub llama
+truncate -s -1 data/hub/model.safetensors
+refused '[15]' 'data/hub/model.safetensors' 'fetch this file again' -- mtctl submit begin.yaml
+mv data/hub/model.safetensors data/hub/pytorch_model.bin
+not_begun 'pickle' 'safe_serialization'
+rm -r data/hub
+refused 3 "$work/data/hub is not on this machine" -- mtctl submit begin.yaml
+not_queued "weights"
+
+echo "== and weights that only the nodes see"
+hub llama
+truncate -s -1 data/hub/model.safetensors
+job=$(hidden mtctl -q submit "$work/begin.yaml" --set model.layers=2 --set model.hidden=32 --set model.heads=4 \
+  --set model.kv_heads=2 --set model.ffn=48 --set model.vocab=61 -o json | field id)
+refused 8 'data/hub' 'fetch this file again' -- mtctl wait "$job" --timeout 1m
+[ "$(status failure.cause)" = data ] || fail "the cause is $(status failure.cause)"
+nothing_left "weights of the nodes"
+
 echo "== and what is right still runs"
 job=$(submit job.yaml --set parallel.data=2)
 mtctl wait "$job" --timeout 2m
