@@ -48,7 +48,8 @@ absl::Status CheckInitialWeightsIfHere(const v1::JobSpec& spec) {
                       " is not on this machine: the nodes will look for it"));
     return absl::OkStatus();
   }
-  return CheckInitialCheckpoint(Env::Real(), spec);
+  const absl::Status status = CheckInitialCheckpoint(Env::Real(), spec);
+  return status.ok() ? status : WithNext(status, "see docs/guide/hugging-face.md");
 }
 
 absl::Status CheckTokenizerIfHere(const v1::JobSpec& spec) {

@@ -196,6 +196,9 @@ absl::StatusOr<v1::JobSpec> LoadSpec(const std::string& path,
   spec->set_initial_checkpoint(AbsoluteFolder(spec->initial_checkpoint()));
   if (v1::ModelSpec* model = spec->mutable_model(); IsFolderPreset(model->preset()))
     model->set_preset(AbsoluteFolder(model->preset()));
+  const auto model_of = [is_written = spec->model().layers() > 0](const std::string& folder) {
+    return ModelOfFolder(folder, is_written);
+  };
   absl::Status status =
       FillDefaults(&*spec, {.vocabulary_of = VocabularyOfTokenizer, .model_of = model_of});
   if (status.ok()) status = ValidateSpec(*spec);

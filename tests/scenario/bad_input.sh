@@ -94,7 +94,7 @@ not_begun() { refused 5 "$@" -- mtctl submit begin.yaml; not_queued "$*"; }
 hub llama
 not_begun 'token' '61'  # ids of the text beyond the model's
 refused 5 'model.vocab = 61' '257' -- mtctl submit begin.yaml --set data.tokenizer=byte
-refused 5 'is \[32,32\]' '\[64,32\]' -- mtctl submit begin.yaml --set model.heads=8
+refused 5 'model.heads is 8, not 4' 'delete the model section' -- mtctl submit begin.yaml --set model.heads=8
 sed -i 's/"model_type": "llama"/"model_type": "gemma2"/' data/hub/config.json
 refused '[15]' 'model_type = "gemma2"' 'qwen3_moe' -- mtctl submit begin.yaml
 hub llama
@@ -121,7 +121,8 @@ not_queued "weights"
 echo "== and weights that only the nodes see"
 hub llama
 truncate -s -1 data/hub/model.safetensors
-job=$(hidden mtctl -q submit "$work/begin.yaml" --set model.layers=2 --set model.hidden=32 --set model.heads=4 \
+cp text.bin text.idx data/
+job=$(hidden mtctl -q submit "$work/begin.yaml" --set data.train="$work/data/text" --set model.layers=2 --set model.hidden=32 --set model.heads=4 \
   --set model.kv_heads=2 --set model.ffn=48 --set model.vocab=61 -o json | field id)
 refused 8 'data/hub' 'fetch this file again' -- mtctl wait "$job" --timeout 1m
 [ "$(status failure.cause)" = data ] || fail "the cause is $(status failure.cause)"
