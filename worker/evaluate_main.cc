@@ -20,8 +20,8 @@
 namespace mt {
 namespace {
 
-constexpr int64_t kHubBatch = 8;               // sequences
-constexpr int64_t kLongestHubSequence = 1024;  // unless it is asked for
+constexpr int64_t kHubBatch = 8;               // sequences, where no job says how many
+constexpr int64_t kLongestHubSequence = 1024;  // there, unless it is asked for
 
 struct Flags {
   std::string checkpoint, data, backend;
@@ -60,6 +60,14 @@ absl::StatusOr<Flags> Parse(const std::vector<std::string>& arguments) {
   return flags;
 }
 
+v1::JobSpec WithHubSizes(v1::JobSpec spec) {
+  const int64_t longest = spec.model().max_positions();
+  spec.mutable_data()->set_sequence_length(longest > 0 ? std::min(longest, kLongestHubSequence)
+                                                       : kLongestHubSequence);
+  spec.mutable_training()->set_global_batch(kHubBatch);
+  return spec;
+}
+
 // The job that the weights come from, or one that could have made them.
 absl::StatusOr<v1::JobSpec> SpecOf(const Flags& flags) {
   const std::string hub = HubFolderOf(flags.checkpoint);
@@ -68,16 +76,14 @@ absl::StatusOr<v1::JobSpec> SpecOf(const Flags& flags) {
         const std::string json,
         ReadFile(Env::Real(), JoinPath(flags.checkpoint, "manifest.json"), 1 << 30));
     MT_ASSIGN_OR_RETURN(const v1::CheckpointManifest manifest, ManifestFromJson(json));
-    return manifest.spec();
+    // One that was imported comes from no job.
+    if (manifest.spec().training().global_batch() > 0) return manifest.spec();
+    return WithHubSizes(manifest.spec());
   }
   v1::JobSpec spec;
   MT_ASSIGN_OR_RETURN(const HubConfig config, HubFolder::ReadConfig(Env::Real(), hub));
   *spec.mutable_model() = config.model;
-  const int64_t longest = config.model.max_positions();
-  spec.mutable_data()->set_sequence_length(longest > 0 ? std::min(longest, kLongestHubSequence)
-                                                       : kLongestHubSequence);
-  spec.mutable_training()->set_global_batch(kHubBatch);
-  return spec;
+  return WithHubSizes(std::move(spec));
 }
 
 // The same model on one rank, a sequence at a time, keeping as little as can be.

@@ -191,6 +191,14 @@ TEST(CheckSizesTest, NamesFieldValueAndRemedy) {
   spec.mutable_training()->set_micro_batch(1);
   spec.mutable_data()->set_sequence_length(20);
   EXPECT_THAT(message(spec, 1, 1, 1), HasSubstr("set data.sequence_length to 32"));
+  spec = Job();
+  spec.mutable_model()->set_position(v1::ModelSpec::POSITION_LEARNED);
+  spec.mutable_model()->set_max_positions(16);
+  EXPECT_TRUE(CheckSizes(spec, *Mesh::Create(1, 1, 1)).ok());
+  spec.mutable_data()->set_sequence_length(17);
+  EXPECT_EQ(message(spec, 1, 1, 1),
+            "data.sequence_length = 17: the table of learned positions has 16 rows "
+            "(model.max_positions); use at most that");
 }
 
 }  // namespace

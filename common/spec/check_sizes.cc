@@ -100,6 +100,12 @@ absl::Status CheckModel(const v1::JobSpec& spec) {
     return absl::InvalidArgumentError(absl::StrCat("model.head_dim = ", m.head_dim(),
                                                    " is odd; rotary embeddings need an even one"));
   }
+  if (HasLearnedPositions(m) && spec.data().sequence_length() > m.max_positions()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("data.sequence_length = ", spec.data().sequence_length(),
+                     ": the table of learned positions has ", m.max_positions(),
+                     " rows (model.max_positions); use at most that"));
+  }
   if (m.qk_norm() && RotaryDim(m) == 0) {
     return absl::InvalidArgumentError(
         "model.qk_norm = true with model.position = learned: heads are normed and rotated in one "

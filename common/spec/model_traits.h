@@ -9,6 +9,8 @@
 
 namespace mt {
 
+inline constexpr int64_t kMostExperts = 1 << 20;  // of all blocks together
+
 inline bool IsMla(const v1::ModelSpec& m) { return m.mla().kv_rank() > 0; }
 inline bool HasExperts(const v1::ModelSpec& m) { return m.moe().experts() > 0; }
 // Block `layer`; those of multi-token prediction are numbered from layers() on.

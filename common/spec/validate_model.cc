@@ -7,6 +7,8 @@
 namespace mt {
 namespace {
 
+constexpr int64_t kMostHidden = 1 << 20, kMostHeads = 1 << 16;
+
 // "llama3" of SCALING_LLAMA3.
 std::string Text(const std::string& name, absl::string_view prefix) {
   return absl::AsciiStrToLower(absl::StripPrefix(name, prefix));
@@ -33,8 +35,8 @@ class ModelValidator {
  private:
   void Sizes() {
     out_.Size("model.layers", m_.layers(), 10'000);
-    out_.Size("model.hidden", m_.hidden(), 1 << 20);
-    out_.Size("model.heads", m_.heads(), 1 << 16);
+    out_.Size("model.hidden", m_.hidden(), kMostHidden);
+    out_.Size("model.heads", m_.heads(), kMostHeads);
     out_.Size("model.ffn", m_.ffn(), 1 << 22);
     out_.Size("model.vocab", m_.vocab(), 1 << 24);
     out_.Positive("model.rope_theta", m_.rope_theta());
@@ -47,7 +49,9 @@ class ModelValidator {
   }
 
   void Heads() {
-    const bool heads = m_.heads() > 0, hidden = m_.hidden() > 0;
+    // Divisors are looked for only of sizes that are sane: those of 2^62 would take minutes.
+    const bool heads = m_.heads() > 0 && m_.heads() <= kMostHeads,
+               hidden = m_.hidden() > 0 && m_.hidden() <= kMostHidden;
     if (heads && hidden && m_.head_dim() == 0) {
       out_.Add("model.hidden", m_.hidden(), ": does not divide by model.heads = ", m_.heads(),
                "; set model.heads to ",
@@ -158,6 +162,10 @@ class ModelValidator {
                ": must be more than model.rope.low_freq_factor = ", r.low_freq_factor(),
                ", and both more than 0");
     }
+    if (yarn && m_.rope_theta() > 0 && m_.rope_theta() <= 1) {
+      out_.Add("model.rope_theta", m_.rope_theta(),
+               ": model.rope.scaling = yarn needs more than 1; 10000 is usual");
+    }
     if (yarn &&
         !(r.beta_slow() > 0 && r.beta_fast() > r.beta_slow() && std::isfinite(r.beta_fast()))) {
       out_.Add("model.rope.beta_fast", r.beta_fast(),
@@ -216,6 +224,12 @@ class ModelValidator {
   void Moe() {
     const v1::MoeSpec& moe = m_.moe();
     out_.Within("model.moe.experts", moe.experts(), 1, 1 << 14);
+    // Every expert of every block is listed by name, wherever a model is planned.
+    if (m_.layers() > 0 && moe.experts() > kMostExperts / m_.layers()) {
+      out_.Add("model.moe.experts", moe.experts(), ": model.layers = ", m_.layers(),
+               " blocks have more than ", kMostExperts, " together; use at most ",
+               kMostExperts / m_.layers());
+    }
     out_.Size("model.moe.ffn", moe.ffn(), 1 << 22);
     out_.Within("model.moe.shared_ffn", moe.shared_ffn(), 0, 1 << 22);
     out_.Within("model.moe.first_dense", moe.first_dense(), 0, std::max<int64_t>(m_.layers(), 1));

@@ -61,6 +61,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"rope_beta", "rope: {scaling: yarn, factor: 2, beta_slow: 64}",
              "model.rope.beta_fast = 32: must be more than model.rope.beta_slow = 64, and both "
              "more than 0"},
+        Case{"rope_theta", "rope_theta: 1, rope: {scaling: yarn, factor: 2}",
+             "model.rope_theta = 1: model.rope.scaling = yarn needs more than 1; 10000 is usual"},
         Case{"rope_learned",
              "position: learned, max_positions: 64, rope: {scaling: linear, factor: 2}",
              "model.rope.scaling = linear: model.position = learned has no rotation; delete it"},
@@ -138,6 +140,19 @@ TEST(ModelSection, EverySizeThatTheTensorGroupSharesMustDivide) {
       SpecProblems(Job(absl::StrCat(kSmall, ", mla: {kv_rank: 16}}"), "parallel: {tensor: 8}")),
       IsEmpty())
       << "latent attention has no kv_heads, and a vocabulary of 321 is padded";
+}
+
+TEST(ModelSection, SizesWithoutSenseAreToldAtOnce) {
+  EXPECT_THAT(SpecProblems(Job("{vocab: 320, layers: 4, hidden: 9223372036854775807, heads: 8, "
+                               "ffn: 128}")),
+              ElementsAre("model.hidden = 9223372036854775807: out of range; use 1 to 1048576"));
+  EXPECT_THAT(SpecProblems(Job("{vocab: 320, layers: 4, hidden: 64, heads: 9223372036854775807, "
+                               "kv_heads: 2, ffn: 128}")),
+              ElementsAre("model.heads = 9223372036854775807: out of range; use 1 to 65536"));
+  EXPECT_THAT(SpecProblems(Job("{vocab: 320, layers: 10000, hidden: 64, heads: 8, ffn: 128, "
+                               "moe: {experts: 16384}}")),
+              ElementsAre("model.moe.experts = 16384: model.layers = 10000 blocks have more than "
+                          "1048576 together; use at most 104"));
 }
 
 TEST(ModelSection, Fp8NamesTheTraitThatHasNone) {

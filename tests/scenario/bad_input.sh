@@ -118,6 +118,11 @@ rm -r data/hub
 refused 3 "$work/data/hub is not on this machine" -- mtctl submit begin.yaml
 not_queued "weights"
 
+echo "== weights that cannot be evaluated on this data"
+refused 5 'sequence_length = 64: the table of learned positions has 32 rows' -- mtctl evaluate "hf:$golden/gpt2" --data text --sequence-length 64
+mtctl -q checkpoint import hf "$golden/llama" imported > /dev/null
+refused 5 'token id [0-9]+, but model.vocab is 61' -- mtctl evaluate imported --data text
+
 echo "== and weights that only the nodes see"
 hub llama
 truncate -s -1 data/hub/model.safetensors

@@ -26,8 +26,10 @@ class Importer {
     Quantization();
     config_.dtype = r_.String("dtype", r_.String("torch_dtype", ""));
     architecture == v1::ARCHITECTURE_GPT2 ? Gpt2() : LlamaLike();
-    if (m_.layers() * std::max<int64_t>(1, m_.moe().experts()) > 1 << 20)
-      r_.Refuse("num_hidden_layers", "has more experts in all blocks together than 1048576");
+    if (m_.layers() * std::max<int64_t>(1, m_.moe().experts()) > kMostExperts) {
+      r_.Refuse("num_hidden_layers",
+                absl::StrCat("has more experts in all blocks together than ", kMostExperts));
+    }
   }
 
  private:

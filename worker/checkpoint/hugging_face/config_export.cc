@@ -251,6 +251,7 @@ absl::StatusOr<std::string> HubConfigOf(const v1::ModelSpec& model, absl::string
   config["architectures"] = {name->class_name};
   config["model_type"] = name->model_type;
   config.erase("quantization_config");
+  config.erase("auto_map");  // Python files, which do not go along
   config.erase("dtype");
   config["torch_dtype"] = std::string(dtype);
   config["vocab_size"] = model.vocab();

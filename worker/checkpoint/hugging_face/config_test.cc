@@ -251,6 +251,15 @@ TEST(HubConfig, AModelThatItsClassHasNoPlaceForIsNotWritten) {
   EXPECT_TRUE(HubConfigOf(Resolved(model), "bfloat16", "").ok());
 }
 
+TEST(HubConfig, WhatOnlyFilesThatDoNotGoAlongCanReadIsLeftOut) {
+  v1::ModelSpec model;
+  model.set_preset("qwen3-8b");
+  const auto config = HubConfigOf(Resolved(model), "bfloat16",
+                                  R"({"auto_map": {"AutoModel": "modeling.Own"}, "my_key": 1})");
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_THAT(*config, AllOf(HasSubstr("my_key"), testing::Not(HasSubstr("auto_map"))));
+}
+
 TEST(HubConfig, DifferencesTellFieldAndBothValues) {
   v1::ModelSpec model;
   model.set_preset("llama3-8b");
