@@ -13,6 +13,7 @@
 
 #include "absl/strings/match.h"
 #include "common/spec/model_traits.h"
+#include "tests/golden/cases.h"
 #include "worker/checkpoint/hugging_face/import.h"
 #include "worker/train/generate.h"
 #include "worker/train/trainer.h"
@@ -278,32 +279,16 @@ std::string NameOf(const testing::TestParamInfo<std::tuple<const char*, Target>>
                       target.precision == kBf16 ? "_bf16" : "");
 }
 
-// The folders beside this file.
-constexpr const char* kModels[] = {"llama",
-                                   "llama_tied",
-                                   "llama_scaled",
-                                   "qwen2",
-                                   "qwen3",
-                                   "mistral",
-                                   "gpt2",
-                                   "mixtral",
-                                   "qwen3_moe",
-                                   "deepseek_v2",
-                                   "deepseek_v2_lite",
-                                   "deepseek_v3",
-                                   "deepseek_v3_mtp",
-                                   "gpt_oss"};
-
 INSTANTIATE_TEST_SUITE_P(
     Models, GoldenTest,
-    testing::Combine(testing::ValuesIn(kModels),
+    testing::Combine(testing::ValuesIn(kGoldenCases),
                      testing::Values(Target{"reference", kFp32}, Target{"cpu", kFp32},
                                      Target{"emulated", kFp32}, Target{"cuda", kFp32})),
     NameOf);
 
 INSTANTIATE_TEST_SUITE_P(
     Bf16, GoldenTest,
-    testing::Combine(testing::ValuesIn(kModels),
+    testing::Combine(testing::ValuesIn(kGoldenCases),
                      testing::Values(Target{"reference", kBf16}, Target{"cpu", kBf16},
                                      Target{"emulated", kBf16}, Target{"cuda", kBf16})),
     NameOf);

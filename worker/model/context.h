@@ -98,9 +98,9 @@ class ModelContext {
                               .alpha = 1,
                               .bias = bias});
   }
-  // dx (rows, in) = dy (rows, out) W
+  // dx (rows, in) = dy (rows, out) W, or += if `add`
   absl::Status ProductInputGradient(const void* dy, const void* weight, void* dx, int64_t rows,
-                                    int64_t in, int64_t out) {
+                                    int64_t in, int64_t out, bool add = false) {
     return Run<MT_OP_MATMUL>({.dtype = dtype,
                               .output_dtype = dtype,
                               .m = rows,
@@ -112,7 +112,8 @@ class ModelContext {
                               .ldb = in,
                               .d = dx,
                               .ldd = in,
-                              .alpha = 1});
+                              .alpha = 1,
+                              .beta = add ? 1.0 : 0.0});
   }
   // dW (out, in) += dy^T x, or = if `overwrite`
   absl::Status ProductWeightGradient(const void* dy, const void* x, void* dw, int64_t rows,

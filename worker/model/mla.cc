@@ -57,19 +57,7 @@ absl::StatusOr<void*> LatentBackward(ModelContext& context, const NormWeights& w
 // dx (S, C) (+)= dy (S, out) W
 absl::Status RowsInputGradient(ModelContext& context, const void* dy, const void* weight, void* dx,
                                int64_t in, int64_t out, bool add) {
-  return context.Run<MT_OP_MATMUL>({.dtype = context.dtype,
-                                    .output_dtype = context.dtype,
-                                    .m = context.shape.stream_rows,
-                                    .n = in,
-                                    .k = out,
-                                    .a = dy,
-                                    .lda = out,
-                                    .b = weight,
-                                    .ldb = in,
-                                    .d = dx,
-                                    .ldd = in,
-                                    .alpha = 1,
-                                    .beta = add ? 1.0 : 0.0});
+  return context.ProductInputGradient(dy, weight, dx, context.shape.stream_rows, in, out, add);
 }
 
 // Matrices that are replicated are cleared before a step and always added to.

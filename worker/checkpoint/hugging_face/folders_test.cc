@@ -7,6 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/abi/small_floats.h"
+#include "tests/golden/cases.h"
 #include "worker/checkpoint/hugging_face/export.h"
 #include "worker/checkpoint/hugging_face/import.h"
 #include "worker/checkpoint/hugging_face/test_folder.h"
@@ -43,7 +44,7 @@ std::map<std::string, std::vector<float>> AllWeights(const HubFolder& hub) {
   return weights;
 }
 
-class EveryArchitecture : public testing::TestWithParam<std::string> {
+class EveryArchitecture : public testing::TestWithParam<const char*> {
  protected:
   // Import of /hub, export to /out.
   HubExportResult RoundTrip(const std::string& dtype, int64_t max_shard_bytes) {
@@ -152,7 +153,7 @@ TEST_P(EveryArchitecture, AnyBoxIsReadAsThatPartOfTheWhole) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, EveryArchitecture, testing::ValuesIn(GoldenCases()),
+INSTANTIATE_TEST_SUITE_P(Golden, EveryArchitecture, testing::ValuesIn(kGoldenCases),
                          [](const auto& info) { return info.param; });
 
 // GPT-2's c_attn holds q, k and v transposed, side by side.

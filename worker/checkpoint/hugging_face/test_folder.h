@@ -81,22 +81,4 @@ struct TestFolder {
   std::string config;
 };
 
-inline const std::vector<std::string>& GoldenCases() {
-  static const auto* cases = new std::vector<std::string>{"llama",
-                                                          "llama_tied",
-                                                          "llama_scaled",
-                                                          "qwen2",
-                                                          "qwen3",
-                                                          "mistral",
-                                                          "gpt2",
-                                                          "mixtral",
-                                                          "qwen3_moe",
-                                                          "deepseek_v2",
-                                                          "deepseek_v2_lite",
-                                                          "deepseek_v3",
-                                                          "deepseek_v3_mtp",
-                                                          "gpt_oss"};
-  return *cases;
-}
-
 }  // namespace mt
