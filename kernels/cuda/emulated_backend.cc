@@ -3,6 +3,8 @@
 // which the CUDA backend has from a library, are plain loops here.
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "kernels/cuda/dispatch.h"
@@ -123,6 +125,14 @@ int32_t Open(int32_t device, int32_t) {
                     device);
 }
 
+// "shared_bytes": dynamic shared memory of a block, as other devices have it.
+int32_t Configure(const char* key, const char* value) {
+  if (std::strcmp(key, "shared_bytes") != 0)
+    return host::Fail(MT_ERROR_UNSUPPORTED, 0, "configure: no key %s", key);
+  emulator::LimitShared(std::atoi(value));
+  return MT_OK;
+}
+
 mt_backend MakeBackend() {
   mt_backend backend = {};
   backend.struct_size = sizeof backend;
@@ -146,6 +156,7 @@ mt_backend MakeBackend() {
     return Run(operation, args, EmulatedOperations(), kLaunch);
   };
   host::FillMemoryFunctions(&backend);
+  backend.configure = Configure;
   return backend;
 }
 

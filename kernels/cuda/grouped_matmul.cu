@@ -44,7 +44,8 @@ __device__ __forceinline__ void StoreElement(const Grouped& p, const GroupedTile
 
 template <typename T, int kMode>
 __global__ void __launch_bounds__(kThreads) GroupedKernel(Grouped p) {
-  __shared__ float a_tile[kDepth][kTile + 4], b_tile[kDepth][kTile + 4];
+  alignas(16) __shared__ float a_tile[kDepth][kTile + 4];
+  alignas(16) __shared__ float b_tile[kDepth][kTile + 4];
   MT_DYNAMIC_SHARED(int32_t, first);  // (E + 1)
   constexpr bool kWeights = kMode == MT_GROUPED_WEIGHT_GRADIENT;
   const int thread = static_cast<int>(threadIdx.x);
@@ -138,8 +139,9 @@ bool GroupedMatmulSupports(int32_t operation, const mt_grouped_matmul_args& args
                static_cast<long long>(args.in), static_cast<long long>(args.out), kMultiple);
     return false;
   }
-  // Tiles are counted in 32 bits.
-  if (args.groups <= kMostGroups &&
+  // Tiles are counted in 32 bits, and so are rows and columns to the end of the last tile.
+  constexpr int64_t kMost = INT32_MAX - 256;
+  if (args.groups <= kMostGroups && std::max({args.rows, args.in, args.out}) <= kMost &&
       MostTiles(GroupedOf(args), args.mode, kTile, kTile) <= INT32_MAX / 2)
     return true;
   host::Fail(MT_ERROR_UNSUPPORTED, operation,

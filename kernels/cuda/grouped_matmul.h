@@ -156,7 +156,8 @@ class GroupedTiles {
 inline constexpr int kMostGroups = 2048;
 
 // grouped_matmul_mma.cu: bf16 on tensor cores; absent where a vendor has other matrix instructions (MT_HAS_MMA_GROUPED). `Supports`
-// looks at types, sizes and strides, `Fits` at how the pointers are aligned.
+// looks at types, sizes and strides, `Fits` (what `Supports` accepts) at how the pointers are aligned and at the device's shared
+// memory; MmaGroupedMatmul runs what `Fits` has accepted.
 #if !defined(MT_VENDOR_HIP) && !defined(MT_VENDOR_MUSA)
 #define MT_HAS_MMA_GROUPED 1
 bool MmaGroupedSupports(const mt_grouped_matmul_args& args);

@@ -263,13 +263,21 @@ __global__ void __launch_bounds__(kThreads, kResident) GroupedMmaKernel(const Gr
   }
 }
 
+// Whether the device gives a block the shared memory: compute capabilities 8.6, 8.9 and 12.0 have 99 KiB.
+template <int kMode>
+bool HasShared() {
+  if (cudaFuncSetAttribute(GroupedMmaKernel<kMode>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           SharedBytes(kMostGroups)) == cudaSuccess)
+    return true;
+  (void)cudaGetLastError();  // the portable kernel's launch must not take it for its own
+  return false;
+}
+
 template <int kMode>
 int32_t LaunchMma(const mt_grouped_matmul_args& args, const Launch& launch) {
   auto* kernel = GroupedMmaKernel<kMode>;
   const Grouped p = GroupedOf(args);
   const int bytes = SharedBytes(p.groups);
-  MT_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               SharedBytes(kMostGroups)));
   const int64_t blocks =
       std::min(MostTiles(p, kMode, kTile, kTile), int64_t{launch.multiprocessors} * kResident);
   MT_CUDA(MT_LAUNCH(kernel, GridOf(blocks), kThreads, bytes, launch.stream, p));
@@ -284,7 +292,15 @@ bool MmaGroupedSupports(const mt_grouped_matmul_args& args) {
 }
 
 bool MmaGroupedFits(const mt_grouped_matmul_args& args) {
-  return IsAligned(args.x) && IsAligned(args.y) && IsAligned(args.weight);
+  if (!IsAligned(args.x) || !IsAligned(args.y) || !IsAligned(args.weight)) return false;
+  switch (args.mode) {
+    case MT_GROUPED_FORWARD:
+      return HasShared<MT_GROUPED_FORWARD>();
+    case MT_GROUPED_INPUT_GRADIENT:
+      return HasShared<MT_GROUPED_INPUT_GRADIENT>();
+    default:
+      return HasShared<MT_GROUPED_WEIGHT_GRADIENT>();
+  }
 }
 
 int32_t MmaGroupedMatmul(const mt_grouped_matmul_args& args, const Launch& launch) {

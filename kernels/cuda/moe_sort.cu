@@ -273,9 +273,12 @@ Sort SortOf(const mt_moe_sort_args& args) {
 }  // namespace
 
 bool MoeSortSupports(int32_t operation, const mt_moe_sort_args& args) {
-  if (args.experts <= kMostExperts) return true;
-  host::Fail(MT_ERROR_UNSUPPORTED, operation, "experts = %lld is more than %d",
-             static_cast<long long>(args.experts), kMostExperts);
+  constexpr int64_t kMostChoices = INT32_MAX - kThreads;  // KeepHeaviest counts beyond the last
+  if (args.experts <= kMostExperts && args.rows * args.top_k <= kMostChoices) return true;
+  host::Fail(MT_ERROR_UNSUPPORTED, operation,
+             "experts = %lld (at most %d), rows * top_k = %lld (at most %lld)",
+             static_cast<long long>(args.experts), kMostExperts,
+             static_cast<long long>(args.rows * args.top_k), static_cast<long long>(kMostChoices));
   return false;
 }
 

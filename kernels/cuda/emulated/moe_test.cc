@@ -232,6 +232,14 @@ Places PlacesOf(int64_t rows, int64_t experts, int64_t top_k, int64_t capacity) 
   return places;
 }
 
+TEST(Sort, MoreChoicesThanAreCountedAreDeclined) {
+  mt_moe_sort_args args = {
+      .struct_size = sizeof args, .dtype = MT_F32, .rows = INT32_MAX, .experts = 8, .top_k = 1};
+  EXPECT_EQ(emulated->supports(MT_OP_MOE_SORT, &args), 0);
+  args.rows = INT32_MAX - 256;
+  EXPECT_EQ(emulated->supports(MT_OP_MOE_SORT, &args), 1);
+}
+
 TEST(Rows, MoveBetweenTokensAndExperts) {
   constexpr int64_t kRows = 21;
   for (const int64_t columns : {1, 8, 24, 257, 1024}) {
@@ -390,6 +398,47 @@ TEST(GroupedProduct, AGroupsResultDependsOnItsOwnRowsAlone) {
   const std::vector<uint16_t> alone = product(0);
   EXPECT_EQ(product(1), alone);
   EXPECT_EQ(product(150), alone);
+}
+
+TEST(GroupedProduct, RunsWhereABlockHasLittleSharedMemory) {
+  constexpr int64_t kRows = 5, kIn = 16, kOut = 8;
+  std::vector<uint16_t> x(kRows * kIn, mt_bf16_from_float(1.0f)), weight(kIn * kOut, x[0]);
+  std::vector<uint16_t> y(kRows * kOut);
+  const std::vector<int32_t> offsets = {0, kRows};
+  ASSERT_EQ(emulated->configure("shared_bytes", "101376"), MT_OK);  // compute capability 8.9
+  for (const int32_t mode : {MT_GROUPED_FORWARD, MT_GROUPED_INPUT_GRADIENT}) {
+    const mt_grouped_matmul_args args = {.struct_size = sizeof args,
+                                         .dtype = MT_BF16,
+                                         .mode = mode,
+                                         .groups = 1,
+                                         .rows = kRows,
+                                         .in = kIn,
+                                         .out = kOut,
+                                         .offsets = offsets.data(),
+                                         .x = x.data(),
+                                         .y = y.data(),
+                                         .weight = weight.data(),
+                                         .weight_group_stride = kIn * kOut};
+    EXPECT_EQ(emulated->run(MT_OP_GROUPED_MATMUL, &args, nullptr), MT_OK)
+        << emulated->error_message();
+  }
+  ASSERT_EQ(emulated->configure("shared_bytes", "232448"), MT_OK);
+  EXPECT_EQ(mt_float_from_bf16(y[0]), 16.0f);
+  EXPECT_EQ(mt_float_from_bf16(x[0]), 128.0f);
+}
+
+TEST(GroupedProduct, SizesThatOverflowAtTheEndOfATileAreDeclined) {
+  mt_grouped_matmul_args args = {.struct_size = sizeof args,
+                                 .dtype = MT_F32,
+                                 .mode = MT_GROUPED_FORWARD,
+                                 .groups = 1,
+                                 .rows = 1,
+                                 .in = 1,
+                                 .out = INT32_MAX,
+                                 .weight_group_stride = INT32_MAX};
+  EXPECT_EQ(emulated->supports(MT_OP_GROUPED_MATMUL, &args), 0);
+  args.out = INT32_MAX - 256;
+  EXPECT_EQ(emulated->supports(MT_OP_GROUPED_MATMUL, &args), 1);
 }
 
 TEST(GroupedProduct, WidthsThatAreNoMultipleOfEightAreDeclined) {

@@ -1,5 +1,6 @@
 #include "kernels/cuda/vendor/host.h"
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -296,15 +297,17 @@ class SharedLimits {
   std::unordered_map<const void*, size_t> bytes_;
 };
 
-constexpr size_t kMostSharedBytes = size_t{227} << 10;  // compute capability 9.0
+std::atomic<int> most_shared_bytes = 227 << 10;  // compute capability 9.0
 
 }  // namespace
 
 cudaError_t AllowShared(const void* kernel, int bytes) {
-  if (bytes < 0 || static_cast<size_t>(bytes) > kMostSharedBytes) return cudaErrorInvalidValue;
+  if (bytes < 0 || bytes > most_shared_bytes) return cudaErrorInvalidValue;
   SharedLimits::Get().Set(kernel, static_cast<size_t>(bytes));
   return cudaSuccess;
 }
+
+void LimitShared(int bytes) { most_shared_bytes = bytes; }
 
 cudaError_t CheckLaunch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes) {
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;

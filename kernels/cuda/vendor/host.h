@@ -96,8 +96,9 @@ extern thread_local Place place;
 extern thread_local void* dynamic_shared;
 
 using Body = void (*)(void* context);
-// What cudaFuncSetAttribute does to the kernel's dynamic shared memory: at most 227 KiB.
+// What cudaFuncSetAttribute does to the kernel's dynamic shared memory: at most 227 KiB, or what LimitShared has said.
 cudaError_t AllowShared(const void* kernel, int bytes);
+void LimitShared(int bytes);
 // Refuses what a device refuses: empty or too large grids and blocks, dynamic shared memory beyond 48 KiB that was not allowed.
 cudaError_t CheckLaunch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes);
 // Runs body(context) once per thread of every block.
