@@ -1,5 +1,6 @@
 #include "worker/model/moe.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace mt {
@@ -12,9 +13,9 @@ int64_t ChoicesOf(const ModelContext& context) {
 
 // The most rows that an expert takes; 0 = all.
 int64_t CapacityOf(const ModelContext& context, const MoeTraining& training) {
-  return static_cast<int64_t>(
-      std::ceil(training.capacity_factor * static_cast<double>(ChoicesOf(context)) /
-                static_cast<double>(ExpertsOf(context))));
+  const double choices = static_cast<double>(ChoicesOf(context));
+  const double share = choices / static_cast<double>(ExpertsOf(context));
+  return static_cast<int64_t>(std::min(std::ceil(training.capacity_factor * share), choices));
 }
 
 absl::Status Sort(ModelContext& context, const MoeWeights& w, const MoeActivations& a) {
