@@ -236,7 +236,11 @@ void GoldenTest::ExpectGradients(const std::vector<TensorBox>& boxes) {
     all_expected.insert(all_expected.end(), expected.begin(), expected.end());
     ++compared;
   }
-  if (narrow()) ExpectAligned(all_actual, all_expected, "all", 0.995, 0.02);
+  // One token of the batch's sixty-four with another expert turns the whole by as much as 0.02 (seen by taking the attention's
+  // forward pass alone from another backend).
+  const bool experts = HasExperts(spec_.model());
+  if (narrow())
+    ExpectAligned(all_actual, all_expected, "all", experts ? 0.97 : 0.998, experts ? 0.05 : 0.02);
   EXPECT_EQ(compared, expected_->CountOf("gradient."));
 }
 
@@ -251,7 +255,7 @@ TEST_P(GoldenTest, GradientsAndTenLosses) {
   ASSERT_TRUE((*trainer)->FinishLoad({}).ok());
   const std::vector<float> losses = expected_->Values<float>("losses");
   double difference = 0;  // mean over the steps
-  const double flips = HasExperts(spec_.model()) ? 3 : 1;
+  const double flips = HasExperts(spec_.model()) ? 4 : 1;
   for (size_t step = 0; step < losses.size(); ++step) {
     const auto result = (*trainer)->Step();
     ASSERT_TRUE(result.ok()) << result.status();
