@@ -102,7 +102,7 @@ def main():
             for case in sys.argv[2:] or make_golden.CASES:
                 print(f"{case}: {prove_round_trip(case, work)}; {prove_training(case, work)}", flush=True)
         finally:
-            mtctl("dev", "down", "--now", "--purge")
+            mtctl("dev", "down", "--now", "--purge", "--state", work / "cluster")
 
 
 if __name__ == "__main__":
