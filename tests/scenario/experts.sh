@@ -8,16 +8,6 @@ here=$(cd "$(dirname "$0")" && pwd)
 bin=$(cd "${1:-$here/../../build/bin}" && pwd)
 . "$here/hosts.sh"
 . "$here/jobs.sh"
-state=$work/state
-job=
-
-report() {  # on the way out of a failure
-  local code=$?
-  [ "$code" = 0 ] && return
-  echo "--- FAILED (exit $code); coordinator's log:" >&2
-  tail -n 25 "$state/coordinator.log" >&2 || true
-  [ -z "$job" ] || { mtctl events "$job" >&2; mtctl describe "$job" >&2; } || true
-}
 trap report EXIT
 
 build_text

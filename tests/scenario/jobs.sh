@@ -22,6 +22,17 @@ build_text() {  # a dataset of text that every Debian has, at $work/text
   mtctl -q data build "$work/text.txt" --tokenizer byte --output "$work/text" > /dev/null
 }
 
+# For `trap report EXIT`: what $job and the coordinator of $state have to say, on the way out of a failure.
+state=$work/state
+job=
+report() {
+  local code=$?
+  [ "$code" = 0 ] && return
+  echo "--- FAILED (exit $code); coordinator's log:" >&2
+  tail -n 25 "$state/coordinator.log" >&2 || true
+  [ -z "$job" ] || { mtctl events "$job" >&2; mtctl describe "$job" >&2; } || true
+}
+
 fail() {
   echo "FAILED: $*" >&2
   exit 1
