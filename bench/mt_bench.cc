@@ -153,7 +153,8 @@ class FileSamples : public BatchSource {
           absl::StrCat(path, ": shorter than one sample of ", samples.length_, " tokens"));
     return samples;
   }
-  absl::Status Fetch(std::span<const int64_t> sample_ids, std::span<int32_t> tokens) override {
+  absl::Status Fetch(std::span<const int64_t> sample_ids, const Batch& batch) override {
+    const std::span<int32_t> tokens = batch.tokens;
     const size_t samples = ids_.size() / length_;
     for (size_t i = 0; i < sample_ids.size(); ++i) {
       const size_t at = static_cast<size_t>(sample_ids[i]) % samples * length_;
@@ -199,7 +200,8 @@ absl::StatusOr<v1::JobSpec> SpecOf(const Flags& flags, bool graphs) {
   model->set_kv_heads(flags["kv-heads"]);
   model->set_ffn(flags["ffn"]);
   model->set_vocab(flags["vocab"]);
-  spec.mutable_data()->set_train(flags.text("tokens").empty() ? "memory" : flags.text("tokens"));
+  spec.mutable_data()->add_train()->set_prefix(flags.text("tokens").empty() ? "memory"
+                                                                            : flags.text("tokens"));
   spec.mutable_data()->set_tokenizer("byte");
   spec.mutable_data()->set_sequence_length(flags["seq"]);
   v1::TrainingSpec* training = spec.mutable_training();

@@ -6,9 +6,9 @@
 #include <cstdio>
 
 #include "absl/strings/str_format.h"
-#include "worker/data/dataset_builder.h"
+#include "worker/data/build/dataset_builder.h"
 #include "worker/data/dataset_verifier.h"
-#include "worker/data/tokenizer.h"
+#include "worker/data/tokenize/tokenizer.h"
 
 namespace mt::client {
 namespace {

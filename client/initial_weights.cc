@@ -6,7 +6,7 @@
 #include "worker/checkpoint/hugging_face/import.h"
 #include "worker/checkpoint/hugging_face/initial_checkpoint.h"
 #include "worker/checkpoint/manifest.h"
-#include "worker/data/tokenizer.h"
+#include "worker/data/tokenize/tokenizer.h"
 
 namespace mt::client {
 namespace {

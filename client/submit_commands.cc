@@ -16,8 +16,8 @@
 #include "common/spec/presets.h"
 #include "common/spec/validate.h"
 #include "common/spec/yaml.h"
-#include "worker/data/dataset_batch_source.h"
-#include "worker/data/tokenizer.h"
+#include "worker/data/sample/dataset_batch_source.h"
+#include "worker/data/tokenize/tokenizer.h"
 
 namespace mt::client {
 namespace {
@@ -95,14 +95,15 @@ absl::StatusOr<ClusterShape> FindShape(Session* session, const Options& options)
 // start a rank.
 absl::Status CheckFilesIfHere(const v1::JobSpec& spec) {
   MT_RETURN_IF_ERROR(CheckInitialWeightsIfHere(spec));
-  const std::string& prefix = spec.data().train();
-  if (!Env::Real()->Stat(prefix + ".idx").ok() && !Env::Real()->Stat(prefix + ".bin").ok()) {
+  for (const v1::DataSource& source : spec.data().train()) {
+    const std::string& prefix = source.prefix();
+    if (Exists(Env::Real(), prefix + ".idx") || Exists(Env::Real(), prefix + ".bin")) continue;
     Note(absl::StrCat("data.train ", prefix,
                       " (.bin and .idx) is not on this machine: the nodes will look for it"));
     return absl::OkStatus();
   }
   const absl::Status status = CheckTrainingData(Env::Real(), spec);
-  return status.ok() ? status : WithNext(status, absl::StrCat("mtctl data verify ", prefix));
+  return status.ok() ? status : WithNext(status, "mtctl data verify PREFIX");
 }
 
 absl::StatusOr<ExitCode> Plan(Session* session, const Options& options) {
@@ -189,8 +190,12 @@ absl::StatusOr<v1::JobSpec> LoadSpec(const std::string& path,
   absl::StatusOr<v1::JobSpec> spec = ReadJobSpec(Env::Real(), path, overrides);
   if (!spec.ok()) return WithNext(spec.status(), "see docs/guide/job-spec.md and examples/");
   v1::DataSpec* data = spec->mutable_data();
-  if (!data->train().empty()) data->set_train(Absolute(data->train()));
-  if (absl::EndsWith(data->tokenizer(), ".model")) data->set_tokenizer(Absolute(data->tokenizer()));
+  for (auto* sources : {data->mutable_train(), data->mutable_validation(), data->mutable_test()}) {
+    for (v1::DataSource& source : *sources)
+      if (!source.prefix().empty()) source.set_prefix(Absolute(source.prefix()));
+  }
+  if (!data->tokenizer().empty() && data->tokenizer() != "byte")
+    data->set_tokenizer(Absolute(data->tokenizer()));
   if (!spec->checkpoint().path().empty())
     spec->mutable_checkpoint()->set_path(Absolute(spec->checkpoint().path()));
   spec->set_initial_checkpoint(AbsoluteFolder(spec->initial_checkpoint()));

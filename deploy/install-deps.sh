@@ -20,6 +20,8 @@ packages=(
   libgloo-dev
   # Job specs, manifests, the command line, digests, tokenizers.
   libyaml-cpp-dev nlohmann-json3-dev libcli11-dev libxxhash-dev libsentencepiece-dev
+  # Text: JSON lines, compressed files, Unicode, unknown pre-tokenizer patterns.
+  libsimdjson-dev libzstd-dev zlib1g-dev libutf8proc-dev libpcre2-dev
   # The worker bundle: sets its libraries' run paths.
   patchelf
   # Scripts.

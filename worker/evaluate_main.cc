@@ -14,7 +14,7 @@
 #include "worker/checkpoint/hugging_face/import.h"
 #include "worker/checkpoint/hugging_face/initial_checkpoint.h"
 #include "worker/checkpoint/manifest.h"
-#include "worker/data/dataset_batch_source.h"
+#include "worker/data/sample/dataset_batch_source.h"
 #include "worker/train/trainer.h"
 
 namespace mt {
@@ -100,7 +100,10 @@ absl::StatusOr<v1::JobSpec> EvaluationSpecOf(const Flags& flags) {
   spec.clear_parallel();
   spec.mutable_parallel()->set_zero_set(true);
   spec.set_initial_checkpoint(flags.checkpoint);
-  if (!flags.data.empty()) spec.mutable_data()->set_validation(flags.data);
+  if (!flags.data.empty()) {
+    spec.mutable_data()->clear_validation();
+    spec.mutable_data()->add_validation()->set_prefix(flags.data);
+  }
   if (flags.sequence_length > 0) spec.mutable_data()->set_sequence_length(flags.sequence_length);
   // The model is known: nothing is read for it again.
   const std::string weights = spec.initial_checkpoint();

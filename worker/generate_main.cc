@@ -10,7 +10,7 @@
 #include "worker/backend/operations.h"
 #include "worker/checkpoint/loader.h"
 #include "worker/checkpoint/manifest.h"
-#include "worker/data/tokenizer.h"
+#include "worker/data/tokenize/tokenizer.h"
 #include "worker/train/generate.h"
 
 namespace mt {

@@ -53,7 +53,7 @@ absl::StatusOr<Flags> Parse(const std::vector<std::string>& arguments) {
 // Nothing is trained here.
 class NoSamples : public BatchSource {
  public:
-  absl::Status Fetch(std::span<const int64_t>, std::span<int32_t>) override {
+  absl::Status Fetch(std::span<const int64_t>, const Batch&) override {
     return absl::FailedPreconditionError("kernels: there are no samples");
   }
 };

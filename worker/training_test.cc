@@ -105,7 +105,7 @@ class TrainingTest : public ::testing::Test {
     model->set_kv_heads(2);
     model->set_ffn(64);
     model->set_vocab(64);
-    spec.mutable_data()->set_train(Prefix());
+    spec.mutable_data()->add_train()->set_prefix(Prefix());
     spec.mutable_data()->set_tokenizer("byte");
     spec.mutable_data()->set_sequence_length(32);
     spec.mutable_training()->set_steps(kSteps);
@@ -290,7 +290,7 @@ TEST_F(TrainingTest, AllRanksPauseAtTheSameStepWithACheckpoint) {
 
 TEST_F(TrainingTest, MissingDataIsAClearError) {
   v1::JobSpec spec = Spec();
-  spec.mutable_data()->set_train((folder_ / "nothing").string());
+  spec.mutable_data()->mutable_train(0)->set_prefix((folder_ / "nothing").string());
   Start("nodata", 1, spec);
   ASSERT_TRUE(WaitForExits("nodata", 1));
   bool said = false;

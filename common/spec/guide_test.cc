@@ -93,7 +93,8 @@ TEST(Examples, AllResolveValidateAndPlan) {
     ASSERT_TRUE(FillDefaults(&*spec).ok()) << entry.path();
     if (!spec->checkpoint().path().empty())
       spec->mutable_checkpoint()->set_path("/" + spec->checkpoint().path());
-    spec->mutable_data()->set_train("/" + spec->data().train());
+    for (v1::DataSource& source : *spec->mutable_data()->mutable_train())
+      source.set_prefix("/" + source.prefix());
     const absl::StatusOr<JobPlan> plan = PlanJob(*spec);
     EXPECT_TRUE(plan.ok()) << entry.path() << ": " << plan.status();
     if (plan.ok() && spec->name() == "quickstart") {

@@ -16,10 +16,14 @@ bool IsSpecKey(const FieldDescriptor& field) {
 }
 
 bool ZeroIsAValue(const FieldDescriptor& field) {
-  static const auto* const kNames = new std::set<std::string>{
-      "mt.v1.JobSpec.priority",           "mt.v1.TrainingSpec.z_loss",
-      "mt.v1.EvaluationSpec.every_steps", "mt.v1.ScheduleSpec.warmup_steps",
-      "mt.v1.CheckpointSpec.every_steps", "mt.v1.ParallelSpec.zero"};
+  static const auto* const kNames = new std::set<std::string>{"mt.v1.JobSpec.priority",
+                                                              "mt.v1.TrainingSpec.z_loss",
+                                                              "mt.v1.EvaluationSpec.every_steps",
+                                                              "mt.v1.ScheduleSpec.warmup_steps",
+                                                              "mt.v1.CheckpointSpec.every_steps",
+                                                              "mt.v1.ParallelSpec.zero",
+                                                              "mt.v1.FimSpec.rate",
+                                                              "mt.v1.BatchRampup.start"};
   return field.has_optional_keyword() || kNames->count(field.full_name()) > 0;
 }
 

@@ -21,7 +21,7 @@ v1::JobSpec Spec(int tensor, int pipeline, int data) {
   m->set_heads(8);
   m->set_kv_heads(4);
   m->set_ffn(128);
-  spec.mutable_data()->set_train("/data/a");
+  spec.mutable_data()->add_train()->set_prefix("/data/a");
   spec.mutable_data()->set_tokenizer("byte");
   spec.mutable_data()->set_sequence_length(64);
   spec.mutable_training()->set_steps(100);

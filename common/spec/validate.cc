@@ -70,14 +70,10 @@ class Validator {
           "data.train is not set; set it to the prefix of a .bin/.idx pair (`mtctl data build` "
           "makes one)");
     } else {
-      Prefix("data.train", d.train());
+      Sources("data.train", d.train());
     }
-    if (!d.validation().empty()) Prefix("data.validation", d.validation());
-    if (!d.tokenizer().empty() && d.tokenizer() != "byte" &&
-        !absl::EndsWith(d.tokenizer(), ".model")) {
-      out_.Add("data.tokenizer", "`", d.tokenizer(),
-               "`: use `byte` or the path of a SentencePiece .model file");
-    }
+    Sources("data.validation", d.validation());
+    Sources("data.test", d.test());
     out_.Size("data.sequence_length", d.sequence_length(), 1 << 24);
     Split(d.split());
     for (const auto& [key, seed] :
@@ -87,8 +83,26 @@ class Validator {
     }
   }
 
+  void Sources(const std::string& key,
+               const google::protobuf::RepeatedPtrField<v1::DataSource>& sources) {
+    int weighted = 0;
+    for (int i = 0; i < sources.size(); ++i) {
+      const std::string here = sources.size() == 1 ? key : absl::StrCat(key, "[", i, "]");
+      Prefix(here, sources[i].prefix());
+      if (sources[i].weight() != 0) {
+        ++weighted;
+        out_.Positive(here + ".weight", sources[i].weight());
+      }
+    }
+    if (weighted != 0 && weighted != sources.size()) {
+      out_.Add(key, weighted, " of ", sources.size(),
+               " datasets have a weight: give one to all of them, or to none");
+    }
+  }
   void Prefix(absl::string_view key, const std::string& prefix) {
-    if (absl::EndsWith(prefix, ".bin") || absl::EndsWith(prefix, ".idx")) {
+    if (prefix.empty()) {
+      out_.Add(key, "a dataset without a prefix: name it, as in `{prefix: /data/text, weight: 1}`");
+    } else if (absl::EndsWith(prefix, ".bin") || absl::EndsWith(prefix, ".idx")) {
       out_.Add(key, "`", prefix, "`: is a prefix; write it without the ending: ",
                prefix.substr(0, prefix.size() - 4));
     } else if (prefix[0] != '/') {

@@ -186,7 +186,7 @@ TEST(Evaluation, NeedsDataThatIsHeldOut) {
     v1::JobSpec spec = Job(absl::StrCat(kSmall, "}"));
     spec.mutable_training()->mutable_evaluation()->set_every_steps(5);
     spec.mutable_data()->set_split(split);
-    spec.mutable_data()->set_validation(validation);
+    if (!validation.empty()) spec.mutable_data()->add_validation()->set_prefix(validation);
     EXPECT_TRUE(FillDefaults(&spec).ok());
     EXPECT_EQ(spec.training().evaluation().batches(), 8);
     return SpecProblems(spec);

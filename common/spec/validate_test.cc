@@ -23,7 +23,7 @@ v1::JobSpec Good() {
   m->set_heads(8);
   m->set_kv_heads(4);
   m->set_ffn(128);
-  spec.mutable_data()->set_train("/data/a");
+  spec.mutable_data()->add_train()->set_prefix("/data/a");
   spec.mutable_data()->set_tokenizer("byte");
   spec.mutable_data()->set_sequence_length(64);
   spec.mutable_training()->set_steps(100);
@@ -137,7 +137,8 @@ INSTANTIATE_TEST_SUITE_P(
              "model.head_dim = 7: rotary positions need an even number; use 6 or 8"},
         Case{"vocab", [](v1::JobSpec* s) { s->mutable_model()->set_vocab(100); },
              "model.vocab = 100: the byte tokenizer has 257 ids; use at least that many"},
-        Case{"prefix", [](v1::JobSpec* s) { s->mutable_data()->set_train("/data/a.bin"); },
+        Case{"prefix",
+             [](v1::JobSpec* s) { s->mutable_data()->mutable_train(0)->set_prefix("/data/a.bin"); },
              "data.train = `/data/a.bin`: is a prefix; write it without the ending: /data/a"},
         Case{"split", [](v1::JobSpec* s) { s->mutable_data()->set_split("0,1,1"); },
              "data.split = `0,1,1`: leaves nothing to train on; use 969,30,1 or 1,0,0"},

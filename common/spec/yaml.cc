@@ -132,6 +132,7 @@ class Reader {
       return Error(key, path, "has no value; write one, or delete the key to take the default");
     }
     if (field.is_map()) return ReadMap(node, path, field, message);
+    if (field.is_repeated()) return ReadSources(node, path, field, message);
     if (IsDuration(field)) return ReadDuration(node, path, field, message);
     if (field.message_type() == v1::ModelSpec::descriptor() && node.IsScalar())
       return ReadPreset(node, path, field, message);
@@ -413,6 +414,27 @@ class Reader {
       pair->GetReflection()->SetString(pair, pair->GetDescriptor()->map_value(),
                                        entry.second.Scalar());
     }
+    return absl::OkStatus();
+  }
+
+  // The only lists of a job spec: datasets. `train: PREFIX`, or a list of prefixes and of mappings. What was written before is
+  // replaced.
+  absl::Status ReadSources(const YAML::Node& node, const std::string& path,
+                           const FieldDescriptor& field, Message* message) {
+    const Reflection& r = *message->GetReflection();
+    r.ClearField(message, &field);
+    const auto read_one = [&](const YAML::Node& entry, const std::string& here) -> absl::Status {
+      auto* source = static_cast<v1::DataSource*>(r.AddMessage(message, &field));
+      if (!entry.IsScalar()) return ReadMessage(entry, here, source);
+      MT_RETURN_IF_ERROR(CheckText(entry, here));
+      source->set_prefix(entry.Scalar());
+      return absl::OkStatus();
+    };
+    if (!node.IsSequence()) return read_one(node, path);
+    int64_t index = 0;
+    for (const YAML::Node& entry : node)
+      MT_RETURN_IF_ERROR(read_one(entry, absl::StrCat(path, "[", index++, "]")));
+    if (index == 0) return Error(node, path, "is an empty list; name a dataset, or delete the key");
     return absl::OkStatus();
   }
 

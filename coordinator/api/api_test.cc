@@ -123,7 +123,7 @@ class ApiTest : public testing::Test {
     spec.mutable_model()->set_hidden(64);
     spec.mutable_model()->set_heads(4);
     spec.mutable_model()->set_ffn(128);
-    spec.mutable_data()->set_train("/data/text");
+    spec.mutable_data()->add_train()->set_prefix("/data/text");
     spec.mutable_data()->set_tokenizer("byte");
     spec.mutable_data()->set_sequence_length(64);
     spec.mutable_training()->set_steps(100);

@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 #define MT_BACKEND_ABI_MAJOR 1
-#define MT_BACKEND_ABI_MINOR 2
+#define MT_BACKEND_ABI_MINOR 3
 #define MT_BACKEND_ENTRY_SYMBOL "mt_backend_entry_v1"
 
 enum mt_status_code {
@@ -285,7 +285,8 @@ typedef struct mt_layernorm_args {
  * angle = p * theta^(-2j/r); (a, b) -> (a cos - b sin, b cos + a sin), where (a, b) = (x[j], x[j + r/2]) (half-split, as in
  * transformers' Llama), or (x[2j], x[2j + 1]) if `interleaved`. inverse = 1 rotates back (backward).
  * Element (t, b, h, j) is at data + ((t * batch + b) * row_stride + h * d + j). Position of row t is first_position + t.
- * cos_sin: table (positions, r) of the statistic type, [p, j] = cos, [p, r/2 + j] = sin, made by the caller in float64. */
+ * cos_sin: table (positions, r) of the statistic type, [p, j] = cos, [p, r/2 + j] = sin, made by the caller in float64.
+ * Since 1.3: positions (T, B), if not null, is each row's position in the table, in place of first_position + t. */
 typedef struct mt_rope_args {
   uint32_t struct_size;
   int32_t dtype;
@@ -296,6 +297,7 @@ typedef struct mt_rope_args {
   int32_t inverse;
   int32_t rotary_dim;
   int32_t interleaved;
+  const int32_t* positions /* (T, B) */;
 } mt_rope_args;
 
 /* Per-head RMS norm and rotation in one pass (Qwen3): y = rope(x * rstd * weight), with rope as above, rstd (N, heads) =
@@ -319,6 +321,7 @@ typedef struct mt_qk_norm_rope_args {
   void* weight_gradient /* (d) */;
   void* workspace;
   size_t workspace_bytes;
+  const int32_t* positions /* (T, B), as mt_rope_args; since 1.3 */;
 } mt_qk_norm_rope_args;
 
 /* Causal grouped-query attention. Query head h reads key/value head h / (heads / kv_heads). q, k, v may be views of one packed
@@ -332,7 +335,11 @@ typedef struct mt_qk_norm_rope_args {
  *    value: o = sum_s exp(score_s) v_s / (sum_s exp(score_s) + exp(sink)). Backward: sinks_gradient[h] (sinks_gradient_dtype) -= sum
  *    over b, t of exp(sink - lse) * sum_j dO O, added in a fixed order.
  *  key_sequence: forward only; keys and values have this many rows per sequence (0 = sequence), and query t stands at position
- *    key_sequence - sequence + t: new tokens against a cache. */
+ *    key_sequence - sequence + t: new tokens against a cache.
+ * Since 1.3, null where not used:
+ *  document_start (T, B) int32: query t of sequence b sees no key before document_start[t * batch + b]. The caller promises
+ *    0 <= document_start[t] <= t, and that it never falls along t: documents that follow each other in a sample. Needs causal, and
+ *    key_sequence 0. With a window, the later of the two begins. */
 typedef struct mt_attention_args {
   uint32_t struct_size;
   int32_t dtype;
@@ -364,6 +371,7 @@ typedef struct mt_attention_args {
   void* sinks_gradient /* (heads) */;
   int32_t sinks_gradient_dtype;
   int64_t key_sequence;
+  const int32_t* document_start /* (T, B) */;
 } mt_attention_args;
 
 /* gate_up is (N, 2D): gate in the first D columns, up in the others. Forward: output = silu(gate) * up.
@@ -431,6 +439,7 @@ typedef struct mt_quantize_args {
  * COMBINE (20): from all ranks' (world, rows) statistics, in rank order, gives the global lse[i] and
  *   row_loss[i] = target < 0 ? 0 : lse - target_logit + z_loss * lse^2.
  * GRADIENT: logits -> loss_scale * (softmax * (1 + 2 z_loss lse) - onehot) in place, zeros for rows with target < 0 and padding.
+ * Since 1.3: loss_scale is multiplied by *loss_scale_pointer (float64, on the device) when that is not null.
  * Statistics have the statistic type; COMBINE's dtype is that of the logits. */
 typedef struct mt_cross_entropy_args {
   uint32_t struct_size;
@@ -444,6 +453,7 @@ typedef struct mt_cross_entropy_args {
   void* target_logit;
   const void* lse;
   double loss_scale, z_loss;
+  const double* loss_scale_pointer;
 } mt_cross_entropy_args;
 typedef struct mt_cross_entropy_combine_args {
   uint32_t struct_size;

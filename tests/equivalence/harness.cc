@@ -128,7 +128,8 @@ absl::Status FillBoxes(const LogicalState& state, const std::vector<TensorBox>& 
   return absl::OkStatus();
 }
 
-absl::Status HashedSamples::Fetch(std::span<const int64_t> sample_ids, std::span<int32_t> tokens) {
+absl::Status HashedSamples::Fetch(std::span<const int64_t> sample_ids, const Batch& batch) {
+  const std::span<int32_t> tokens = batch.tokens;
   for (size_t i = 0; i < sample_ids.size(); ++i) {
     for (int64_t t = 0; t <= sequence_; ++t) {
       uint64_t x =

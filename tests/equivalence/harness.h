@@ -56,7 +56,7 @@ absl::Status FillBoxes(const LogicalState& state, const std::vector<TensorBox>& 
 class HashedSamples : public BatchSource {
  public:
   HashedSamples(int64_t vocab, int64_t sequence) : vocab_(vocab), sequence_(sequence) {}
-  absl::Status Fetch(std::span<const int64_t> sample_ids, std::span<int32_t> tokens) override;
+  absl::Status Fetch(std::span<const int64_t> sample_ids, const Batch& batch) override;
 
  private:
   const int64_t vocab_, sequence_;

@@ -212,7 +212,8 @@ TEST_P(NarrowTest, BiasesLayerNormsAndGeluAgreeToo) {
 // ln(51) to ln(4).
 class FollowingTokens : public BatchSource {
  public:
-  absl::Status Fetch(std::span<const int64_t> ids, std::span<int32_t> tokens) override {
+  absl::Status Fetch(std::span<const int64_t> ids, const Batch& batch) override {
+    const std::span<int32_t> tokens = batch.tokens;
     const size_t width = tokens.size() / ids.size();
     for (size_t i = 0; i < ids.size(); ++i) {
       uint64_t random = static_cast<uint64_t>(ids[i]) * 0x9e3779b97f4a7c15u + 1;

@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "tests/fuzz/fuzz.h"
-#include "worker/data/sample_index.h"
+#include "worker/data/sample/sample_index.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   mt::FuzzInput input(data, size);

@@ -2,7 +2,7 @@
 // and all bytes are read.
 #include "common/testing/mem_env.h"
 #include "tests/fuzz/fuzz.h"
-#include "worker/data/text_source.h"
+#include "worker/data/text/text_source.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   mt::FuzzInput input(data, size);

@@ -56,7 +56,8 @@ class GoldenSamples : public BatchSource {
       : tokens_(expected.Values<int32_t>("tokens")),
         samples_(expected.Shape("tokens")[0]),
         width_(expected.Shape("tokens")[1]) {}
-  absl::Status Fetch(std::span<const int64_t> sample_ids, std::span<int32_t> out) override {
+  absl::Status Fetch(std::span<const int64_t> sample_ids, const Batch& batch) override {
+    const std::span<int32_t> out = batch.tokens;
     for (size_t i = 0; i < sample_ids.size(); ++i) {
       std::copy_n(tokens_.begin() + sample_ids[i] % samples_ * width_, width_,
                   out.begin() + i * width_);

@@ -1,7 +1,7 @@
 #include "worker/agent/data_checker.h"
 
 #include "worker/checkpoint/hugging_face/initial_checkpoint.h"
-#include "worker/data/dataset_batch_source.h"
+#include "worker/data/sample/dataset_batch_source.h"
 
 namespace mt {
 namespace {

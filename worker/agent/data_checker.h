@@ -16,7 +16,7 @@ class DataChecker {
  public:
   virtual ~DataChecker() = default;
   // `done` runs once, on the agent's EventLoop, never inside Check. Errors: those of CheckInitialCheckpoint
-  // (worker/checkpoint/hugging_face) and CheckTrainingData (worker/data/dataset_batch_source.h); they name the file and the remedy.
+  // (worker/checkpoint/hugging_face) and CheckTrainingData (worker/data/sample/dataset_batch_source.h); they name the file and the remedy.
   virtual void Check(const v1::JobSpec& spec, std::function<void(absl::Status)> done) = 0;
 };
 

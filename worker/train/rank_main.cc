@@ -22,7 +22,7 @@
 #include "worker/checkpoint/writer.h"
 #include "worker/comm/groups.h"
 #include "worker/comm/nccl_environment.h"
-#include "worker/data/dataset_batch_source.h"
+#include "worker/data/sample/dataset_batch_source.h"
 #include "worker/model/number_types.h"
 #include "worker/train/gemm_peak.h"
 #include "worker/train/rank_channel.h"

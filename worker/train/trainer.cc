@@ -208,7 +208,7 @@ absl::Status Trainer::State::FetchTokens(BatchSource* samples, int64_t first_sam
   const RankShape& s = stage->context().shape;
   const int64_t first = first_sample + (micro_batch * options.mesh.data() + at.data) * s.batch;
   for (int64_t b = 0; b < s.batch; ++b) sample_ids[static_cast<size_t>(b)] = first + b;
-  MT_RETURN_IF_ERROR(samples->Fetch(sample_ids, fetched));
+  MT_RETURN_IF_ERROR(samples->Fetch(sample_ids, {.tokens = fetched}));
   MT_ASSIGN_OR_RETURN(const TokenStaging::Tokens tokens, staging->Next());
   const int64_t vocab = options.spec.model().vocab();
   for (int64_t b = 0; b < s.batch; ++b) {

@@ -166,7 +166,8 @@ TEST_F(TrainerTest, MemoryIsAsPlanned) {
 TEST_F(TrainerTest, SamplesComeInMegatronsOrderUnderAnyDataSplit) {
   class Recorder : public BatchSource {
    public:
-    absl::Status Fetch(std::span<const int64_t> ids, std::span<int32_t> tokens) override {
+    absl::Status Fetch(std::span<const int64_t> ids, const Batch& batch) override {
+      const std::span<int32_t> tokens = batch.tokens;
       seen.insert(seen.end(), ids.begin(), ids.end());
       std::fill(tokens.begin(), tokens.end(), 1);
       return absl::OkStatus();
@@ -199,7 +200,8 @@ TEST_F(TrainerTest, SamplesComeInMegatronsOrderUnderAnyDataSplit) {
 TEST_F(TrainerTest, GeneratesWhatItHasLearned) {
   class Cycle : public BatchSource {
    public:
-    absl::Status Fetch(std::span<const int64_t> ids, std::span<int32_t> tokens) override {
+    absl::Status Fetch(std::span<const int64_t> ids, const Batch& batch) override {
+      const std::span<int32_t> tokens = batch.tokens;
       for (size_t i = 0; i < tokens.size(); ++i) {
         tokens[i] = static_cast<int32_t>((ids[i / 9] + static_cast<int64_t>(i % 9)) % 5 * 10);
       }

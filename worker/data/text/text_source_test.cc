@@ -1,4 +1,4 @@
-#include "worker/data/text_source.h"
+#include "worker/data/text/text_source.h"
 
 #include <unistd.h>
 

@@ -1,4 +1,4 @@
-#include "worker/data/sample_index.h"
+#include "worker/data/sample/sample_index.h"
 
 #include <algorithm>
 #include <numeric>

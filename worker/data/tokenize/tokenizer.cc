@@ -1,4 +1,4 @@
-#include "worker/data/tokenizer.h"
+#include "worker/data/tokenize/tokenizer.h"
 
 #include <dlfcn.h>
 #include <unistd.h>
@@ -7,7 +7,7 @@
 
 #include "absl/strings/match.h"
 #include "common/hash.h"
-#include "worker/data/sentencepiece_plugin.h"
+#include "worker/data/tokenize/sentencepiece_plugin.h"
 
 namespace mt {
 namespace {
@@ -18,11 +18,27 @@ absl::Status NoSuchId(const std::string& spec, int32_t id, int32_t vocab_size) {
                    "; use the tokenizer that the data was built with"));
 }
 
+// The encoder of a tokenizer that keeps nothing between texts: T has EncodeText.
+template <typename T>
+class PlainEncoder : public TokenEncoder {
+ public:
+  explicit PlainEncoder(const T* tokenizer) : tokenizer_(tokenizer) {}
+  absl::Status Encode(absl::string_view text, std::vector<int32_t>* ids) override {
+    return tokenizer_->EncodeText(text, ids);
+  }
+
+ private:
+  const T* const tokenizer_;
+};
+
 class ByteTokenizer : public Tokenizer {
  public:
   static constexpr int32_t kEndOfDocument = 256;
 
-  absl::Status Encode(absl::string_view text, std::vector<int32_t>* ids) const override {
+  std::unique_ptr<TokenEncoder> NewEncoder(SpecialText) const override {
+    return std::make_unique<PlainEncoder<ByteTokenizer>>(this);
+  }
+  absl::Status EncodeText(absl::string_view text, std::vector<int32_t>* ids) const {
     const size_t before = ids->size();
     ids->resize(before + text.size());
     for (size_t i = 0; i < text.size(); ++i)
@@ -39,6 +55,7 @@ class ByteTokenizer : public Tokenizer {
   }
   int32_t vocab_size() const override { return kEndOfDocument + 1; }
   int32_t eod() const override { return kEndOfDocument; }
+  int32_t special_id(absl::string_view) const override { return -1; }
   const std::string& spec() const override { return spec_; }
   const std::string& digest() const override { return spec_; }
 
@@ -107,7 +124,10 @@ class SentencePieceTokenizer : public Tokenizer {
   }
   ~SentencePieceTokenizer() override { api_->close(model_); }
 
-  absl::Status Encode(absl::string_view text, std::vector<int32_t>* ids) const override {
+  std::unique_ptr<TokenEncoder> NewEncoder(SpecialText) const override {
+    return std::make_unique<PlainEncoder<SentencePieceTokenizer>>(this);
+  }
+  absl::Status EncodeText(absl::string_view text, std::vector<int32_t>* ids) const {
     std::array<char, 512> error;
     const auto append = [](void* context, const int32_t* pieces, size_t n) {
       auto* out = static_cast<std::vector<int32_t>*>(context);
@@ -134,6 +154,7 @@ class SentencePieceTokenizer : public Tokenizer {
   }
   int32_t vocab_size() const override { return vocab_size_; }
   int32_t eod() const override { return api_->eos(model_); }
+  int32_t special_id(absl::string_view) const override { return -1; }
   const std::string& spec() const override { return spec_; }
   const std::string& digest() const override { return digest_; }
 

@@ -1,4 +1,4 @@
-#include "worker/data/gpt_dataset.h"
+#include "worker/data/sample/gpt_dataset.h"
 
 #include <algorithm>
 #include <limits>

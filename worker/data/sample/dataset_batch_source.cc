@@ -1,4 +1,4 @@
-#include "worker/data/dataset_batch_source.h"
+#include "worker/data/sample/dataset_batch_source.h"
 
 #include <limits>
 
@@ -17,8 +17,8 @@ const char* HeldOutKey(const v1::JobSpec& spec) {
 
 }  // namespace
 
-absl::Status DatasetBatchSource::Fetch(std::span<const int64_t> sample_ids,
-                                       std::span<int32_t> tokens) {
+absl::Status DatasetBatchSource::Fetch(std::span<const int64_t> sample_ids, const Batch& batch) {
+  const std::span<int32_t> tokens = batch.tokens;
   const size_t sample_tokens = static_cast<size_t>(dataset_->sequence_length()) + 1;
   if (tokens.size() != sample_ids.size() * sample_tokens) {
     return absl::InvalidArgumentError(absl::StrCat(sample_ids.size(), " samples have ",
@@ -34,7 +34,7 @@ absl::Status DatasetBatchSource::Fetch(std::span<const int64_t> sample_ids,
 
 GptDatasetOptions TrainingDataOptions(const v1::JobSpec& spec) {
   GptDatasetOptions options;
-  options.prefix = spec.data().train();
+  options.prefix = spec.data().train(0).prefix();
   if (!spec.data().split().empty()) options.split = spec.data().split();
   options.sequence_length = spec.data().sequence_length();
   if (__builtin_mul_overflow(spec.training().steps(), spec.training().global_batch(),
@@ -52,7 +52,7 @@ GptDatasetOptions ValidationDataOptions(const v1::JobSpec& spec) {
   if (spec.data().validation().empty()) {
     options.share = 1;
   } else {
-    options.prefix = spec.data().validation();
+    options.prefix = spec.data().validation(0).prefix();
     options.split = "1,0,0";
   }
   options.num_samples = spec.training().evaluation().batches() * spec.training().global_batch();

@@ -1,4 +1,4 @@
-#include "worker/data/tokenizer.h"
+#include "worker/data/tokenize/tokenizer.h"
 
 #include <google/protobuf/struct.pb.h>
 #include <unistd.h>

@@ -1,4 +1,4 @@
-#include "worker/data/sentencepiece_plugin.h"
+#include "worker/data/tokenize/sentencepiece_plugin.h"
 
 #include <sentencepiece_processor.h>
 

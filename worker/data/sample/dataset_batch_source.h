@@ -6,7 +6,7 @@
 #include "common/env.h"
 #include "common/status.h"
 #include "mt/v1/spec.pb.h"
-#include "worker/data/gpt_dataset.h"
+#include "worker/data/sample/gpt_dataset.h"
 #include "worker/train/batch_source.h"
 
 namespace mt {
@@ -14,7 +14,7 @@ namespace mt {
 class DatasetBatchSource : public BatchSource {
  public:
   explicit DatasetBatchSource(std::unique_ptr<GptDataset> dataset) : dataset_(std::move(dataset)) {}
-  absl::Status Fetch(std::span<const int64_t> sample_ids, std::span<int32_t> tokens) override;
+  absl::Status Fetch(std::span<const int64_t> sample_ids, const Batch& batch) override;
   const GptDataset& dataset() const { return *dataset_; }
 
  private:

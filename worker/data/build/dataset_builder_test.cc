@@ -1,4 +1,4 @@
-#include "worker/data/dataset_builder.h"
+#include "worker/data/build/dataset_builder.h"
 
 #include <unistd.h>
 

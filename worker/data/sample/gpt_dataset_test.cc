@@ -1,4 +1,4 @@
-#include "worker/data/gpt_dataset.h"
+#include "worker/data/sample/gpt_dataset.h"
 
 #include <filesystem>
 #include <limits>
@@ -7,8 +7,8 @@
 #include "common/check.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "worker/data/dataset_batch_source.h"
 #include "worker/data/indexed_dataset_writer.h"
+#include "worker/data/sample/dataset_batch_source.h"
 
 namespace mt {
 namespace {
@@ -70,7 +70,7 @@ TEST_F(GptDatasetTest, OnlyTheTrainingShareIsRead) {
 
 TEST_F(GptDatasetTest, TheHeldOutShareIsWhatTrainingNeverReads) {
   v1::JobSpec spec;
-  spec.mutable_data()->set_train(options_.prefix);
+  spec.mutable_data()->add_train()->set_prefix(options_.prefix);
   spec.mutable_data()->set_split("1,1,0");
   spec.mutable_data()->set_sequence_length(8);
   spec.mutable_data()->set_seed(1234);
@@ -84,18 +84,18 @@ TEST_F(GptDatasetTest, TheHeldOutShareIsWhatTrainingNeverReads) {
   const std::vector<int64_t> first = {0}, last = {5};
   const auto source = OpenValidationData(Env::Real(), spec).value();
   for (const std::vector<int64_t>& ids : {first, last}) {
-    ASSERT_TRUE(source->Fetch(ids, tokens).ok());
+    ASSERT_TRUE(source->Fetch(ids, {.tokens = tokens}).ok());
     for (const int32_t token : tokens) EXPECT_GE(token, 300);
   }
   // A prefix of its own is read whole, by the same order as any data.
-  spec.mutable_data()->set_validation(options_.prefix);
+  spec.mutable_data()->add_validation()->set_prefix(options_.prefix);
   options_.num_samples = 6;
   const auto whole = OpenValidationData(Env::Real(), spec).value();
-  ASSERT_TRUE(whole->Fetch(first, tokens).ok());
+  ASSERT_TRUE(whole->Fetch(first, {.tokens = tokens}).ok());
   ASSERT_TRUE(GptDataset::Open(Env::Real(), options_).value()->Fetch(0, same).ok());
   EXPECT_EQ(tokens, same);
   // What is held out is checked before a rank starts, if it is evaluated.
-  spec.mutable_data()->set_validation(options_.prefix + "-missing");
+  spec.mutable_data()->mutable_validation(0)->set_prefix(options_.prefix + "-missing");
   const absl::Status missing = CheckTrainingData(Env::Real(), spec);
   EXPECT_THAT(missing.message(), HasSubstr("data.validation: "));
   spec.mutable_data()->clear_validation();
@@ -120,7 +120,7 @@ TEST_F(GptDatasetTest, IdsOutsideTheVocabularyAreRefused) {
 
 TEST_F(GptDatasetTest, BatchesOfAJobAreItsSamplesByNumber) {
   v1::JobSpec spec;
-  spec.mutable_data()->set_train(options_.prefix);
+  spec.mutable_data()->add_train()->set_prefix(options_.prefix);
   spec.mutable_data()->set_sequence_length(8);
   spec.mutable_training()->set_steps(2);
   spec.mutable_training()->set_global_batch(2);
@@ -128,15 +128,15 @@ TEST_F(GptDatasetTest, BatchesOfAJobAreItsSamplesByNumber) {
   const auto source = OpenTrainingData(Env::Real(), spec).value();
   std::vector<int32_t> tokens(18);
   const int64_t ids[] = {3, 0};
-  ASSERT_TRUE(source->Fetch(ids, tokens).ok());
+  ASSERT_TRUE(source->Fetch(ids, {.tokens = tokens}).ok());
   EXPECT_EQ(tokens[0], 403);
   EXPECT_EQ(tokens[9], 200);
-  EXPECT_EQ(source->Fetch(ids, std::span<int32_t>(tokens).first(17)).code(),
+  EXPECT_EQ(source->Fetch(ids, {.tokens = std::span<int32_t>(tokens).first(17)}).code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(CheckTrainingData(Env::Real(), spec).ok());
   spec.mutable_model()->set_vocab(104);
   EXPECT_EQ(CheckTrainingData(Env::Real(), spec).code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(OpenTrainingData(Env::Real(), spec).value()->Fetch(ids, tokens).code(),
+  EXPECT_EQ(OpenTrainingData(Env::Real(), spec).value()->Fetch(ids, {.tokens = tokens}).code(),
             absl::StatusCode::kFailedPrecondition);
   spec.mutable_training()->set_steps(std::numeric_limits<int64_t>::max());
   EXPECT_EQ(OpenTrainingData(Env::Real(), spec).status().code(),

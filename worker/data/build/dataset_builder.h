@@ -11,8 +11,8 @@
 #include "common/env.h"
 #include "common/status.h"
 #include "worker/data/indexed_dataset_writer.h"
-#include "worker/data/text_source.h"
-#include "worker/data/tokenizer.h"
+#include "worker/data/text/text_source.h"
+#include "worker/data/tokenize/tokenizer.h"
 
 namespace mt {
 

@@ -8,7 +8,7 @@
 #include "common/env.h"
 #include "common/status.h"
 #include "worker/data/indexed_dataset.h"
-#include "worker/data/sample_index.h"
+#include "worker/data/sample/sample_index.h"
 
 namespace mt {
 
