@@ -2,8 +2,10 @@
  * symbol, `mt_backend_entry_v1`. It is loaded with RTLD_NOW | RTLD_LOCAL and never unloaded.
  *
  * Rules
- *  - Structs start with their own size; a reader accepts larger ones and ignores what it does not know.
- *  - A backend whose major version differs is refused; minor versions only add operations, at the end of the enum.
+ *  - Structs start with their own size; a reader accepts larger ones and ignores what it does not know. So nobody hands a backend
+ *    of an older minor version a field that is newer than it: minor_version.h tells which a call needs.
+ *  - A backend whose major version differs is refused; minor versions only add operations, at the end of the enum, and fields, at
+ *    the end of structs, whose zero or null is what was before them.
  *  - All memory is in the backend's device memory (host memory for CPU backends). Row-major, element strides where given.
  *  - Calls enqueue on a stream and may return before the work is done; CPU backends finish first. Calls on one stream
  *    run in order; streams are independent of each other except through events. The null stream is the backend's compute
@@ -339,7 +341,7 @@ typedef struct mt_qk_norm_rope_args {
  * Since 1.3, null where not used:
  *  document_start (T, B) int32: query t of sequence b sees no key before document_start[t * batch + b]. The caller promises
  *    0 <= document_start[t] <= t, and that it never falls along t: documents that follow each other in a sample. Needs causal, and
- *    key_sequence 0. With a window, the later of the two begins. */
+ *    as many keys as queries. With a window, the later of the two begins. */
 typedef struct mt_attention_args {
   uint32_t struct_size;
   int32_t dtype;
@@ -717,7 +719,8 @@ typedef struct mt_backend {
   /* Binds the calling process to a device; `threads` for CPU backends (0 = all cores). Once per process and device. */
   int32_t (*open)(int32_t device, int32_t threads);
   const char* (*error_message)(void);
-  /* 1 if `run` would accept these types and shapes (pointers are ignored). `args` is the operation's struct. */
+  /* 1 if `run` would accept these types and shapes. `args` is the operation's struct. Pointers are not followed and may be null;
+   * but where null means that a field is not used, another value means that it will be. */
   int32_t (*supports)(int32_t operation, const void* args);
   const char* (*kernel_name)(int32_t operation,
                              const void* args); /* e.g. "onednn:brg:avx512_core"; static storage */

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/abi/attention_shape.h"
+#include "kernels/abi/minor_version.h"
 #include "kernels/host/argument_checker.h"
 #include "kernels/host/host.h"
 
@@ -177,7 +178,7 @@ void Check(Checker& c, const mt_qk_norm_rope_args& a, bool backward) {
   c.Pointer("weight_gradient", a.weight_gradient, backward);
 }
 
-// What 1.2 added: which keys are seen, and the logits without a value.
+// What 1.2 and 1.3 added: which keys are seen, and the logits without a value.
 void CheckMask(Checker& c, const mt_attention_args& a, bool backward) {
   c.Range("v_head_dim", a.v_head_dim, 0, 1 << 16);
   c.Range("window", a.window, 0);
@@ -187,6 +188,10 @@ void CheckMask(Checker& c, const mt_attention_args& a, bool backward) {
          "is smaller than sequence: every query stands among the keys");
   c.Rule(!backward || a.key_sequence == 0 || a.key_sequence == a.sequence, "key_sequence",
          a.key_sequence, "differs from sequence, which backward does not know");
+  const bool documents = a.document_start != nullptr;
+  c.Rule(!documents || a.causal != 0, "causal", a.causal, "with document_start: it needs causal");
+  c.Rule(!documents || a.key_sequence == 0 || a.key_sequence == a.sequence, "key_sequence",
+         a.key_sequence, "with document_start: documents have as many keys as queries");
   if (!backward || a.sinks_gradient == nullptr) return;
   c.Pointer("sinks", a.sinks);
   c.Rule(a.sinks_gradient_dtype != 0, "sinks_gradient_dtype", a.sinks_gradient_dtype,
@@ -387,7 +392,11 @@ int32_t CheckArguments(int32_t operation, const void* args, bool with_pointers) 
   });
   if (!known)
     return Fail(MT_ERROR_UNSUPPORTED, 0, "operation %d is unknown to this backend", operation);
-  return checker.code();
+  if (checker.code() != MT_OK) return checker.code();
+  // Of 1.3, which no kernel has yet.
+  if (const mt_newest_field field = mt_newest_field_of(operation, args); field.minor >= 3)
+    return Fail(MT_ERROR_UNSUPPORTED, operation, "%s has no kernel here", field.name);
+  return MT_OK;
 }
 
 int TypesOf(int32_t operation, const void* args, int32_t types[3]) {

@@ -171,6 +171,15 @@ TEST(ArgumentsTest, AttentionSeesKeysThatAreThere) {
   EXPECT_EQ(Refusal(MT_OP_ATTENTION_BACKWARD, args), "");
   args.sinks_gradient = nullptr;  // sinks that are not trained
   EXPECT_EQ(Refusal(MT_OP_ATTENTION_BACKWARD, args), "");
+  const int32_t starts[2] = {};
+  args = plain;
+  args.document_start = starts;
+  args.causal = 0;
+  EXPECT_THAT(Refusal(MT_OP_ATTENTION_BACKWARD, args), HasSubstr("causal = 0 with document_start"));
+  args.causal = 1;
+  args.key_sequence = 3;
+  EXPECT_THAT(Refusal(MT_OP_ATTENTION_FORWARD, args),
+              HasSubstr("key_sequence = 3 with document_start"));
 }
 
 TEST(ArgumentsTest, QuantizingIsToFp8AndOfSomethingElse) {
