@@ -184,7 +184,8 @@ class PosixEnv : public Env {
     struct stat info;
     if (lstat(path.c_str(), &info) != 0) return ErrnoStatus(errno, "stat", path);
     return FileInfo{static_cast<uint64_t>(info.st_size), S_ISDIR(info.st_mode),
-                    S_ISLNK(info.st_mode)};
+                    S_ISLNK(info.st_mode),
+                    info.st_mtim.tv_sec * int64_t{1'000'000'000} + info.st_mtim.tv_nsec};
   }
   absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path) override {
     const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);

@@ -41,6 +41,7 @@ struct FileInfo {
   uint64_t size_bytes = 0;
   bool is_directory = false;
   bool is_symlink = false;
+  int64_t modified_ns = 0;  // changes with every write; only for comparing
 };
 
 class Env {

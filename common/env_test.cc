@@ -32,6 +32,18 @@ TEST(EnvTest, ErrorsNameThePath) {
   EXPECT_THAT(std::string(missing.status().message()), testing::HasSubstr("/nowhere/at/all"));
 }
 
+TEST(EnvTest, AWriteChangesTheTimeOfModification) {
+  Env* env = Env::Real();
+  const std::string path = JoinPath(Scratch(""), "file");
+  ASSERT_TRUE(WriteFileAtomically(env, path, "one").ok());
+  const int64_t before = env->Stat(path)->modified_ns;
+  EXPECT_GT(before, 0);
+  EXPECT_EQ(env->Stat(path)->modified_ns, before);
+  std::filesystem::last_write_time(path, std::filesystem::last_write_time(path) +
+                                             std::chrono::nanoseconds(10'000'000));
+  EXPECT_NE(env->Stat(path)->modified_ns, before);
+}
+
 TEST(EnvTest, ASecondLockIsRefused) {
   Env* env = Env::Real();
   const std::string path = JoinPath(Scratch(""), "lock");

@@ -15,6 +15,7 @@ struct Inode {
   std::string data;
   std::string durable;     // at the last Sync
   bool only_grown = true;  // since the last Sync: it begins with `durable`
+  int64_t modified = 0;
 };
 
 std::string Normalize(const std::string& path) {
@@ -45,6 +46,7 @@ struct MemEnv::State {
   std::vector<std::pair<std::string, std::string>> folder_renames;  // not yet synced
   std::set<std::string> locks;
   uint64_t life = 1;  // of the process that has files open
+  int64_t writes = 0;
   uint64_t used = 0;
   std::optional<uint64_t> capacity;
   std::function<absl::Status(absl::string_view, const std::string&)> fault;
@@ -79,6 +81,7 @@ class MemWritableFile : public WritableFile {
                  ? std::min<uint64_t>(room, *state_->capacity - state_->used)
                  : 0;
     }
+    inode_->modified = ++state_->writes;
     inode_->data.append(data.data(), room);  // a full disk takes what fits, as write(2) does
     state_->used += room;
     if (room < data.size()) {
@@ -238,6 +241,7 @@ absl::StatusOr<std::unique_ptr<WritableFile>> MemEnv::NewWritableFile(const std:
   } else if (mode == WriteMode::kTruncate) {
     state_->used -= it->second->data.size();
     it->second->data.clear();
+    it->second->modified = ++state_->writes;
     it->second->only_grown = it->second->durable.empty();
   }
   return std::make_unique<MemWritableFile>(state_, it->second, path);
@@ -372,7 +376,7 @@ absl::StatusOr<FileInfo> MemEnv::Stat(const std::string& raw) {
   if (state_->folders.contains(path)) return FileInfo{.is_directory = true};
   const auto it = state_->names.find(path);
   if (it == state_->names.end()) return NotFound("stat", path);
-  return FileInfo{.size_bytes = it->second->data.size()};
+  return FileInfo{.size_bytes = it->second->data.size(), .modified_ns = it->second->modified};
 }
 
 absl::StatusOr<std::unique_ptr<FileLock>> MemEnv::Lock(const std::string& raw) {
