@@ -39,8 +39,8 @@ TEST(EnvTest, AWriteChangesTheTimeOfModification) {
   const int64_t before = env->Stat(path)->modified_ns;
   EXPECT_GT(before, 0);
   EXPECT_EQ(env->Stat(path)->modified_ns, before);
-  std::filesystem::last_write_time(path, std::filesystem::last_write_time(path) +
-                                             std::chrono::nanoseconds(10'000'000));
+  std::filesystem::last_write_time(
+      path, std::filesystem::last_write_time(path) + std::chrono::nanoseconds(10'000'000));
   EXPECT_NE(env->Stat(path)->modified_ns, before);
 }
 

@@ -241,6 +241,10 @@ uint64_t IndexedDataset::Pointer(int64_t sequence) const {
   return Load<uint64_t>(index_ + kIndexHeaderBytes + 4 * num_sequences_ + 8 * sequence);
 }
 
+int64_t IndexedDataset::TokenOffset(int64_t sequence) const {
+  return static_cast<int64_t>(Pointer(sequence)) / TokenBytes(type_);
+}
+
 int64_t IndexedDataset::DocumentStart(int64_t document) const {
   return Load<int64_t>(index_ + kIndexHeaderBytes + 12 * num_sequences_ + 8 * document);
 }

@@ -61,6 +61,8 @@ class IndexedDataset {
 
   // Tokens of a sequence. `sequence` is in [0, num_sequences()).
   int32_t Length(int64_t sequence) const;
+  // Number of a sequence's first token in PREFIX.bin; `sequence` as for Length.
+  int64_t TokenOffset(int64_t sequence) const;
   // First sequence of a document; `document` is in [0, num_documents()], the last one giving
   // num_sequences().
   int64_t DocumentStart(int64_t document) const;
