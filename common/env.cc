@@ -37,6 +37,11 @@ absl::Status ErrnoStatus(int error, absl::string_view what, const std::string& p
   }
 }
 
+absl::Status TooShort(const std::string& path, uint64_t has, uint64_t wanted) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("truncate ", path, ": it has ", has, " bytes, fewer than ", wanted));
+}
+
 class FileDescriptor {
  public:
   explicit FileDescriptor(int fd) : fd_(fd) {}
@@ -138,6 +143,14 @@ class PosixEnv : public Env {
     return rename(from.c_str(), to.c_str()) == 0
                ? absl::OkStatus()
                : ErrnoStatus(errno, "rename", absl::StrCat(from, " to ", to));
+  }
+  absl::Status Truncate(const std::string& path, uint64_t size) override {
+    struct stat info;
+    if (stat(path.c_str(), &info) != 0) return ErrnoStatus(errno, "truncate", path);
+    if (static_cast<uint64_t>(info.st_size) < size) return TooShort(path, info.st_size, size);
+    return truncate(path.c_str(), static_cast<off_t>(size)) == 0
+               ? absl::OkStatus()
+               : ErrnoStatus(errno, "truncate", path);
   }
   absl::Status SyncDirectory(const std::string& path) override {
     const FileDescriptor fd(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));

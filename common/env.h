@@ -54,6 +54,8 @@ class Env {
   virtual absl::StatusOr<std::unique_ptr<RandomAccessFile>> NewRandomAccessFile(
       const std::string& path) = 0;
   virtual absl::Status Rename(const std::string& from, const std::string& to) = 0;
+  // Cuts a file off behind its first `size` bytes; INVALID_ARGUMENT if it has fewer.
+  virtual absl::Status Truncate(const std::string& path, uint64_t size) = 0;
   virtual absl::Status SyncDirectory(const std::string& path) = 0;
   virtual absl::Status CreateDirectories(
       const std::string& path) = 0;  // mode 0700 for new ones; fine if it exists

@@ -44,6 +44,16 @@ TEST(EnvTest, AWriteChangesTheTimeOfModification) {
   EXPECT_NE(env->Stat(path)->modified_ns, before);
 }
 
+TEST(EnvTest, TruncateCutsAndNeverGrows) {
+  Env* env = Env::Real();
+  const std::string path = JoinPath(Scratch(""), "file");
+  ASSERT_TRUE(WriteFileAtomically(env, path, "one two").ok());
+  ASSERT_TRUE(env->Truncate(path, 3).ok());
+  EXPECT_EQ(*ReadFile(env, path), "one");
+  EXPECT_EQ(env->Truncate(path, 4).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(env->Truncate(path + "x", 0).code(), absl::StatusCode::kNotFound);
+}
+
 TEST(EnvTest, ASecondLockIsRefused) {
   Env* env = Env::Real();
   const std::string path = JoinPath(Scratch(""), "lock");

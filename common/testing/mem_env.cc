@@ -286,6 +286,24 @@ absl::Status MemEnv::Rename(const std::string& raw_from, const std::string& raw_
   return absl::OkStatus();
 }
 
+absl::Status MemEnv::Truncate(const std::string& raw, uint64_t size) {
+  const std::string path = Normalize(raw);
+  std::lock_guard lock(state_->mutex);
+  MT_RETURN_IF_ERROR(state_->Fault("truncate", path));
+  const auto it = state_->names.find(path);
+  if (it == state_->names.end()) return NotFound("truncate", path);
+  Inode& inode = *it->second;
+  if (inode.data.size() < size) {
+    return absl::InvalidArgumentError(absl::StrCat("truncate ", path, ": it has ",
+                                                   inode.data.size(), " bytes, fewer than ", size));
+  }
+  inode.data.resize(size);
+  inode.modified = ++state_->writes;
+  inode.only_grown = false;
+  state_->Recount();
+  return absl::OkStatus();
+}
+
 absl::Status MemEnv::SyncDirectory(const std::string& raw) {
   const std::string folder = Normalize(raw);
   std::lock_guard lock(state_->mutex);

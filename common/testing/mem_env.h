@@ -30,13 +30,13 @@ class MemEnv : public Env {
   void KillProcess();
   // Total bytes of all files at most; Append beyond it answers RESOURCE_EXHAUSTED. nullopt = no limit.
   void SetCapacity(std::optional<uint64_t> bytes);
-  // Called before each operation ("read", "append", "sync", "rename", "create", "sync_directory", "remove") with the path;
+  // Called before each operation ("read", "append", "sync", "rename", "create", "sync_directory", "remove", "truncate") with the path;
   // a non-OK answer is the operation's result. Null = none.
   void SetFault(
       std::function<absl::Status(absl::string_view operation, const std::string& path)> fault);
   // Flips one bit of a file in place, as a bad disk would. NOT_FOUND; OUT_OF_RANGE.
   absl::Status CorruptByte(const std::string& path, uint64_t offset);
-  // Cuts a file. NOT_FOUND.
+  // Cuts a file in place, as a bad disk would. NOT_FOUND.
   absl::Status TruncateFile(const std::string& path, uint64_t size);
   uint64_t UsedBytes();
 
@@ -45,6 +45,7 @@ class MemEnv : public Env {
   absl::StatusOr<std::unique_ptr<RandomAccessFile>> NewRandomAccessFile(
       const std::string& path) override;
   absl::Status Rename(const std::string& from, const std::string& to) override;
+  absl::Status Truncate(const std::string& path, uint64_t size) override;
   absl::Status SyncDirectory(const std::string& path) override;
   absl::Status CreateDirectories(const std::string& path) override;
   absl::Status RemoveFile(const std::string& path) override;

@@ -33,6 +33,9 @@ class NodeEnv : public Env {
   absl::Status Rename(const std::string& from, const std::string& to) override {
     return Of(from)->Rename(from, to);
   }
+  absl::Status Truncate(const std::string& path, uint64_t size) override {
+    return Of(path)->Truncate(path, size);
+  }
   absl::Status SyncDirectory(const std::string& path) override {
     return Of(path)->SyncDirectory(path);
   }

@@ -37,6 +37,10 @@ class DyingEnv : public Env {
     MT_RETURN_IF_ERROR(Change());
     return Env::Real()->Rename(from, to);
   }
+  absl::Status Truncate(const std::string& path, uint64_t size) override {
+    MT_RETURN_IF_ERROR(Change());
+    return Env::Real()->Truncate(path, size);
+  }
   absl::Status SyncDirectory(const std::string& path) override {
     MT_RETURN_IF_ERROR(Change());
     return Env::Real()->SyncDirectory(path);
