@@ -25,6 +25,9 @@ absl::Status WriteDatasetManifest(Env* env, const std::string& prefix,
   json["bad_lines_skipped"] = manifest.bad_lines;
   json["bin"] = {{"bytes", manifest.files.bin_bytes}, {"xxh3_128", manifest.files.bin_xxh3}};
   json["idx"] = {{"bytes", manifest.files.idx_bytes}, {"xxh3_128", manifest.files.idx_xxh3}};
+  if (!manifest.files.loss_xxh3.empty()) {
+    json["loss"] = {{"bytes", manifest.files.loss_bytes}, {"xxh3_128", manifest.files.loss_xxh3}};
+  }
   json["inputs"] = nlohmann::ordered_json::array();
   for (const DatasetInput& input : manifest.inputs) {
     json["inputs"].push_back({{"path", input.path}, {"bytes", input.bytes}});
@@ -60,6 +63,10 @@ absl::StatusOr<DatasetManifest> ReadDatasetManifest(Env* env, const std::string&
     manifest.files.bin_xxh3 = json.at("bin").at("xxh3_128").get<std::string>();
     manifest.files.idx_bytes = json.at("idx").at("bytes").get<uint64_t>();
     manifest.files.idx_xxh3 = json.at("idx").at("xxh3_128").get<std::string>();
+    if (json.contains("loss")) {
+      manifest.files.loss_bytes = json.at("loss").at("bytes").get<uint64_t>();
+      manifest.files.loss_xxh3 = json.at("loss").at("xxh3_128").get<std::string>();
+    }
     for (const nlohmann::json& input : json.at("inputs")) {
       manifest.inputs.push_back(
           {input.at("path").get<std::string>(), input.at("bytes").get<uint64_t>()});

@@ -26,6 +26,8 @@ struct IndexedDatasetSummary {
   uint64_t idx_bytes = 0;
   std::string bin_xxh3;  // of the files as written
   std::string idx_xxh3;
+  uint64_t loss_bytes = 0;
+  std::string loss_xxh3;  // empty: there is no PREFIX.loss
 };
 
 class IndexedDatasetWriter {

@@ -1,0 +1,24 @@
+// How the files of a dataset appear, whatever wrote them: PREFIX.idx last of all.
+//
+// Invariant: if PREFIX.idx exists, all that belongs to it is whole and on stable storage. So whatever is stopped at whatever moment, a
+// reader finds the old dataset, the new one, or no PREFIX.idx; and never a manifest or losses of another PREFIX.bin beside PREFIX.idx.
+#pragma once
+
+#include <string>
+
+#include "common/env.h"
+#include "common/status.h"
+#include "worker/data/dataset_manifest.h"
+
+namespace mt {
+
+// The folder that PREFIX's files lie in.
+std::string DatasetFolder(const std::string& prefix);
+
+// Shows PREFIX.bin.partial, PREFIX.idx.partial and, with `has_loss`, PREFIX.loss.partial, all of them synced, in place of what is
+// there. Each of these steps is durable before the next: the old PREFIX.idx goes; `manifest` is written, or, without one, an old
+// one goes, and so do old losses; PREFIX.loss, PREFIX.bin and PREFIX.idx get their names.
+absl::Status CommitDataset(Env* env, const std::string& prefix, bool has_loss,
+                           const DatasetManifest* manifest);
+
+}  // namespace mt
