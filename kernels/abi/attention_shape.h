@@ -20,14 +20,16 @@ static inline int64_t mt_attention_first_position(const mt_attention_args* a) {
   return mt_attention_keys(a) - a->sequence;
 }
 
-/* Query t of sequence b sees the keys [max(begin, document_start), end); never none. */
+/* Query t of sequence b sees the keys [first_key, end); never none. `begin` is what sizes alone say of the first, without documents. */
 static inline int64_t mt_attention_begin(const mt_attention_args* a, int64_t t) {
   const int64_t begin = mt_attention_first_position(a) + t + 1 - a->window;
   return a->window != 0 && begin > 0 ? begin : 0;
 }
-static inline int64_t mt_attention_document_start(const mt_attention_args* a, int64_t b,
-                                                  int64_t t) {
-  return a->document_start == NULL ? 0 : a->document_start[t * a->batch + b];
+/* Reads document_start, which has to be host memory. Never falls along t. */
+static inline int64_t mt_attention_first_key(const mt_attention_args* a, int64_t b, int64_t t) {
+  const int64_t begin = mt_attention_begin(a, t),
+                start = a->document_start != NULL ? a->document_start[t * a->batch + b] : 0;
+  return start > begin ? start : begin;
 }
 static inline int64_t mt_attention_end(const mt_attention_args* a, int64_t t) {
   return a->causal ? mt_attention_first_position(a) + t + 1 : mt_attention_keys(a);

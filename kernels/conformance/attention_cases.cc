@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "kernels/abi/attention_shape.h"
+#include "kernels/abi/philox.h"
 #include "kernels/conformance/case_makers.h"
 #include "kernels/conformance/cost.h"
 
@@ -9,7 +10,20 @@ namespace mt::conformance {
 namespace {
 
 // Which tensor of the case is what; in backward o, lse and its gradient are given.
-enum Index : size_t { kQ, kK, kV, kSinks, kO, kLse, kOGradient, kDq, kDk, kDv, kSinksGradient };
+enum Index : size_t {
+  kQ,
+  kK,
+  kV,
+  kSinks,
+  kDocuments,
+  kO,
+  kLse,
+  kOGradient,
+  kDq,
+  kDk,
+  kDv,
+  kSinksGradient
+};
 
 // Where the heads of one thing lie: element (t, b, h, j) of `tensor` at offset + (t B + b) stride + h head_dim + j.
 struct View {
@@ -51,6 +65,42 @@ Layout LayoutOf(const Attend& size) {
           {kDq, 0, width, d, B}, {kDq, q, width, d, B}, {kDq, q + k, width, d_v, B}};
 }
 
+// Where the document of every token (t, b) begins: lengths of 1 to 2 document - 1, other ones in each sequence.
+std::vector<int32_t> DocumentStarts(const Attend& size) {
+  const int64_t mean = size.traits.document;
+  std::vector<int32_t> starts(mean != 0 ? size.sequence * size.batch : 0);
+  for (int64_t b = 0; mean != 0 && b < size.batch; ++b) {
+    int64_t start = 0, next = 0;
+    for (int64_t t = 0; t < size.sequence; ++t) {
+      if (t == next) {
+        start = t;
+        next += 1 + mt_philox(0, t, b).word[0] % (2 * mean - 1);
+      }
+      starts[t * size.batch + b] = static_cast<int32_t>(start);
+    }
+  }
+  return starts;
+}
+Tensor Documents(const Attend& size) {
+  const auto starts = std::make_shared<std::vector<int32_t>>(DocumentStarts(size));
+  Tensor tensor = As(Element::kInt32, In("document_start", static_cast<int64_t>(starts->size())));
+  tensor.value = [=](double, int64_t index) { return (*starts)[static_cast<size_t>(index)]; };
+  return tensor;
+}
+// Of the pairs of a query and a key that it sees, those of one document; half a key per query is not counted, as in VisiblePairs.
+double DocumentShare(const Attend& size) {
+  if (size.traits.document == 0 || size.sequence * size.batch == 0) return 1;
+  const mt_attention_args args = SizesOf(size);
+  double pairs = 0;
+  int64_t index = 0;
+  for (const int32_t start : DocumentStarts(size)) {
+    const int64_t t = index++ / size.batch;
+    pairs += std::min(static_cast<double>(t - start) + 0.5,
+                      static_cast<double>(args.window != 0 ? args.window : args.sequence));
+  }
+  return pairs / (static_cast<double>(size.batch) * VisiblePairs(args));
+}
+
 double Dot(const double* a, const double* b, int64_t count) {
   double sum = 0;
   for (int64_t j = 0; j < count; ++j) sum += a[j] * b[j];
@@ -67,7 +117,10 @@ void AddTerms(const mt_attention_args& args, const Layout& at, bool backward, in
               int64_t t, const Values& in, Values& squares) {
   const int64_t d = args.head_dim, d_v = mt_attention_v_head_dim(&args),
                 kv = h / (args.heads / args.kv_heads);
-  const int64_t begin = mt_attention_begin(&args, t), end = mt_attention_end(&args, t);
+  int64_t begin = mt_attention_begin(&args, t);
+  const int64_t end = mt_attention_end(&args, t);
+  if (!in[kDocuments].empty())
+    begin = std::max(begin, static_cast<int64_t>(in[kDocuments][t * args.batch + b]));
   const double* q = &in[kQ][at.q.At(t, b, h)];
   const auto key = [&](int64_t s) { return &in[at.k.tensor][at.k.At(s, b, kv)]; };
   const auto value = [&](int64_t s) { return &in[at.v.tensor][at.v.At(s, b, kv)]; };
@@ -127,7 +180,7 @@ std::vector<Tensor> Tensors(bool backward, const Attend& size) {
     return out;
   };
   std::vector<Tensor> tensors = {In(packed ? "qkv" : "q", q), In("k", k), In("v", v),
-                                 Around(In("sinks", sinks), sink, 1)};
+                                 Around(In("sinks", sinks), sink, 1), Documents(size)};
   if (!backward) {
     tensors.push_back(rounded_terms(Out("o", o), kO));
     tensors.push_back(Wide(Out("lse", lse)));
@@ -154,6 +207,7 @@ std::string OptionOf(const Attend& size) {
   add("keys", size.traits.key_sequence);
   if (size.traits.sinks)
     option += "_sinks" + std::to_string(static_cast<int64_t>(*size.traits.sinks));
+  add("documents", size.traits.document);
   return option + (size.traits.apart ? "_apart" : "");
 }
 
@@ -178,6 +232,7 @@ Case Attention(bool backward, const Attend& size) {
     a.o_stride = a.o_gradient_stride = at.o.stride;
     a.lse = p[kLse];
     a.sinks = size.traits.sinks ? p[kSinks] : nullptr;
+    if (size.traits.document != 0) a.document_start = static_cast<const int32_t*>(p[kDocuments]);
     if (!backward) return Bytes(a);
     a.o_gradient = p[kOGradient];
     a.dq = place(at.dq);
@@ -196,7 +251,8 @@ Case Attention(bool backward, const Attend& size) {
                 {"k", size.kv_heads},
                 {"d", size.head_dim}},
                OptionOf(size)),
-          operation, Tensors(backward, size), arguments, CostOf(operation, shape.data()).flops};
+          operation, Tensors(backward, size), arguments,
+          CostOf(operation, shape.data()).flops * DocumentShare(size)};
 }
 
 // Where tiles, groups and strides go wrong. Rows of odd sequences are not aligned, which tensor cores leave to others.
@@ -252,6 +308,20 @@ std::vector<Case> AttentionCases() {
     add({66, 2, 2, 1, 192, true, {.v_head_dim = 128, .window = 9, .sinks = 0, .apart = true}});
     cases.push_back(
         Unaligned(Attention(backward, {34, 1, 2, 1, 64, true, {.window = 7, .sinks = 0}})));
+    // Documents of one token, shorter than a tile, about its size, longer; the last has the sequence to itself.
+    for (const int64_t document : {1, 5, 30, 64, 200, 100000})
+      add({260, 2, 2, 1, 64, true, {.document = document}});
+    add({140, 1, 4, 2, 20, true, {.document = 50}});
+    add({150, 2, 2, 2, 128, true, {.window = 20, .document = 40}});
+    add({130, 1, 2, 1, 96, true, {.sinks = 0, .document = 20}});
+    add({66, 2, 2, 2, 192, true, {.v_head_dim = 128, .apart = true, .document = 20}});
+    add({70, 1, 2, 2, 256, true, {.document = 30}});
+    add({5, 2, 2, 1, 3, true, {.document = 2}});
+    add({0, 2, 2, 1, 8, true, {.document = 2}});
+    cases.push_back(Unaligned(Attention(backward, {34, 1, 2, 1, 64, true, {.document = 9}})));
+    cases.push_back(Slow(Attention(backward, {1100, 1, 2, 1, 64, true, {.document = 150}})));
+    cases.push_back(
+        Slow(Attention(backward, {1100, 2, 1, 1, 16, true, {.window = 300, .document = 400}})));
   }
   for (const Attend& size : std::vector<Attend>{
            {1, 2, 8, 2, 64, true, {.key_sequence = 1}},

@@ -87,7 +87,8 @@ struct Rotary {
   int64_t first = 0;
   int32_t rotary_dim = 0;
   bool interleaved = false;
-  int64_t padding = 0;  // of a row
+  int64_t padding = 0;     // of a row
+  bool positions = false;  // of every row, in any order
 };
 Case Rope(const Rotary& size, bool inverse);
 Case QkNormRope(bool backward, const Rotary& size, bool in_place = false);
@@ -118,7 +119,7 @@ struct Logits {
   int64_t rows, columns, valid, start = 0, padding = 0;
 };
 Case CrossEntropyStatistics(const Logits& size);
-Case CrossEntropyGradient(const Logits& size, double z_loss);
+Case CrossEntropyGradient(const Logits& size, double z_loss, bool scale_by_pointer = false);
 Case CrossEntropyCombine(int64_t rows, int64_t world, double z_loss);
 
 // attention_cases.cc
@@ -126,6 +127,7 @@ struct AttendTraits {
   int64_t v_head_dim = 0, window = 0, key_sequence = 0;
   std::optional<double> sinks = {};  // their mean; they are spread by 1
   bool apart = false;                // q, k and v in tensors of their own
+  int64_t document = 0;              // mean length, other ones in each sequence; 0 = no documents
 };
 struct Attend {
   int64_t sequence, batch, heads, kv_heads, head_dim;

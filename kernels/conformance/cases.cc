@@ -231,6 +231,10 @@ void AddRotary(Cases& cases) {
       {4, 2, 3, 10, 0, 6, true, 1},
       {3, 2, 2, 7, 3, 2, false},
       {3, 1, 2, 256},
+      {40, 3, 4, 64, 2, 0, false, 64, true},
+      {6, 3, 2, 64, 2, 32, true, 8, true},
+      {5, 2, 3, 7, 0, 6, false, 1, true},
+      {0, 2, 3, 8, 0, 0, false, 0, true},
   };
   for (const Rotary& size : sizes) {
     for (const bool flag : {false, true}) {
@@ -255,7 +259,9 @@ void AddCrossEntropy(Cases& cases) {
     cases.push_back(CrossEntropyStatistics(size));
     cases.push_back(CrossEntropyGradient(size, 0));
     cases.push_back(CrossEntropyGradient(size, 1e-2));
+    cases.push_back(CrossEntropyGradient(size, 0, true));
   }
+  cases.push_back(CrossEntropyGradient({11, 37, 30, 5, 3}, 1e-2, true));
   cases.push_back(Unaligned(CrossEntropyStatistics({5, 64, 60})));
   cases.push_back(Unaligned(CrossEntropyGradient({5, 64, 60}, 0)));
   cases.push_back(Slow(CrossEntropyStatistics({70001, 5, 5})));

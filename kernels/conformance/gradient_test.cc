@@ -127,9 +127,32 @@ TEST(RopeTest, PairsAreHalvesOrNeighboursAndTheRestStays) {
             (Vector{1 * c - 2 * s, 2 * c + 1 * s, 3 * c - 4 * s, 4 * c + 3 * s, 5, 6}));
 }
 
-TEST(GradientTest, QkNormRope) {
+// Row (t, b) by positions[t, b], wherever it stands; `first_position` has no say then.
+TEST(RopeTest, RowsTurnByTheirOwnPositions) {
+  const int64_t T = 2, B = 2, d = 2;
+  const Vector table = RotationTable(6, d);
+  const std::vector<int32_t> positions = {5, 0, 3, 1};
+  Vector x = Normals(T * B * d, 1);
+  const Vector before = x;
+  Call(MT_OP_ROPE, mt_rope_args{.data = x.data(),
+                                .sequence = T,
+                                .batch = B,
+                                .heads = 1,
+                                .head_dim = d,
+                                .row_stride = d,
+                                .first_position = 4,
+                                .cos_sin = table.data(),
+                                .positions = positions.data()});
+  for (size_t row = 0; row < positions.size(); ++row) {
+    const double c = std::cos(positions[row]), s = std::sin(positions[row]);
+    EXPECT_NEAR(x[2 * row], before[2 * row] * c - before[2 * row + 1] * s, 1e-15) << row;
+    EXPECT_NEAR(x[2 * row + 1], before[2 * row + 1] * c + before[2 * row] * s, 1e-15) << row;
+  }
+}
+
+void ExpectQkNormRopeGradients(const int32_t* positions) {
   const int64_t T = 3, B = 2, H = 2, d = 6, stride = H * d + 1;
-  const Vector table = RotationTable(T, 4);
+  const Vector table = RotationTable(8, 4);
   Vector x = Normals(T * B * stride, 1), weight = Normals(d, 2), dy = Normals(T * B * H * d, 3),
          y(T * B * H * d), rstd(T * B * H), dx(T * B * stride, 0.0), dw(d, 0.0);
   mt_qk_norm_rope_args args = {.gradient_dtype = MT_F64,
@@ -149,7 +172,8 @@ TEST(GradientTest, QkNormRope) {
                                .rstd = rstd.data(),
                                .output_gradient = dy.data(),
                                .input_gradient = dx.data(),
-                               .weight_gradient = dw.data()};
+                               .weight_gradient = dw.data(),
+                               .positions = positions};
   const auto forward = [&] {
     Call(MT_OP_QK_NORM_ROPE_FORWARD, args);
     return Dot(y, dy);
@@ -158,6 +182,13 @@ TEST(GradientTest, QkNormRope) {
   Call(MT_OP_QK_NORM_ROPE_BACKWARD, args);
   ExpectGradient(x, dx, forward, "x");
   ExpectGradient(weight, dw, forward, "weight");
+}
+
+TEST(GradientTest, QkNormRope) { ExpectQkNormRopeGradients(nullptr); }
+
+TEST(GradientTest, QkNormRopeWithPositions) {
+  const int32_t positions[] = {0, 7, 1, 0, 5, 1};
+  ExpectQkNormRopeGradients(positions);
 }
 
 TEST(GradientTest, LayerNorm) {
@@ -234,10 +265,10 @@ TEST(GeluTest, KnownValues) {
   }
 }
 
-// Two ranks' halves of the vocabulary, the second with two columns of padding.
+// Two ranks' halves of the vocabulary, the second with two columns of padding. The loss's scale, 1, comes in two factors.
 TEST(GradientTest, CrossEntropyOverTwoRanks) {
   const int64_t rows = 4, half = 5, valid[] = {5, 3};
-  const double z_loss = 0.05;
+  const double z_loss = 0.05, factor = 8;
   const std::vector<int32_t> targets = {2, 7, -1, 4};
   Vector logits[] = {Normals(rows * half, 1), Normals(rows * half, 2)};
   Vector maximum(2 * rows), sum(2 * rows), target(2 * rows), lse(rows), loss(rows);
@@ -253,8 +284,9 @@ TEST(GradientTest, CrossEntropyOverTwoRanks) {
                                  .sum = &sum[r * rows],
                                  .target_logit = &target[r * rows],
                                  .lse = lse.data(),
-                                 .loss_scale = 1,
-                                 .z_loss = z_loss};
+                                 .loss_scale = 1 / factor,
+                                 .z_loss = z_loss,
+                                 .loss_scale_pointer = &factor};
   };
   const auto forward = [&] {
     for (int r = 0; r < 2; ++r) Call(MT_OP_CROSS_ENTROPY_STATISTICS, arguments(r, logits[r]));

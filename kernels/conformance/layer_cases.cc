@@ -50,6 +50,7 @@ std::string RotaryName(int32_t operation, const Rotary& size, const std::string&
   if (size.interleaved) options += options.empty() ? "interleaved" : "_interleaved";
   if (size.padding != 0)
     options += std::string(options.empty() ? "" : "_") + "pad" + std::to_string(size.padding);
+  if (size.positions) options += options.empty() ? "positions" : "_positions";
   if (!option.empty()) options += (options.empty() ? "" : "_") + option;
   return Name(operation,
               {{"t", size.sequence},
@@ -65,6 +66,14 @@ Tensor Table(const Rotary& size) {
   return Wide(In("cos_sin", (size.first + size.sequence) * rotated));
 }
 
+Tensor Positions(const Rotary& size) {
+  return Integers("positions", size.positions ? size.sequence * size.batch : 0, 0,
+                  size.first + size.sequence);
+}
+const int32_t* PositionsAt(const Rotary& size, const void* pointer) {
+  return size.positions ? static_cast<const int32_t*>(pointer) : nullptr;
+}
+
 }  // namespace
 
 Case Rope(const Rotary& size, bool inverse) {
@@ -74,7 +83,7 @@ Case Rope(const Rotary& size, bool inverse) {
   data.traffic = elements;
   return {RotaryName(MT_OP_ROPE, size, inverse ? "inverse" : ""),
           MT_OP_ROPE,
-          {data, Table(size)},
+          {data, Table(size), Positions(size)},
           [=](int32_t type, void* const* p) {
             return Bytes(mt_rope_args{.dtype = type,
                                       .data = p[0],
@@ -87,7 +96,8 @@ Case Rope(const Rotary& size, bool inverse) {
                                       .cos_sin = p[1],
                                       .inverse = inverse,
                                       .rotary_dim = size.rotary_dim,
-                                      .interleaved = size.interleaved});
+                                      .interleaved = size.interleaved,
+                                      .positions = PositionsAt(size, p[2])});
           },
           3.0 * elements};
 }
@@ -113,6 +123,8 @@ Case QkNormRope(bool backward, const Rotary& size, bool in_place) {
     if (tensor.count == rows * x_stride || tensor.count == rows * y_stride)
       tensor.traffic = rows * width;
   }
+  const size_t positions = tensors.size();
+  tensors.push_back(Positions(size));
   return {RotaryName(operation, size, in_place ? "in_place" : ""), operation, tensors,
           [=](int32_t type, void* const* p) {
             mt_qk_norm_rope_args a = {.dtype = type,
@@ -138,6 +150,7 @@ Case QkNormRope(bool backward, const Rotary& size, bool in_place) {
             } else {
               a.y = p[4];
             }
+            a.positions = PositionsAt(size, p[positions]);
             return Bytes(a);
           },
           10.0 * rows * width};

@@ -125,29 +125,35 @@ Case CrossEntropyStatistics(const Logits& size) {
           12.0 * rows * columns};
 }
 
-Case CrossEntropyGradient(const Logits& size, double z_loss) {
+Case CrossEntropyGradient(const Logits& size, double z_loss, bool scale_by_pointer) {
   const auto [rows, columns, valid, start, padding] = size;
   const int64_t stride = columns + padding;
-  return {Name(MT_OP_CROSS_ENTROPY_GRADIENT,
-               {{"rows", rows}, {"columns", columns}, {"valid", valid}, {"start", start}},
-               z_loss != 0 ? "z_loss" : ""),
-          MT_OP_CROSS_ENTROPY_GRADIENT,
-          {Around(Update("logits", rows * stride), 0, 2), Targets(rows, start + columns + 10),
-           Wide(Around(In("lse", rows), 9, 0.3))},
-          [=](int32_t type, void* const* p) {
-            return Bytes(mt_cross_entropy_args{.dtype = type,
-                                               .rows = size.rows,
-                                               .columns = size.columns,
-                                               .valid_columns = size.valid,
-                                               .row_stride = stride,
-                                               .vocab_start = size.start,
-                                               .logits = p[0],
-                                               .targets = static_cast<const int32_t*>(p[1]),
-                                               .lse = p[2],
-                                               .loss_scale = 0.125,
-                                               .z_loss = z_loss});
-          },
-          12.0 * rows * columns};
+  std::string option = z_loss != 0 ? "z_loss" : "";
+  if (scale_by_pointer) option += option.empty() ? "by_pointer" : "_by_pointer";
+  Tensor loss_scale = As(Element::kDouble, In("loss_scale", 1));
+  loss_scale.value = [](double, int64_t) { return 3.7; };
+  return {
+      Name(MT_OP_CROSS_ENTROPY_GRADIENT,
+           {{"rows", rows}, {"columns", columns}, {"valid", valid}, {"start", start}}, option),
+      MT_OP_CROSS_ENTROPY_GRADIENT,
+      {Around(Update("logits", rows * stride), 0, 2), Targets(rows, start + columns + 10),
+       Wide(Around(In("lse", rows), 9, 0.3)), loss_scale},
+      [=](int32_t type, void* const* p) {
+        return Bytes(mt_cross_entropy_args{
+            .dtype = type,
+            .rows = size.rows,
+            .columns = size.columns,
+            .valid_columns = size.valid,
+            .row_stride = stride,
+            .vocab_start = size.start,
+            .logits = p[0],
+            .targets = static_cast<const int32_t*>(p[1]),
+            .lse = p[2],
+            .loss_scale = 0.125,
+            .z_loss = z_loss,
+            .loss_scale_pointer = scale_by_pointer ? static_cast<const double*>(p[3]) : nullptr});
+      },
+      12.0 * rows * columns};
 }
 
 Case CrossEntropyCombine(int64_t rows, int64_t world, double z_loss) {

@@ -50,6 +50,7 @@ Rotary DrawRotary(Draw& draw) {
   if (draw.Coin()) size.rotary_dim = static_cast<int32_t>(2 * draw.Between(1, size.head_dim / 2));
   size.interleaved = draw.Coin();
   if (draw.Coin()) size.padding = draw.Between(0, 40);
+  size.positions = draw.Coin();
   return size;
 }
 
@@ -112,6 +113,8 @@ Case DrawAttention(Draw& draw, bool backward) {
   if (size.causal && draw.Coin()) size.traits.window = draw.Positive(200);
   if (draw.Coin()) size.traits.sinks = draw.Of({0.0, 5.0, -5.0, 30.0});
   if (!backward && draw.Coin()) size.traits.key_sequence = size.sequence + draw.Positive(300);
+  if (size.causal && size.traits.key_sequence == 0 && draw.Coin())
+    size.traits.document = draw.Positive(200);
   size.traits.apart = draw.Coin();
   return Attention(backward, size);
 }
@@ -121,7 +124,7 @@ Case DrawCrossEntropy(Draw& draw, int32_t operation) {
   size.valid = size.columns - std::min(size.columns, draw.Of<int64_t>({0, 0, 1, 7, 2000}));
   return operation == MT_OP_CROSS_ENTROPY_STATISTICS
              ? CrossEntropyStatistics(size)
-             : CrossEntropyGradient(size, draw.Coin() ? 1e-3 : 0);
+             : CrossEntropyGradient(size, draw.Coin() ? 1e-3 : 0, draw.Coin());
 }
 
 Routing DrawRouting(Draw& draw) {

@@ -104,7 +104,7 @@ class KeyHead {
   void AddKeys(int64_t first, int64_t count) const {
     const int64_t d = shape_.d, d_v = shape_.d_v, rows = count * shape_.group;
     const float scale = static_cast<float>(args_.scale);
-    const int64_t begin = mt_attention_begin(&args_, first),
+    const int64_t begin = mt_attention_first_key(&args_, b_, first),
                   end = mt_attention_end(&args_, first + count - 1);
     for (int64_t key = begin; key < end; key += kKeyBlock) {
       const int64_t width = std::min(kKeyBlock, end - key);
@@ -113,8 +113,8 @@ class KeyHead {
       multiply_('N', 'T', rows, width, d_v, {d_o_, d_v}, v, 0.0f, d_p_, kScoreStride);
       for (int64_t r = 0; r < rows; ++r)
         ScoreGradientRow(scores_ + r * kScoreStride, d_p_ + r * kScoreStride,
-                         KeysOfBlock(args_, first + r % count, key, width), width, scale, lse_[r],
-                         delta_[r]);
+                         KeysOfBlock(args_, b_, first + r % count, key, width), width, scale,
+                         lse_[r], delta_[r]);
       const Matrix p = {scores_, kScoreStride}, d_s = {d_p_, kScoreStride};
       multiply_('T', 'N', width, d_v, rows, p, {d_o_, d_v}, 1.0f, dv_ + key * d_v, d_v);
       multiply_('T', 'N', width, d, rows, d_s, {q_, d}, 1.0f, dk_ + key * d, d);

@@ -30,7 +30,7 @@ struct Shape {
   }
   bool few() const { return tiles == 1; }
   int64_t T, d, d_v, keys, group, pairs, positions, tiles, rows;
-  int64_t first_key, blocks;  // of the keys that few queries see
+  int64_t first_key, blocks;  // of the keys that few queries see, by the sizes
 
   int64_t ScratchFloats() const {
     const int64_t tile =
@@ -72,7 +72,7 @@ struct Tile {
     multiply('N', 'T', rows(), width, shape.d, {q, shape.d}, k, 0.0f, scores, kScoreStride);
     for (int64_t r = 0; r < rows(); ++r) {
       const float rescale =
-          SoftmaxRow(scores + r * kScoreStride, KeysOfBlock(args, first + r % count, key, width),
+          SoftmaxRow(scores + r * kScoreStride, KeysOfBlock(args, b, first + r % count, key, width),
                      width, scale, maximum + r, sum + r);
       for (int64_t j = 0; !fresh && rescale != 1.0f && j < d_v; ++j) o[r * d_v + j] *= rescale;
     }
@@ -126,7 +126,7 @@ void ManyQueries(const mt_attention_args& args, const Shape& shape, const Multip
                     .sum = carver.Take(shape.rows)};
     tile.Begin(true);
     // The keys that some row of the tile sees.
-    const int64_t begin = mt_attention_begin(&args, first),
+    const int64_t begin = mt_attention_first_key(&args, tile.b, first),
                   end = mt_attention_end(&args, first + tile.count - 1);
     for (int64_t key = begin; key < end; key += kKeyBlock)
       tile.Attend(key, std::min(kKeyBlock, end - key), {k + key * d, d}, {v + key * d_v, d_v},

@@ -113,8 +113,9 @@ void ScoreGradientRow(float* scores, float* d_p, const VisibleKeys& keys, int64_
    delta);
 }
 
-VisibleKeys KeysOfBlock(const mt_attention_args& args, int64_t t, int64_t key, int64_t width) {
-  const int64_t begin = std::clamp<int64_t>(mt_attention_begin(&args, t) - key, 0, width);
+VisibleKeys KeysOfBlock(const mt_attention_args& args, int64_t b, int64_t t, int64_t key,
+                        int64_t width) {
+  const int64_t begin = std::clamp<int64_t>(mt_attention_first_key(&args, b, t) - key, 0, width);
   return {begin, std::clamp<int64_t>(mt_attention_end(&args, t) - key, begin, width)};
 }
 

@@ -3,10 +3,10 @@
 //
 // A tile is a block of query positions times all query heads of one key head, stacked, about 128 rows: row g * count + i is head g
 // of the group at position first + i. It meets the keys that any of its rows sees in blocks of 512, and no others: what lies
-// beyond the mask or before the window is never computed. The rows of one head lie far apart, often by a power of two, so they are
+// beyond the mask, before the window or before the document of the tile's first query is never computed. The rows of one head lie far apart, often by a power of two, so they are
 // packed before they are multiplied, unless they are read only once.
 //
-// Determinism: how work is cut depends on the sizes alone, and a piece is computed by one thread in a fixed order.
+// Determinism: how work is cut depends on the sizes, and on where documents begin, alone, and a piece is computed by one thread in a fixed order.
 #pragma once
 
 #include <algorithm>
@@ -22,11 +22,12 @@ inline constexpr int64_t kKeyBlock = 512;
 inline constexpr int64_t kScoreStride =
     kKeyBlock + 16;  // not a power of two: rows fall into different cache sets
 
-// The keys [begin, end) of a block that a query sees; empty ones are begin == end.
+// The keys [begin, end) of a block that query t of sequence b sees; empty ones are begin == end.
 struct VisibleKeys {
   int64_t begin, end;
 };
-VisibleKeys KeysOfBlock(const mt_attention_args& args, int64_t t, int64_t key, int64_t width);
+VisibleKeys KeysOfBlock(const mt_attention_args& args, int64_t b, int64_t t, int64_t key,
+                        int64_t width);
 
 // One row of scores against a block of `width` keys: scores become exp(scale score - maximum), zero
 // for keys that are not seen. `maximum` and `sum` are carried from block to block; returns what

@@ -56,6 +56,8 @@ void GradientOf(const mt_cross_entropy_args& args, int64_t first, int64_t last) 
   const Full d;
   const One one;
   const int64_t columns = args.valid_columns, lanes = static_cast<int64_t>(hn::Lanes(d));
+  const double loss_scale =
+      args.loss_scale * (args.loss_scale_pointer != nullptr ? *args.loss_scale_pointer : 1);
   for (int64_t i = first; i < last; ++i) {
     T* logits = static_cast<T*>(args.logits) + i * args.row_stride;
     if (args.targets[i] < 0) {
@@ -63,7 +65,7 @@ void GradientOf(const mt_cross_entropy_args& args, int64_t first, int64_t last) 
       continue;
     }
     const float lse = static_cast<const float*>(args.lse)[i];
-    const float factor = static_cast<float>(args.loss_scale * (1 + 2 * args.z_loss * lse));
+    const float factor = static_cast<float>(loss_scale * (1 + 2 * args.z_loss * lse));
     const int64_t column = args.targets[i] - args.vocab_start;
     const bool here = column >= 0 && column < columns;
     const float target = here ? hn::GetLane(Read(one, logits + column)) : 0.0f;
@@ -75,8 +77,8 @@ void GradientOf(const mt_cross_entropy_args& args, int64_t first, int64_t last) 
     for (; c < columns; ++c) Write(scaled(one, Read(one, logits + c)), one, logits + c);
     std::fill(logits + columns, logits + args.columns, T{0});
     if (here) {
-      const auto loss_scale = hn::Set(one, static_cast<float>(args.loss_scale));
-      Write(hn::Sub(scaled(one, hn::Set(one, target)), loss_scale), one, logits + column);
+      const auto one_hot = hn::Set(one, static_cast<float>(loss_scale));
+      Write(hn::Sub(scaled(one, hn::Set(one, target)), one_hot), one, logits + column);
     }
   }
 }

@@ -26,7 +26,9 @@ struct Turn {
         half(rotated / 2),
         interleaved(args.interleaved != 0),
         cosine(static_cast<const float*>(args.cos_sin) +
-               (args.first_position + row / args.batch) * rotated),
+               (args.positions != nullptr ? args.positions[row]
+                                          : args.first_position + row / args.batch) *
+                   rotated),
         sine(cosine + half) {}
 
   template <class D, typename T, class V = hn::Vec<D>>

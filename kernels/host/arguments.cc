@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "kernels/abi/attention_shape.h"
-#include "kernels/abi/minor_version.h"
 #include "kernels/host/argument_checker.h"
 #include "kernels/host/host.h"
 
@@ -392,11 +391,7 @@ int32_t CheckArguments(int32_t operation, const void* args, bool with_pointers) 
   });
   if (!known)
     return Fail(MT_ERROR_UNSUPPORTED, 0, "operation %d is unknown to this backend", operation);
-  if (checker.code() != MT_OK) return checker.code();
-  // Of 1.3, which no kernel has yet.
-  if (const mt_newest_field field = mt_newest_field_of(operation, args); field.minor >= 3)
-    return Fail(MT_ERROR_UNSUPPORTED, operation, "%s has no kernel here", field.name);
-  return MT_OK;
+  return checker.code();
 }
 
 int TypesOf(int32_t operation, const void* args, int32_t types[3]) {

@@ -41,7 +41,7 @@ void Forward(const mt_attention_args& args) {
   for (int64_t b = 0; b < args.batch; ++b) {
     for (int64_t h = 0; h < args.heads; ++h) {
       for (int64_t t = 0; t < args.sequence; ++t) {
-        const int64_t begin = mt_attention_begin(&args, t), end = mt_attention_end(&args, t);
+        const int64_t begin = mt_attention_first_key(&args, b, t), end = mt_attention_end(&args, t);
         double maximum = sinks != nullptr ? static_cast<double>(sinks[h])
                                           : -std::numeric_limits<double>::infinity();
         for (int64_t s = begin; s < end; ++s) {
@@ -93,7 +93,9 @@ void Backward(const mt_attention_args& args) {
           const double delta = Dot(do_row, o + at_o.At(t, b, h), d_v);
           const double row_lse = lse[(b * args.heads + h) * T_ + t];
           std::fill(q_sum, q_sum + d, 0.0);
-          for (int64_t s = mt_attention_begin(&args, t); s < mt_attention_end(&args, t); ++s) {
+          const int64_t begin = mt_attention_first_key(&args, b, t),
+                        end = mt_attention_end(&args, t);
+          for (int64_t s = begin; s < end; ++s) {
             const T* k_row = k + at_k.At(s, b, kv);
             const double p = std::exp(args.scale * Dot(q_row, k_row, d) - row_lse);
             const double ds = args.scale * p * (Dot(do_row, v + at_v.At(s, b, kv), d_v) - delta);

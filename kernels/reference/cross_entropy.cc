@@ -54,6 +54,8 @@ void CrossEntropyCombine(const mt_cross_entropy_combine_args& args) {
 void CrossEntropyGradient(const mt_cross_entropy_args& args) {
   WithType(args.dtype, [&](auto type) {
     using T = decltype(type);
+    const double loss_scale =
+        args.loss_scale * (args.loss_scale_pointer != nullptr ? *args.loss_scale_pointer : 1);
     for (int64_t i = 0; i < args.rows; ++i) {
       T* logits = static_cast<T*>(args.logits) + i * args.row_stride;
       const bool masked = args.targets[i] < 0;
@@ -66,7 +68,7 @@ void CrossEntropyGradient(const mt_cross_entropy_args& args) {
         }
         const double softmax = std::exp(logits[c] - lse);
         logits[c] = static_cast<T>(
-            args.loss_scale * (softmax * (1 + 2 * args.z_loss * lse) - (c == column ? 1.0 : 0.0)));
+            loss_scale * (softmax * (1 + 2 * args.z_loss * lse) - (c == column ? 1.0 : 0.0)));
       }
     }
   });

@@ -36,9 +36,11 @@ Rotation RotationOf(const Args& args) {
 template <typename Args, typename Body>
 void ForEachHead(const Args& args, const Body& body) {
   for (int64_t t = 0; t < args.sequence; ++t) {
-    const int64_t table = (args.first_position + t) * RotationOf(args).rotated;
     for (int64_t b = 0; b < args.batch; ++b) {
-      for (int64_t h = 0; h < args.heads; ++h) body(t * args.batch + b, h, table);
+      const int64_t row = t * args.batch + b, position = args.positions != nullptr
+                                                             ? args.positions[row]
+                                                             : args.first_position + t;
+      for (int64_t h = 0; h < args.heads; ++h) body(row, h, position * RotationOf(args).rotated);
     }
   }
 }
