@@ -41,6 +41,11 @@ absl::StatusOr<int64_t> VocabularyOfTokenizer(const std::string& tokenizer) {
   return read->vocab_size();
 }
 
+absl::StatusOr<int32_t> EodOfTokenizer(const std::string& tokenizer) {
+  MT_ASSIGN_OR_RETURN(const auto read, NewTokenizer(Env::Real(), tokenizer));
+  return read->eod();
+}
+
 std::string Absolute(const std::string& path) {
   std::error_code error;
   const std::filesystem::path absolute = std::filesystem::absolute(path, error).lexically_normal();
@@ -204,8 +209,9 @@ absl::StatusOr<v1::JobSpec> LoadSpec(const std::string& path,
   const auto model_of = [is_written = spec->model().layers() > 0](const std::string& folder) {
     return ModelOfFolder(folder, is_written);
   };
-  absl::Status status =
-      FillDefaults(&*spec, {.vocabulary_of = VocabularyOfTokenizer, .model_of = model_of});
+  absl::Status status = FillDefaults(
+      &*spec,
+      {.vocabulary_of = VocabularyOfTokenizer, .eod_of = EodOfTokenizer, .model_of = model_of});
   if (status.ok()) status = ValidateSpec(*spec);
   if (status.ok()) status = CheckTokenizerIfHere(*spec);
   if (!status.ok()) return WithNext(Annotate(status, path), "see docs/guide/job-spec.md");
@@ -248,17 +254,18 @@ std::string PlanToText(const v1::JobSpec& spec, const JobPlan& plan, const Clust
       plan.micro_batches);
   if (spec.parallel().pipeline() > 1)
     absl::StrAppend(&out, ", pipeline bubble ", Percent(plan.bubble));
+  if (const v1::BatchRampup& rampup = spec.training().batch_rampup(); rampup.start() > 0) {
+    absl::StrAppendFormat(&out, "; ramp-up from %d sequences by %d over %d", rampup.start(),
+                          rampup.increment(), rampup.samples());
+  }
   if (plan.step_seconds > 0) absl::StrAppend(&out, ", at least ", Number(plan.step_seconds), " s");
-  absl::StrAppendFormat(
-      &out, "\nrun: %d steps, %s tokens, %sFLOP%s\n\n", spec.training().steps(),
-      Count(static_cast<double>(plan.tokens_per_step) *
-            static_cast<double>(spec.training().steps())),
-      Count(plan.flops_per_step * static_cast<double>(spec.training().steps())),
-      plan.step_seconds > 0
-          ? absl::StrCat(", at least ",
-                         Seconds(absl::Seconds(plan.step_seconds *
-                                               static_cast<double>(spec.training().steps()))))
-          : "");
+  absl::StrAppendFormat(&out, "\nrun: %d steps, %s tokens, %sFLOP%s\n\n", spec.training().steps(),
+                        Count(static_cast<double>(plan.tokens_per_step) * plan.whole_steps),
+                        Count(plan.flops_per_step * plan.whole_steps),
+                        plan.step_seconds > 0
+                            ? absl::StrCat(", at least ", Seconds(absl::Seconds(plan.step_seconds *
+                                                                                plan.whole_steps)))
+                            : "");
   Table table({{"RANK", false, true},
                {"TP", false, true},
                {"DP", false, true},

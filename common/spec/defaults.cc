@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/spec/architectures.h"
+#include "common/spec/data_traits.h"
 #include "common/spec/presets.h"
 
 namespace mt {
@@ -70,6 +71,41 @@ absl::Status FillModel(v1::JobSpec* spec, const SpecFiles& files) {
   return absl::OkStatus();
 }
 
+// A tokenizer that cannot tell leaves the key unset, which validation names with what needs it.
+absl::Status FillEod(v1::DataSpec* data, const SpecFiles& files) {
+  const std::string asking = WhatNeedsEod(*data);
+  if (data->has_eod() || asking.empty()) return absl::OkStatus();
+  if (data->tokenizer() == "byte") {
+    data->set_eod(kByteEod);
+    return absl::OkStatus();
+  }
+  if (data->tokenizer().empty() || files.eod_of == nullptr) return absl::OkStatus();
+  const absl::StatusOr<int32_t> known = files.eod_of(data->tokenizer());
+  if (!known.ok()) {
+    return Annotate(known.status(),
+                    absl::StrCat(asking,
+                                 " needs the end of a document, data.eod is not set and "
+                                 "data.tokenizer does not tell it (set data.eod)"));
+  }
+  if (*known == kNoEod) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(asking, " needs the end of a document, and the tokenizer ", data->tokenizer(),
+                     " has none; set data.eod to the id that ends a document"));
+  }
+  data->set_eod(*known);
+  return absl::OkStatus();
+}
+
+absl::Status FillData(v1::JobSpec* spec, const SpecFiles& files) {
+  v1::DataSpec* data = spec->mutable_data();
+  if (data->split().empty()) data->set_split("1,0,0");
+  if (!data->has_seed()) data->set_seed(spec->training().seed());
+  Fill(data, &v1::DataSpec::packing, &v1::DataSpec::set_packing, v1::DataSpec::PACKING_STREAM);
+  if (data->fim().rate() != 0 && !data->fim().has_spm_rate())
+    data->mutable_fim()->set_spm_rate(0.5);
+  return FillEod(data, files);
+}
+
 void FillTraining(v1::TrainingSpec* t) {
   Fill(t, &v1::TrainingSpec::micro_batch, &v1::TrainingSpec::set_micro_batch, int64_t{1});
   if (!t->has_seed()) t->set_seed(1234);
@@ -106,9 +142,7 @@ void FillTraining(v1::TrainingSpec* t) {
 
 absl::Status FillDefaults(v1::JobSpec* spec, const SpecFiles& files) {
   FillTraining(spec->mutable_training());
-  v1::DataSpec* data = spec->mutable_data();
-  if (data->split().empty()) data->set_split("1,0,0");
-  if (!data->has_seed()) data->set_seed(spec->training().seed());
+  MT_RETURN_IF_ERROR(FillData(spec, files));
 
   v1::ParallelSpec* p = spec->mutable_parallel();
   Fill(p, &v1::ParallelSpec::tensor, &v1::ParallelSpec::set_tensor, 1);

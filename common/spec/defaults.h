@@ -15,6 +15,9 @@ namespace mt {
 struct SpecFiles {
   // Number of token ids of `data.tokenizer` (its path), asked for only when model.vocab is unset and the tokenizer is not `byte`.
   std::function<absl::StatusOr<int64_t>(const std::string& tokenizer)> vocabulary_of;
+  // The id that ends a document in `data.tokenizer` (its path), -1 if none does; asked for only when data.eod is unset, something
+  // needs it (common/spec/data_traits.h) and the tokenizer is not `byte`.
+  std::function<absl::StatusOr<int32_t>(const std::string& tokenizer)> eod_of;
   // What a folder of weights holds: that of `model: hf:DIR`, or without a preset that of initial_checkpoint. What the spec says
   // goes over it.
   std::function<absl::StatusOr<v1::ModelSpec>(const std::string& folder)> model_of;
@@ -24,6 +27,7 @@ struct SpecFiles {
 // cut over the usual tensor groups, and does not depend on the layout.
 inline constexpr int64_t kVocabularyMultiple = 64;
 inline constexpr int64_t kByteVocabulary = 257;  // 256 bytes and end-of-document
+inline constexpr int32_t kByteEod = 256;
 
 // INVALID_ARGUMENT when a default cannot be known (vocabulary, model), naming the key to set.
 absl::Status FillDefaults(v1::JobSpec* spec, const SpecFiles& files = {});

@@ -25,7 +25,7 @@ void KeysUnder(const google::protobuf::Descriptor& type, const std::string& path
     if (!IsSpecKey(field)) continue;
     const std::string here = path.empty() ? field.name() : path + "." + field.name();
     const bool nested = field.cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_MESSAGE &&
-                        !field.is_map() && !IsDuration(field);
+                        !field.is_repeated() && !IsDuration(field);
     if (nested) {
       KeysUnder(*field.message_type(), here, keys);
     } else {

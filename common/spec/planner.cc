@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "common/spec/batch_schedule.h"
 #include "common/spec/model_flops.h"
 #include "common/spec/parameter_layout.h"
 #include "common/spec/parameters.h"
@@ -97,6 +98,8 @@ absl::StatusOr<JobPlan> PlanJob(const v1::JobSpec& spec, const ClusterShape& sha
       ModelFlops(spec.model(), spec.data().sequence_length(), plan.tokens_per_step);
   plan.micro_batches =
       spec.training().global_batch() / (spec.training().micro_batch() * mesh.data());
+  plan.whole_steps = static_cast<double>(SamplesOfSteps(spec.training(), spec.training().steps())) /
+                     static_cast<double>(spec.training().global_batch());
   plan.bubble = BubbleOf(mesh.pipeline(), plan.micro_batches);
   if (shape.peak_flops_per_slot > 0) {
     plan.step_seconds =

@@ -32,9 +32,11 @@ struct ClusterShape {
 struct JobPlan {
   int64_t parameters = 0;
   int64_t active_parameters = 0;  // that a token meets; see ActiveParameterCount
+  // Of a whole step; those of a batch ramp-up are smaller.
   double flops_per_step = 0;
   int64_t tokens_per_step = 0;
   int64_t micro_batches = 0;    // per data-parallel rank and step
+  double whole_steps = 0;       // that take as many tokens as all steps of the run
   double bubble = 0;            // idle share of a pipeline stage, 0..1
   double step_seconds = 0;      // at the peak: a step takes at least this; 0 = peak unknown
   std::vector<RankPlan> ranks;  // by rank

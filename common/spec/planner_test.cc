@@ -46,6 +46,21 @@ TEST(PlanJob, EveryRankHasMegatronsCoordinatesAndItsStagesBlocks) {
   EXPECT_DOUBLE_EQ(plan->bubble, 1.0 / 9);
 }
 
+TEST(PlanJob, ARampUpMakesTheRunShorterAndNoStepLarger) {
+  v1::JobSpec spec = Spec(1, 1, 2);
+  const auto whole = PlanJob(spec);
+  v1::BatchRampup* rampup = spec.mutable_training()->mutable_batch_rampup();
+  rampup->set_start(4);
+  rampup->set_increment(4);
+  rampup->set_samples(240);  // 20 steps of 4, 10 of 8, 7 of 12
+  const auto ramped = PlanJob(spec);
+  ASSERT_TRUE(whole.ok() && ramped.ok()) << ramped.status();
+  EXPECT_EQ(whole->whole_steps, 100);
+  EXPECT_DOUBLE_EQ(ramped->whole_steps, (20 * 4 + 10 * 8 + 7 * 12 + 63 * 16) / 16.0);
+  EXPECT_EQ(ramped->tokens_per_step, whole->tokens_per_step);
+  EXPECT_EQ(ramped->largest_rank_bytes, whole->largest_rank_bytes);
+}
+
 TEST(PlanJob, TheModelIsHeldOnceByEveryReplica) {
   const auto one = PlanJob(Spec(1, 1, 1));
   ASSERT_TRUE(one.ok());

@@ -56,5 +56,7 @@ class Problems {
 
 // The model section by itself, and with the data that it is to see.
 void CheckModelSection(const v1::JobSpec& spec, Problems* problems);
+// The data section, with the vocabulary that its ids are of.
+void CheckDataSection(const v1::JobSpec& spec, Problems* problems);
 
 }  // namespace mt

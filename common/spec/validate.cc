@@ -14,6 +14,7 @@
 #include "common/spec/activation_plan.h"
 #include "common/spec/defaults.h"
 #include "common/spec/problems.h"
+#include "common/spec/round_up.h"
 #include "common/spec/yaml.h"
 
 namespace mt {
@@ -36,9 +37,10 @@ class Validator {
   std::vector<std::string> Run() {
     Names();
     CheckModelSection(spec_, &out_);
-    Data();
+    CheckDataSection(spec_, &out_);
     Training();
     Evaluation();
+    BatchRampup();
     Schedule();
     Checkpoints();
     Running();
@@ -60,72 +62,6 @@ class Validator {
         out_.Add("labels", "`", key.substr(0, 70),
                  "`: keys have 1 to 63 characters and values at most 255");
       }
-    }
-  }
-
-  void Data() {
-    const v1::DataSpec& d = spec_.data();
-    if (d.train().empty()) {
-      out_.AddLine(
-          "data.train is not set; set it to the prefix of a .bin/.idx pair (`mtctl data build` "
-          "makes one)");
-    } else {
-      Sources("data.train", d.train());
-    }
-    Sources("data.validation", d.validation());
-    Sources("data.test", d.test());
-    out_.Size("data.sequence_length", d.sequence_length(), 1 << 24);
-    Split(d.split());
-    for (const auto& [key, seed] :
-         {std::pair{"data.seed", d.seed()}, std::pair{"training.seed", spec_.training().seed()}}) {
-      if (seed < 0 || seed > 0xffffffffLL)
-        out_.Add(key, seed, ": out of range; use 0 to 4294967295");
-    }
-  }
-
-  void Sources(const std::string& key,
-               const google::protobuf::RepeatedPtrField<v1::DataSource>& sources) {
-    int weighted = 0;
-    for (int i = 0; i < sources.size(); ++i) {
-      const std::string here = sources.size() == 1 ? key : absl::StrCat(key, "[", i, "]");
-      Prefix(here, sources[i].prefix());
-      if (sources[i].weight() != 0) {
-        ++weighted;
-        out_.Positive(here + ".weight", sources[i].weight());
-      }
-    }
-    if (weighted != 0 && weighted != sources.size()) {
-      out_.Add(key, weighted, " of ", sources.size(),
-               " datasets have a weight: give one to all of them, or to none");
-    }
-  }
-  void Prefix(absl::string_view key, const std::string& prefix) {
-    if (prefix.empty()) {
-      out_.Add(key, "a dataset without a prefix: name it, as in `{prefix: /data/text, weight: 1}`");
-    } else if (absl::EndsWith(prefix, ".bin") || absl::EndsWith(prefix, ".idx")) {
-      out_.Add(key, "`", prefix, "`: is a prefix; write it without the ending: ",
-               prefix.substr(0, prefix.size() - 4));
-    } else if (prefix[0] != '/') {
-      out_.Add(key, "`", prefix, "`: must be absolute, as every node sees it");
-    }
-  }
-
-  void Split(const std::string& split) {
-    const std::vector<std::string> parts = absl::StrSplit(split, ',');
-    double first = 0, sum = 0;
-    bool good = parts.size() <= 3;
-    for (size_t i = 0; i < parts.size() && good; ++i) {
-      double share = 0;
-      good = absl::SimpleAtod(parts[i], &share) && std::isfinite(share) && share >= 0;
-      if (i == 0) first = share;
-      sum += share;
-    }
-    if (!good) {
-      out_.Add("data.split", "`", split.substr(0, 70),
-               "`: use up to three shares for train, validation and test: 969,30,1");
-    } else if (!(first > 0) || !std::isfinite(sum)) {
-      out_.Add("data.split", "`", split.substr(0, 70),
-               "`: leaves nothing to train on; use 969,30,1 or 1,0,0");
     }
   }
 
@@ -178,6 +114,33 @@ class Validator {
     const std::vector<std::string> parts = absl::StrSplit(split, ',');
     double share = 0;
     return parts.size() > 1 && absl::SimpleAtod(parts[1], &share) && share > 0;
+  }
+
+  void BatchRampup() {
+    const v1::TrainingSpec& t = spec_.training();
+    const v1::BatchRampup& r = t.batch_rampup();
+    if (r.start() == 0) {
+      if (r.increment() != 0 || r.samples() != 0) {
+        out_.AddLine(
+            "training.batch_rampup.start is not set; set it to the global batch of the first step, "
+            "or delete training.batch_rampup");
+      }
+      return;
+    }
+    constexpr int64_t kMaxSamples = int64_t{1} << 48;  // a double holds them exactly
+    const bool sane = out_.Size("training.batch_rampup.start", r.start(), 1 << 24) &
+                      out_.Size("training.batch_rampup.increment", r.increment(), 1 << 24) &
+                      out_.Size("training.batch_rampup.samples", r.samples(), kMaxSamples);
+    if (!sane || t.global_batch() < 1) return;
+    if (r.start() >= t.global_batch()) {
+      out_.Add("training.batch_rampup.start", r.start(),
+               ": must be below training.global_batch = ", t.global_batch(),
+               "; delete training.batch_rampup for batches of one size");
+    } else if (const int64_t rise = t.global_batch() - r.start(); rise % r.increment() != 0) {
+      out_.Add("training.batch_rampup.increment", r.increment(), ": does not divide the rise from ",
+               r.start(), " to training.global_batch = ", t.global_batch(), "; use ",
+               Problems::Or(NearestCommonDivisors({rise}, r.increment())));
+    }
   }
 
   void Schedule() {
@@ -271,6 +234,9 @@ class Validator {
     if (r.attention() != "auto" && r.attention() != "cudnn" && r.attention() != "flash") {
       out_.Add("runtime.attention", "`", r.attention().substr(0, 40),
                "`: use auto, cudnn or flash");
+    } else if (r.attention() == "cudnn" && spec_.data().document_mask()) {
+      out_.Add("runtime.attention",
+               "cudnn: has no document masks (data.document_mask = true); use auto or flash");
     }
     for (const auto& [operation, backend] : r.operations()) {
       if (!IsWord(operation, 64) || !IsWord(backend, 32)) {
@@ -316,6 +282,15 @@ class Validator {
       out_.Add("training.global_batch", t.global_batch(),
                ": is not a multiple of training.micro_batch × parallel.data = ", t.micro_batch(),
                " × ", p.data(), "; ", remedy);
+    }
+    const v1::BatchRampup& rampup = t.batch_rampup();
+    for (const auto& [key, size] :
+         {std::pair{"start", rampup.start()}, std::pair{"increment", rampup.increment()}}) {
+      if (size % samples != 0) {
+        out_.Add(absl::StrCat("training.batch_rampup.", key), size,
+                 ": is not a multiple of training.micro_batch × parallel.data = ", t.micro_batch(),
+                 " × ", p.data(), "; use ", RoundUp(size, samples));
+      }
     }
     if (p.zero() != 0 && p.zero() != 1)
       out_.Add("parallel.zero", p.zero(), ": use 0 or 1 (optimizer state sharded over data)");

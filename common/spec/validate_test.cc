@@ -51,6 +51,8 @@ TEST(FillDefaults, GivesEveryDocumentedDefault) {
   EXPECT_EQ(spec.model().norm_eps(), 1e-5);
   EXPECT_EQ(spec.data().split(), "1,0,0");
   EXPECT_EQ(spec.data().seed(), 1234);
+  EXPECT_EQ(spec.data().packing(), v1::DataSpec::PACKING_STREAM);
+  EXPECT_FALSE(spec.data().has_eod()) << "nothing asks for it";
   EXPECT_EQ(spec.training().micro_batch(), 1);
   EXPECT_EQ(spec.training().clip_grad_norm(), 1);
   EXPECT_EQ(spec.training().loss_chunk(), 1024);
@@ -105,8 +107,72 @@ TEST(FillDefaults, TheVocabularyIsTheTokenizersOrAsked) {
   EXPECT_THAT(FillDefaults(&other).message(), HasSubstr("model.vocab is not set"));
 }
 
+TEST(FillDefaults, TheEndOfADocumentIsTheTokenizersWhereItIsNeeded) {
+  const auto resolved = [](const std::function<void(v1::DataSpec*)>& change, int32_t eod) {
+    v1::JobSpec spec = Good();
+    spec.mutable_model()->set_vocab(100);
+    spec.mutable_data()->set_tokenizer("/t/a.model");
+    change(spec.mutable_data());
+    const absl::Status status =
+        FillDefaults(&spec, {.eod_of = [eod](const std::string& path) -> absl::StatusOr<int32_t> {
+          EXPECT_EQ(path, "/t/a.model");
+          if (eod < -1) return absl::NotFoundError("/t/a.model: no such file");
+          return eod;
+        }});
+    return status.ok() ? absl::StrCat(spec.data().has_eod() ? spec.data().eod() : -2)
+                       : std::string(status.message());
+  };
+  EXPECT_EQ(resolved([](v1::DataSpec*) {}, 7), "-2") << "nothing asks for it";
+  for (const auto& asks : std::vector<std::function<void(v1::DataSpec*)>>{
+           [](v1::DataSpec* d) { d->set_mask_eod(true); },
+           [](v1::DataSpec* d) { d->set_document_mask(true); },
+           [](v1::DataSpec* d) { d->set_reset_positions(true); },
+           [](v1::DataSpec* d) { d->set_packing(v1::DataSpec::PACKING_DOCUMENTS); },
+           [](v1::DataSpec* d) { d->mutable_fim()->set_rate(0.1); }}) {
+    EXPECT_EQ(resolved(asks, 7), "7");
+  }
+  const auto asks = [](v1::DataSpec* d) { d->set_mask_eod(true); };
+  EXPECT_EQ(resolved([](v1::DataSpec* d) { d->set_mask_eod(true), d->set_eod(3); }, 7), "3");
+  EXPECT_EQ(resolved([](v1::DataSpec* d) { d->set_mask_eod(true), d->set_tokenizer("byte"); }, 7),
+            "256");
+  EXPECT_EQ(resolved(asks, -1),
+            "data.mask_eod = true needs the end of a document, and the tokenizer /t/a.model has "
+            "none; set data.eod to the id that ends a document");
+  EXPECT_THAT(resolved(asks, -2), HasSubstr("(set data.eod): /t/a.model: no such file"));
+}
+
 TEST(ValidateSpec, AGoodOneHasNoProblems) {
   EXPECT_THAT(ProblemsOf([](v1::JobSpec*) {}), IsEmpty());
+}
+
+void SetRampup(v1::JobSpec* spec, int64_t start, int64_t increment, int64_t samples) {
+  v1::BatchRampup* rampup = spec->mutable_training()->mutable_batch_rampup();
+  rampup->set_start(start);
+  rampup->set_increment(increment);
+  rampup->set_samples(samples);
+}
+
+TEST(ValidateSpec, DocumentsBlendsAndRampsThatAreWholeHaveNoProblems) {
+  EXPECT_THAT(ProblemsOf([](v1::JobSpec* s) {
+                SetRampup(s, 4, 4, 1000);
+                v1::DataSpec* d = s->mutable_data();
+                d->mutable_train(0)->set_weight(0.3);
+                v1::DataSource* other = d->add_train();
+                other->set_prefix("/data/b");
+                other->set_weight(7);
+                d->add_test()->set_prefix("/data/c");
+                d->set_mask_eod(true);
+                d->set_document_mask(true);
+                d->set_reset_positions(true);
+                d->set_packing(v1::DataSpec::PACKING_DOCUMENTS);
+                d->mutable_fim()->set_rate(0.5);
+                d->mutable_fim()->set_prefix(257);
+                d->mutable_fim()->set_middle(258);
+                d->mutable_fim()->set_suffix(259);
+                s->mutable_parallel()->set_data(2);
+                s->mutable_training()->set_micro_batch(2);
+              }),
+              IsEmpty());
 }
 
 struct Case {
@@ -142,6 +208,95 @@ INSTANTIATE_TEST_SUITE_P(
              "data.train = `/data/a.bin`: is a prefix; write it without the ending: /data/a"},
         Case{"split", [](v1::JobSpec* s) { s->mutable_data()->set_split("0,1,1"); },
              "data.split = `0,1,1`: leaves nothing to train on; use 969,30,1 or 1,0,0"},
+        Case{"sources",
+             [](v1::JobSpec* s) {
+               s->mutable_data()->mutable_train(0)->set_weight(0.5);
+               s->mutable_data()->add_train()->set_prefix("/data/b");
+             },
+             "data.train = 1 of 2 datasets have a weight: give one to all of them, or to none"},
+        Case{"weight",
+             [](v1::JobSpec* s) {
+               s->mutable_data()->mutable_train(0)->set_weight(0.5);
+               s->mutable_data()->add_train()->set_prefix("/data/b");
+               s->mutable_data()->mutable_train(1)->set_weight(-2);
+             },
+             "data.train[1].weight = -2: must be greater than 0"},
+        Case{"relative_source",
+             [](v1::JobSpec* s) { s->mutable_data()->add_test()->set_prefix("b"); },
+             "data.test = `b`: must be absolute, as every node sees it"},
+        Case{"no_eod",
+             [](v1::JobSpec* s) {
+               s->mutable_data()->set_tokenizer("");
+               s->mutable_model()->set_vocab(100);
+               s->mutable_data()->set_document_mask(true);
+             },
+             "data.eod is not set, and data.document_mask = true needs it; set it to the id that "
+             "ends a document"},
+        Case{"eod_refused",
+             [](v1::JobSpec* s) {
+               s->mutable_data()->set_eod(-1);
+               s->mutable_data()->set_packing(v1::DataSpec::PACKING_DOCUMENTS);
+             },
+             "data.eod = -1: documents have no end, and data.packing = documents needs one; set "
+             "data.eod to the id that ends a document"},
+        Case{"eod_outside", [](v1::JobSpec* s) { s->mutable_data()->set_eod(320); },
+             "data.eod = 320: is no id of a vocabulary of 320 (model.vocab); use 0 to 319"},
+        Case{"fim_rate",
+             [](v1::JobSpec* s) {
+               v1::FimSpec* fim = s->mutable_data()->mutable_fim();
+               fim->set_rate(1.5);
+               fim->set_prefix(257);
+               fim->set_middle(258);
+               fim->set_suffix(259);
+             },
+             "data.fim.rate = 1.5: must be 0 to 1"},
+        Case{"fim_sentinel",
+             [](v1::JobSpec* s) {
+               v1::FimSpec* fim = s->mutable_data()->mutable_fim();
+               fim->set_rate(0.5);
+               fim->set_prefix(257);
+               fim->set_middle(258);
+             },
+             "data.fim.suffix is not set, and data.fim.rate needs it; set it to the id of that "
+             "sentinel"},
+        Case{"fim_twice",
+             [](v1::JobSpec* s) {
+               v1::FimSpec* fim = s->mutable_data()->mutable_fim();
+               fim->set_rate(0.5);
+               fim->set_prefix(257);
+               fim->set_middle(258);
+               fim->set_suffix(257);
+             },
+             "data.fim.suffix = 257: is the id of another sentinel too; each has its own"},
+        Case{
+            "rampup_start",
+            [](v1::JobSpec* s) { s->mutable_training()->mutable_batch_rampup()->set_samples(100); },
+            "training.batch_rampup.start is not set; set it to the global batch of the first "
+            "step, or delete training.batch_rampup"},
+        Case{"rampup_samples", [](v1::JobSpec* s) { SetRampup(s, 8, 4, 0); },
+             "training.batch_rampup.samples is not set; set it to a number from 1 to "
+             "281474976710656"},
+        Case{"rampup_level", [](v1::JobSpec* s) { SetRampup(s, 16, 4, 10); },
+             "training.batch_rampup.start = 16: must be below training.global_batch = 16; delete "
+             "training.batch_rampup for batches of one size"},
+        Case{"rampup_increment", [](v1::JobSpec* s) { SetRampup(s, 4, 5, 10); },
+             "training.batch_rampup.increment = 5: does not divide the rise from 4 to "
+             "training.global_batch = 16; use 3 or 4 or 6"},
+        Case{"rampup_layout",
+             [](v1::JobSpec* s) {
+               SetRampup(s, 8, 4, 10);
+               s->mutable_training()->set_micro_batch(2);
+               s->mutable_parallel()->set_data(4);
+             },
+             "training.batch_rampup.increment = 4: is not a multiple of training.micro_batch × "
+             "parallel.data = 2 × 4; use 8"},
+        Case{"cudnn_documents",
+             [](v1::JobSpec* s) {
+               s->mutable_data()->set_document_mask(true);
+               s->mutable_runtime()->set_attention("cudnn");
+             },
+             "runtime.attention = cudnn: has no document masks (data.document_mask = true); use "
+             "auto or flash"},
         Case{"batch", [](v1::JobSpec* s) { s->mutable_parallel()->set_data(3); },
              "training.global_batch = 16: is not a multiple of training.micro_batch × "
              "parallel.data = 1 × 3; use 15 or 18, or "

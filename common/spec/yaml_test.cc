@@ -82,6 +82,70 @@ TEST(ParseJobSpec, WhatIsPrintedReadsBackTheSame) {
   EXPECT_TRUE(MessageDifferencer::Equals(*resolved, *spec)) << JobSpecToYaml(*spec);
 }
 
+TEST(ParseJobSpec, DatasetsAreOneOrAListOfPrefixesAndMappings) {
+  const auto sources = [](const std::string& text, const std::vector<std::string>& overrides = {}) {
+    const auto spec = ParseJobSpec("data:\n  train: " + text, "job.yaml", overrides);
+    if (!spec.ok()) return std::string(spec.status().message());
+    const auto printed = ParseJobSpec(JobSpecToYaml(*spec), "printed");
+    EXPECT_TRUE(printed.ok() && MessageDifferencer::Equals(*printed, *spec))
+        << JobSpecToYaml(*spec);
+    std::string all;
+    for (const v1::DataSource& s : spec->data().train())
+      absl::StrAppend(&all, s.prefix(), " ", s.weight(), ";");
+    return all;
+  };
+  EXPECT_EQ(sources("/a"), "/a 0;");
+  EXPECT_EQ(sources("[/a, /b]"), "/a 0;/b 0;");
+  EXPECT_EQ(sources("{prefix: /a, weight: 2}"), "/a 2;");
+  EXPECT_EQ(sources("\n  - {prefix: /a, weight: 0.25}\n  - prefix: /b\n    weight: 1e3\n"),
+            "/a 0.25;/b 1000;");
+  EXPECT_EQ(sources("[/a, /b]", {"data.train=/c"}), "/c 0;") << "an override replaces the list";
+  EXPECT_EQ(sources("/a", {"data.train=[/b, {prefix: /c, weight: 3}]"}), "/b 0;/c 3;");
+
+  EXPECT_EQ(sources("[]"),
+            "job.yaml:2:10: data.train: is an empty list; name a dataset, or delete the key");
+  EXPECT_EQ(sources("[{prefx: /a}]"),
+            "job.yaml:2:12: data.train[0].prefx: unknown key; did you mean `prefix`?");
+  EXPECT_EQ(sources("[/a, {prefix: /b, weight: 0}]"),
+            "job.yaml:2:36: data.train[1].weight: must not be 0; delete the key to take the "
+            "default");
+  EXPECT_EQ(sources("[/a, [/b]]"),
+            "job.yaml:2:15: data.train[1]: expected a mapping with keys such as `prefix`, "
+            "`weight`, got a list");
+}
+
+TEST(ParseJobSpec, DocumentsFimAndRampUpReadBackTheSame) {
+  const auto spec = ParseJobSpec(R"(
+model: {layers: 1, hidden: 8, heads: 1, ffn: 8}
+data:
+  train: /a
+  test: [/b]
+  tokenizer: byte
+  sequence_length: 8
+  eod: -1
+  mask_eod: true
+  document_mask: true
+  reset_positions: true
+  packing: documents
+  fim: {rate: 0, spm_rate: 0, prefix: 0, middle: 1, suffix: 2}
+  distribute: true
+training: {steps: 1, global_batch: 8, batch_rampup: {start: 2, increment: 3, samples: 100}}
+)",
+                                 "job.yaml");
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->data().eod(), -1);
+  EXPECT_EQ(spec->data().packing(), v1::DataSpec::PACKING_DOCUMENTS);
+  EXPECT_TRUE(spec->data().fim().has_prefix());
+  EXPECT_EQ(spec->training().batch_rampup().increment(), 3);
+  v1::JobSpec resolved = *spec;
+  ASSERT_TRUE(FillDefaults(&resolved).ok());
+  for (const v1::JobSpec& one : {*spec, resolved}) {
+    const auto printed = ParseJobSpec(JobSpecToYaml(one), "printed");
+    ASSERT_TRUE(printed.ok()) << printed.status() << "\n" << JobSpecToYaml(one);
+    EXPECT_TRUE(MessageDifferencer::Equals(*printed, one)) << JobSpecToYaml(one);
+  }
+}
+
 // Golden texts: a user reads these, so they are compared whole.
 struct Refused {
   const char* text;

@@ -27,7 +27,14 @@ class BatchSource {
   // after epoch), so that the batch of a step follows from `consumed_samples` alone. Fills what `batch` wants of the samples, in
   // the order of `sample_ids`; T is the job's sequence length. INVALID_ARGUMENT: a span of another size. Called from the
   // trainer's thread only.
+  //
+  // Ranks may ask for parts: the first pipeline stage for tokens, the last for all, the others, where the job masks documents, for
+  // document_start alone.
   virtual absl::Status Fetch(std::span<const int64_t> sample_ids, const Batch& batch) = 0;
+
+  // Whether any label may be without a loss; the same on every rank of a job. Only then is loss_mask asked for, for a whole step
+  // before its first pass.
+  virtual bool masks_loss() const { return false; }
 };
 
 }  // namespace mt
