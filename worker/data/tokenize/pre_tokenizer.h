@@ -27,8 +27,9 @@ class PreTokenizer {
  public:
   virtual ~PreTokenizer() = default;
   // Appends the pieces of `text` (at most 2^32 - 1 bytes), in order and without overlap; usually they cover it. Bytes that are not
-  // UTF-8 are each a character of no class.
-  virtual void Split(absl::string_view text, std::vector<Piece>* pieces) const = 0;
+  // UTF-8 are each a character of no class. Matchers written by hand never fail; RESOURCE_EXHAUSTED: a pattern run by PCRE2 took more
+  // steps on this text than any sane one does; names pattern and place.
+  virtual absl::Status Split(absl::string_view text, std::vector<Piece>* pieces) const = 0;
   // For the log: "GPT-2", or "PCRE2 `...`".
   virtual absl::string_view name() const = 0;
 };
@@ -55,8 +56,12 @@ absl::StatusOr<std::unique_ptr<PreTokenizer>> NewSplit(const SplitPattern& patte
 // Each one cuts the pieces of the one before. A sequence that is known as a whole (DeepSeek's) gets one matcher.
 absl::StatusOr<std::unique_ptr<PreTokenizer>> NewSplits(const std::vector<SplitPattern>& patterns);
 
-// Patterns by name, for tiktoken files: gpt2 (r50k), cl100k, o200k, llama3. INVALID_ARGUMENT: another name; lists them.
+// Patterns by name, for tiktoken files: gpt2 (also r50k, p50k), cl100k, o200k, llama3; as tiktoken and Meta's tokenizer.py run them.
+// INVALID_ARGUMENT: another name; lists them.
 absl::StatusOr<std::unique_ptr<PreTokenizer>> NewNamedSplit(absl::string_view name);
+
+// As NewSplits, of what is already made; at least one.
+std::unique_ptr<PreTokenizer> NewChain(std::vector<std::unique_ptr<PreTokenizer>> stages);
 
 // tokenizer.json's `Digits` and `Punctuation`.
 std::unique_ptr<PreTokenizer> NewDigits(bool individual);
