@@ -116,6 +116,99 @@ TEST(OperationsTest, UndeclaredAndUnsupportedAndInvalidAreErrorsNotCrashes) {
   EXPECT_THAT(std::string(null.message()), HasSubstr("data is null"));
 }
 
+// The older plug-in would accept the call and ignore the field.
+TEST(OperationsTest, APluginOfAnOlderContractIsNotGivenWhatItDoesNotKnow) {
+  const int32_t position = 0;
+  float data[2] = {1, 2};
+  const float table[2] = {1, 0};
+  const mt_rope_args plain = {.dtype = MT_F32,
+                              .data = data,
+                              .sequence = 1,
+                              .batch = 1,
+                              .heads = 1,
+                              .head_dim = 2,
+                              .row_stride = 2,
+                              .cos_sin = table};
+  mt_rope_args positions = plain;
+  positions.positions = &position;
+  const auto resolve = [](std::map<std::string, std::string> overrides) {
+    auto ops = Operations::Create({.backend = "older", .overrides = std::move(overrides)});
+    EXPECT_TRUE(ops.ok()) << ops.status();
+    return *std::move(ops);
+  };
+
+  auto ops = resolve({});
+  ASSERT_TRUE(ops->Need<MT_OP_ROPE>(plain).ok());
+  ASSERT_TRUE(ops->Run<MT_OP_ROPE>(plain).ok());
+  EXPECT_EQ(data[0], -1);  // what the older one knows is its own
+  data[0] = 1;
+  const absl::Status undeclared = ops->Run<MT_OP_ROPE>(positions);
+  EXPECT_TRUE(absl::IsFailedPrecondition(undeclared)) << undeclared;
+  EXPECT_THAT(std::string(undeclared.message()), HasSubstr("runs with positions"));
+  EXPECT_EQ(data[0], 1);
+
+  // Declared: another backend in host memory takes the operation over, for all its shapes.
+  ASSERT_TRUE(ops->Need<MT_OP_ROPE>(positions).ok());
+  EXPECT_NE(ops->Resolved().at(0).backend(), "older");
+  ASSERT_TRUE(ops->Run<MT_OP_ROPE>(positions).ok());
+  ASSERT_TRUE(ops->Run<MT_OP_ROPE>(plain).ok());
+  EXPECT_EQ(data[0], 1);
+
+  ops = resolve({{"rope", "older"}});  // and nobody else
+  const absl::Status refused = ops->Need<MT_OP_ROPE>(positions);
+  EXPECT_TRUE(absl::IsUnimplemented(refused)) << refused;
+  EXPECT_THAT(std::string(refused.message()),
+              HasSubstr("older: its contract is 1.2 and positions came with 1.3"));
+}
+
+// Every field that is newer than its struct, and that what stands for no use of it needs nothing.
+TEST(OperationsTest, TheNewestFieldOfACallSaysWhichContractItNeeds) {
+  const int32_t integers[1] = {};
+  const double number = 1;
+  const auto minor = [](int32_t operation, const auto& args) {
+    return mt_newest_field_of(operation, &args).minor;
+  };
+  mt_rope_args rope = {};
+  EXPECT_EQ(minor(MT_OP_ROPE, rope), 0u);
+  rope.positions = integers;
+  EXPECT_EQ(minor(MT_OP_ROPE, rope), 3u);
+  mt_qk_norm_rope_args normed = {};
+  EXPECT_EQ(minor(MT_OP_QK_NORM_ROPE_BACKWARD, normed), 0u);
+  normed.positions = integers;
+  EXPECT_EQ(minor(MT_OP_QK_NORM_ROPE_FORWARD, normed), 3u);
+  EXPECT_EQ(minor(MT_OP_QK_NORM_ROPE_BACKWARD, normed), 3u);
+  mt_cross_entropy_args loss = {};
+  loss.loss_scale_pointer = &number;
+  EXPECT_EQ(minor(MT_OP_CROSS_ENTROPY_GRADIENT, loss), 3u);
+  EXPECT_EQ(minor(MT_OP_CROSS_ENTROPY_STATISTICS, loss), 0u);  // does not look at it
+
+  const mt_attention_args plain = {
+      .sequence = 8, .head_dim = 4, .v_head_dim = 4, .window = 8, .key_sequence = 8};
+  EXPECT_EQ(minor(MT_OP_ATTENTION_FORWARD, plain), 0u);
+  mt_attention_args attention = plain;
+  attention.window = 7;
+  EXPECT_EQ(minor(MT_OP_ATTENTION_BACKWARD, attention), 2u);
+  attention.document_start = integers;  // the newest of the two
+  EXPECT_EQ(minor(MT_OP_ATTENTION_BACKWARD, attention), 3u);
+  EXPECT_EQ(minor(MT_OP_ATTENTION_FORWARD, attention), 3u);
+  attention = plain;
+  attention.v_head_dim = 2;
+  EXPECT_EQ(minor(MT_OP_ATTENTION_FORWARD, attention), 2u);
+  attention = plain;
+  attention.sinks = integers;
+  EXPECT_EQ(minor(MT_OP_ATTENTION_FORWARD, attention), 2u);
+  attention = plain;
+  attention.key_sequence = 9;
+  EXPECT_EQ(minor(MT_OP_ATTENTION_FORWARD, attention), 2u);
+
+  mt_swiglu_args gate = {.alpha = 1};
+  EXPECT_EQ(minor(MT_OP_SWIGLU_FORWARD, gate), 0u);
+  gate.limit = 7;
+  EXPECT_EQ(minor(MT_OP_SWIGLU_BACKWARD, gate), 2u);
+  gate = {.offset = 1};
+  EXPECT_EQ(minor(MT_OP_SWIGLU_FORWARD, gate), 2u);
+}
+
 TEST(OperationsTest, OptionsThatABackendDoesNotHaveAreSkipped) {
   EXPECT_TRUE(
       Operations::Create({.backend = "reference", .configuration = {{"gemm_cache", "/a"}}}).ok());

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/abi/minor_version.h"
 #include "kernels/abi/operation_names.h"
 
 namespace mt {
@@ -13,6 +14,20 @@ int32_t OperationByName(const std::string& name) {
     if (name == mt_operation_name(operation)) return operation;
   }
   return 0;
+}
+
+// Empty, or why this backend would not do what the arguments ask. One that does not know a field ignores it and would accept them: it is
+// not asked.
+std::string Refusal(const Backend& backend, mt_operation operation, const void* arguments) {
+  const mt_newest_field newest = mt_newest_field_of(operation, arguments);
+  const mt_backend& abi = backend.abi();
+  if (newest.minor > abi.abi_minor)
+    return absl::StrCat("its contract is ", abi.abi_major, ".", abi.abi_minor, " and ", newest.name,
+                        " came with ", MT_BACKEND_ABI_MAJOR, ".", newest.minor,
+                        ": install the backend of this release");
+  if (abi.supports(operation, arguments) == 1) return "";
+  const std::string message = abi.error_message();
+  return message.empty() ? "it gives no reason" : message;
 }
 
 }  // namespace
@@ -64,7 +79,7 @@ Operations::~Operations() {
 absl::Status Operations::NeedBytes(mt_operation operation, const void* shape, size_t bytes) {
   Entry& entry = entries_[operation];
   entry.shapes.emplace_back(static_cast<const char*>(shape), bytes);
-  if (entry.backend != nullptr && entry.backend->abi().supports(operation, shape) == 1) {
+  if (entry.backend != nullptr && Refusal(*entry.backend, operation, shape).empty()) {
     const int64_t need = entry.backend->abi().workspace_bytes(operation, shape);
     if (need < 0) return entry.backend->ToStatus(static_cast<int32_t>(need), "workspace_bytes");
     return ReserveWorkspace(need);
@@ -75,14 +90,15 @@ absl::Status Operations::NeedBytes(mt_operation operation, const void* shape, si
   for (const Backend* backend : candidates) {
     bool all = true;
     for (const std::string& each : entry.shapes) {
-      if (backend->abi().supports(operation, each.data()) == 1) continue;
-      absl::StrAppend(&reasons, reasons.empty() ? "" : "; ", backend->name(), ": ",
-                      backend->abi().error_message());
+      const std::string refusal = Refusal(*backend, operation, each.data());
+      if (refusal.empty()) continue;
+      absl::StrAppend(&reasons, reasons.empty() ? "" : "; ", backend->name(), ": ", refusal);
       all = false;
       break;
     }
     if (!all) continue;
     entry.backend = backend;
+    entry.minor = backend->abi().abi_minor;
     for (const std::string& each : entry.shapes) {
       const int64_t need = backend->abi().workspace_bytes(operation, each.data());
       if (need < 0) return backend->ToStatus(static_cast<int32_t>(need), "workspace_bytes");
@@ -107,6 +123,14 @@ absl::Status Operations::ReserveWorkspace(int64_t bytes) {
 absl::Status Operations::NotResolved(mt_operation operation) const {
   return absl::FailedPreconditionError(absl::StrCat("operation ", mt_operation_name(operation),
                                                     " runs without having been declared by Need"));
+}
+
+absl::Status Operations::TooNew(mt_operation operation, const void* arguments) const {
+  return absl::FailedPreconditionError(
+      absl::StrCat("operation ", mt_operation_name(operation), " runs with ",
+                   mt_newest_field_of(operation, arguments).name,
+                   ", which it was not declared with by Need: backend ",
+                   entries_[operation].backend->name(), " does not know it"));
 }
 
 absl::Status Operations::Failed(mt_operation operation, int32_t code) const {

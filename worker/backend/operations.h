@@ -11,6 +11,8 @@
 //  job's backend, then the
 //    other backends in host memory) that supports every shape given to Need. What none supports
 //    fails in Need.
+//  - A backend of an older minor version of the contract is never given a field that it does not
+//  know (kernels/abi/minor_version.h): it would ignore it.
 //  - Run fills in struct_size, and, where `workspace` is null, this table's own scratch: as large
 //  as the largest Need.
 //    So one Operations serves one stream of calls; ranks that are threads have one each.
@@ -25,6 +27,7 @@
 #include <vector>
 
 #include "common/status.h"
+#include "kernels/abi/minor_version.h"
 #include "mt/v1/jobs.pb.h"
 #include "worker/backend/backend.h"
 
@@ -112,15 +115,16 @@ class Operations {
   Operations(const Operations&) = delete;
   Operations& operator=(const Operations&) = delete;
 
-  // Declares a use: types and shapes; pointers are ignored. UNIMPLEMENTED if no backend supports
-  // it.
+  // Declares a use: types and shapes. Pointers are not followed, but an optional one that Run is
+  // going to have is not null. UNIMPLEMENTED if no backend supports it.
   template <mt_operation Op>
   absl::Status Need(Arguments<Op> shape) {
     shape.struct_size = sizeof(shape);
     return NeedBytes(Op, &shape, sizeof(shape));
   }
 
-  // FAILED_PRECONDITION if the operation was never needed; otherwise what the backend says.
+  // FAILED_PRECONDITION if the operation was never needed, or now has a field that its backend does
+  // not know; otherwise what the backend says.
   template <mt_operation Op>
   absl::Status Run(Arguments<Op> arguments) const {
     arguments.struct_size = sizeof(arguments);
@@ -132,6 +136,7 @@ class Operations {
     }
     const Entry& entry = entries_[Op];
     if (entry.backend == nullptr) return NotResolved(Op);
+    if (mt_newest_field_of(Op, &arguments).minor > entry.minor) return TooNew(Op, &arguments);
     const mt_backend& abi = entry.backend->abi();
     const int32_t code = observer_ == nullptr ? abi.run(Op, &arguments, nullptr)
                                               : observer_->Run(abi, Op, &arguments);
@@ -152,6 +157,7 @@ class Operations {
  private:
   struct Entry {
     const Backend* backend = nullptr;
+    uint32_t minor = 0;               // of the backend's contract
     std::vector<std::string> shapes;  // argument structs given to Need
   };
 
@@ -159,6 +165,7 @@ class Operations {
   absl::Status NeedBytes(mt_operation operation, const void* shape, size_t bytes);
   absl::Status ReserveWorkspace(int64_t bytes);
   absl::Status NotResolved(mt_operation operation) const;
+  absl::Status TooNew(mt_operation operation, const void* arguments) const;
   absl::Status Failed(mt_operation operation, int32_t code) const;
 
   OperationObserver* observer_ = nullptr;
