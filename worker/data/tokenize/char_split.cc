@@ -80,7 +80,7 @@ std::unique_ptr<PreTokenizer> NewDigits(bool individual) {
 }
 
 std::unique_ptr<PreTokenizer> NewPunctuation(SplitBehaviour behaviour) {
-  auto chars = CharsOf(SetOf(UnicodeClass::kPunctuation));
+  auto chars = CharsOf(kPunctuationSet);
   for (uint32_t c = '!'; c <= '~'; ++c) {
     if (UnicodeClasses()[c] == static_cast<uint8_t>(UnicodeClass::kSymbol)) (*chars)[c] = true;
   }

@@ -11,15 +11,14 @@ import unicodedata2
 
 VERSION = "16.0.0"
 WHITE_SPACE = {*range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000}
-CLASSES = {"Lu": "U", "Ll": "l", "Lt": "T", "Lm": "m", "Lo": "o", "M": "M", "N": "N", "P": "P", "S": "S"}
-NAMES = ["X", "U", "l", "T", "m", "o", "M", "N", "P", "S", "W"]  # the order of UnicodeClass
+NAMES = ["other", "Lu", "Ll", "Lt", "Lm", "Lo", "M", "N", "No", "P", "Pc", "S", "space"]  # the order of UnicodeClass
 
 
 def class_of(code_point):
     if code_point in WHITE_SPACE:
-        return NAMES.index("W")
+        return NAMES.index("space")
     category = unicodedata2.category(chr(code_point))
-    return NAMES.index(CLASSES.get(category, CLASSES.get(category[0], "X")))
+    return NAMES.index(next((name for name in (category, category[0]) if name in NAMES), "other"))
 
 
 def main():

@@ -38,14 +38,21 @@ class MatcherSplit : public PreTokenizer {
  public:
   explicit MatcherSplit(absl::string_view name) : name_(name) {}
   absl::Status Split(absl::string_view text, std::vector<Piece>* pieces) const override {
+    uint32_t at = 0;
+    return SplitSome(text, text.size(), &at, pieces);
+  }
+  absl::Status SplitSome(absl::string_view text, size_t max_pieces, uint32_t* at,
+                         std::vector<Piece>* pieces) const override {
     const auto* begin = reinterpret_cast<const uint8_t*>(text.data());
     const TextScanner scanner(UnicodeClasses(), begin + text.size());
     PieceBuffer buffer(pieces);
-    for (const uint8_t* p = begin; p < scanner.end();) {
+    const uint8_t* p = begin + *at;
+    for (size_t n = 0; n < max_pieces && p < scanner.end(); ++n) {
       const uint8_t* next = Matcher::Next(scanner, p);
       buffer.Add({static_cast<uint32_t>(p - begin), static_cast<uint32_t>(next - begin)});
       p = next;
     }
+    *at = static_cast<uint32_t>(p - begin);
     return absl::OkStatus();
   }
   absl::string_view name() const override { return name_; }

@@ -30,6 +30,13 @@ class PreTokenizer {
   // UTF-8 are each a character of no class. Matchers written by hand never fail; RESOURCE_EXHAUSTED: a pattern run by PCRE2 took more
   // steps on this text than any sane one does; names pattern and place.
   virtual absl::Status Split(absl::string_view text, std::vector<Piece>* pieces) const = 0;
+  // Appends about `max_pieces` pieces of `text` from byte *at on (0, or where an earlier call left it), at least one, and moves *at
+  // past them; *at is text.size() when all is done. What does not know how to stop gives all pieces at once.
+  virtual absl::Status SplitSome(absl::string_view text, size_t max_pieces, uint32_t* at,
+                                 std::vector<Piece>* pieces) const {
+    *at = static_cast<uint32_t>(text.size());
+    return Split(text, pieces);
+  }
   // For the log: "GPT-2", or "PCRE2 `...`".
   virtual absl::string_view name() const = 0;
 };

@@ -77,9 +77,10 @@ class StandIns {
   uint32_t For(uint32_t code_point) const {
     const auto at = std::lower_bound(newer_.begin(), newer_.end(), code_point);
     if (at == newer_.end() || *at != code_point) return code_point;
-    // In the order of UnicodeClass. Deseret, Tai Tham, Ugaritic, Byzantine music, Osmanya, Roman coins.
-    constexpr std::array<uint32_t, 11> kByClass = {
-        0, 0x10400, 0x10428, 0x1f88, 0x1aa7, 0x10380, 0x1d167, 0x104a0, 0x1039f, 0x10190, 0x20};
+    // In the order of UnicodeClass. Deseret, Tai Tham, Ugaritic, Byzantine music, Osmanya, a tie, Roman coins.
+    constexpr std::array<uint32_t, 13> kByClass = {0,       0x10400, 0x10428, 0x1f88,  0x1aa7,
+                                                   0x10380, 0x1d167, 0x104a0, 0x10107, 0x1039f,
+                                                   0x2040,  0x10190, 0x20};
     return kByClass[UnicodeClasses()[code_point]];
   }
 

@@ -20,9 +20,11 @@ inline constexpr ClassSet kUncasedSet =
 inline constexpr ClassSet kLetterSet =
     kUpperSet | kLowerSet | SetOf(UnicodeClass::kTitle) | kUncasedSet;
 inline constexpr ClassSet kMarkSet = SetOf(UnicodeClass::kMark);
-inline constexpr ClassSet kNumberSet = SetOf(UnicodeClass::kNumber);
-inline constexpr ClassSet kSymbolSet =
-    SetOf(UnicodeClass::kPunctuation) | SetOf(UnicodeClass::kSymbol);
+inline constexpr ClassSet kNumberSet =
+    SetOf(UnicodeClass::kNumber) | SetOf(UnicodeClass::kOtherNumber);
+inline constexpr ClassSet kPunctuationSet =
+    SetOf(UnicodeClass::kPunctuation) | SetOf(UnicodeClass::kConnector);
+inline constexpr ClassSet kSymbolSet = kPunctuationSet | SetOf(UnicodeClass::kSymbol);
 inline constexpr ClassSet kSpaceSet = SetOf(UnicodeClass::kSpace);
 inline constexpr ClassSet kOtherSet = SetOf(UnicodeClass::kOther);
 inline constexpr ClassSet kWordSet = kLetterSet | kNumberSet;

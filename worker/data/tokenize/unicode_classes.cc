@@ -27,4 +27,31 @@ const uint8_t* UnicodeClasses() {
   return classes;
 }
 
+bool IsWhiteSpace(uint32_t code_point) {
+  return code_point < kCodePoints &&
+         UnicodeClasses()[code_point] == static_cast<uint8_t>(UnicodeClass::kSpace);
+}
+
+bool IsWord(uint32_t code_point) {
+  if (code_point >= kCodePoints) return false;
+  switch (static_cast<UnicodeClass>(UnicodeClasses()[code_point])) {
+    case UnicodeClass::kUpper:
+    case UnicodeClass::kLower:
+    case UnicodeClass::kTitle:
+    case UnicodeClass::kModifier:
+    case UnicodeClass::kOtherLetter:
+    case UnicodeClass::kMark:
+    case UnicodeClass::kNumber:
+    case UnicodeClass::kConnector:
+      return true;
+    case UnicodeClass::kSymbol:  // letters in circles and squares are alphabetic
+      return (code_point >= 0x24b6 && code_point <= 0x24e9) ||
+             (code_point >= 0x1f130 && code_point <= 0x1f149) ||
+             (code_point >= 0x1f150 && code_point <= 0x1f169) ||
+             (code_point >= 0x1f170 && code_point <= 0x1f189);
+    default:
+      return code_point == 0x200c || code_point == 0x200d;
+  }
+}
+
 }  // namespace mt

@@ -16,8 +16,10 @@ enum class UnicodeClass : uint8_t {
   kModifier,
   kOtherLetter,
   kMark,
-  kNumber,
-  kPunctuation,
+  kNumber,       // Nd, Nl
+  kOtherNumber,  // No
+  kPunctuation,  // all but Pc
+  kConnector,    // Pc
   kSymbol,
   kSpace,
 };
@@ -26,6 +28,11 @@ inline constexpr uint32_t kCodePoints = 0x110000;
 
 // One UnicodeClass per code point. Made at the first call, then never changed.
 const uint8_t* UnicodeClasses();
+
+// White_Space, and what \w is to Rust's regex (Alphabetic, M, Nd, Pc, Join_Control): for added tokens that must stand alone. False
+// for what is no code point.
+bool IsWhiteSpace(uint32_t code_point);
+bool IsWord(uint32_t code_point);
 
 // Bytes of the UTF-8 character at `p`, and its code point. Bytes that begin none (a stray or missing continuation byte, an overlong
 // form, a surrogate, more than U+10FFFF) are "characters" of one byte, and of a code point that is none.
