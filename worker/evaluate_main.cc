@@ -120,8 +120,8 @@ struct Result {
 
 absl::StatusOr<Result> Evaluate(const Flags& flags) {
   MT_ASSIGN_OR_RETURN(const v1::JobSpec spec, EvaluationSpecOf(flags));
-  MT_ASSIGN_OR_RETURN(const std::unique_ptr<DatasetBatchSource> samples,
-                      OpenValidationData(Env::Real(), spec));
+  MT_ASSIGN_OR_RETURN(const std::unique_ptr<BatchSource> samples,
+                      OpenData(Env::Real(), spec, DataShare::kValidation));
   const bool fp64 = spec.training().precision() == v1::TrainingSpec::PRECISION_FP64;
   MT_ASSIGN_OR_RETURN(
       const std::unique_ptr<Operations> operations,

@@ -32,12 +32,19 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       static_cast<__int128>(options.num_samples) * options.sequence_length / tokens > 100'000) {
     return 0;
   }
-  const auto index =
-      mt::BuildSampleIndex([&](int64_t sequence) { return lengths.at(sequence); }, options);
-  if (!index.ok()) return 0;
-  MT_CHECK(index->num_samples() >= options.num_samples);
-  for (const mt::SampleStart at : index->sample_index) {
-    MT_CHECK(at.offset >= 0 && at.offset <= lengths.at(index->document_index.at(at.position)));
+  for (const bool pack : {false, true}) {
+    options.pack_documents = pack;
+    options.threads = 1;
+    const auto index =
+        mt::BuildSampleIndex(mt::SequenceLengths(std::span<const int32_t>(lengths)), options);
+    if (!index.ok()) continue;
+    MT_CHECK(index->num_samples() >= options.num_samples);
+    for (int64_t i = 0; i < index->num_samples(); ++i) {
+      const mt::SampleStart at = index->sample_index[static_cast<size_t>(index->InWalk(i))];
+      MT_CHECK(at.position < index->document_index.size());
+      const int32_t document = index->document_index[at.position];
+      MT_CHECK(at.offset >= 0 && at.offset <= lengths.at(static_cast<size_t>(document)));
+    }
   }
   return 0;
 }

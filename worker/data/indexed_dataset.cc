@@ -1,12 +1,6 @@
 #include "worker/data/indexed_dataset.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <array>
-#include <cerrno>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -21,32 +15,6 @@ T Load(const char* at) {
   T value;
   std::memcpy(&value, at, sizeof(value));
   return value;
-}
-
-// Maps a whole file; empty files map to nothing. The descriptor is not needed once the mapping
-// stands.
-absl::StatusOr<std::pair<const char*, size_t>> MapFile(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) {
-    const std::string message = absl::StrCat("open ", path, ": ", std::strerror(errno));
-    if (errno == ENOENT) {
-      return absl::NotFoundError(absl::StrCat(
-          message,
-          "; data.train is the path without .idx or .bin (build it with `mtctl data build`)"));
-    }
-    return absl::FailedPreconditionError(message);
-  }
-  struct stat info;
-  const bool regular = fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
-  const size_t size = regular ? static_cast<size_t>(info.st_size) : 0;
-  void* mapping = size > 0 ? mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0) : nullptr;
-  const int error = errno;
-  close(fd);
-  if (!regular) return absl::InvalidArgumentError(absl::StrCat(path, " is not a regular file"));
-  if (mapping == MAP_FAILED) {
-    return absl::InternalError(absl::StrCat("mmap ", path, ": ", std::strerror(error)));
-  }
-  return std::make_pair(static_cast<const char*>(mapping), size);
 }
 
 template <typename T>
@@ -123,9 +91,15 @@ absl::StatusOr<std::unique_ptr<IndexedDataset>> IndexedDataset::Open(Env* env,
                                                                      const std::string& prefix) {
   auto dataset = std::unique_ptr<IndexedDataset>(new IndexedDataset());
   dataset->prefix_ = prefix;
-  MT_ASSIGN_OR_RETURN(const auto mapping, MapFile(prefix + ".idx"));
-  dataset->index_ = mapping.first;
-  dataset->index_bytes_ = mapping.second;
+  absl::StatusOr<std::unique_ptr<MappedFile>> mapping = MappedFile::Open(prefix + ".idx");
+  if (absl::IsNotFound(mapping.status())) {
+    return absl::NotFoundError(absl::StrCat(
+        mapping.status().message(),
+        "; data.train is the path without .idx or .bin (build it with `mtctl data build`)"));
+  }
+  MT_ASSIGN_OR_RETURN(dataset->mapping_, std::move(mapping));
+  dataset->index_ = dataset->mapping_->bytes().data();
+  dataset->index_bytes_ = dataset->mapping_->bytes().size();
   absl::StatusOr<std::unique_ptr<RandomAccessFile>> bin = env->NewRandomAccessFile(prefix + ".bin");
   if (absl::IsNotFound(bin.status())) {
     return absl::NotFoundError(absl::StrCat(
@@ -137,10 +111,6 @@ absl::StatusOr<std::unique_ptr<IndexedDataset>> IndexedDataset::Open(Env* env,
   MT_ASSIGN_OR_RETURN(dataset->bin_bytes_, dataset->bin_->Size());
   MT_RETURN_IF_ERROR(dataset->Validate());
   return dataset;
-}
-
-IndexedDataset::~IndexedDataset() {
-  if (index_ != nullptr) munmap(const_cast<char*>(index_), index_bytes_);
 }
 
 absl::Status IndexedDataset::Validate() {

@@ -19,6 +19,7 @@
 
 #include "common/env.h"
 #include "common/status.h"
+#include "worker/data/mapped_file.h"
 
 namespace mt {
 
@@ -48,7 +49,6 @@ class IndexedDataset {
   // program cannot train on. DATA_LOSS: cut off, or the two files do not belong together. Every
   // message names file, field, value and remedy.
   static absl::StatusOr<std::unique_ptr<IndexedDataset>> Open(Env* env, const std::string& prefix);
-  ~IndexedDataset();
   IndexedDataset(const IndexedDataset&) = delete;
   IndexedDataset& operator=(const IndexedDataset&) = delete;
 
@@ -63,6 +63,8 @@ class IndexedDataset {
   int32_t Length(int64_t sequence) const;
   // Number of a sequence's first token in PREFIX.bin; `sequence` as for Length.
   int64_t TokenOffset(int64_t sequence) const;
+  // Tokens of all sequences, as Length gives them: int32 values that are not aligned.
+  const char* lengths() const { return index_ + kIndexHeaderBytes; }
   // First sequence of a document; `document` is in [0, num_documents()], the last one giving
   // num_sequences().
   int64_t DocumentStart(int64_t document) const;
@@ -77,7 +79,8 @@ class IndexedDataset {
   uint64_t Pointer(int64_t sequence) const;
 
   std::string prefix_;
-  const char* index_ = nullptr;  // the mapping of PREFIX.idx
+  std::unique_ptr<MappedFile> mapping_;  // of PREFIX.idx
+  const char* index_ = nullptr;
   size_t index_bytes_ = 0;
   std::unique_ptr<RandomAccessFile> bin_;
   uint64_t bin_bytes_ = 0;

@@ -227,10 +227,13 @@ absl::Status RankRun::Prepare() {
   channel_->SetDeviceWaiting([this] { return DeviceWaiting(); });
   options.operations = operations_.get();
   if (mesh_->IsFirstStage(start_.rank()) || mesh_->IsLastStage(start_.rank())) {
-    MT_ASSIGN_OR_RETURN(samples_, OpenTrainingData(Env::Real(), spec_));
+    const OpenDataOptions data = {
+        .index_cache = start_.index_cache(),
+        .prefetch_stride = spec_.training().micro_batch() * mesh_->data()};
+    MT_ASSIGN_OR_RETURN(samples_, OpenData(Env::Real(), spec_, DataShare::kTrain, data));
     options.samples = samples_.get();
     if (spec_.training().evaluation().every_steps() > 0) {
-      MT_ASSIGN_OR_RETURN(held_out_, OpenValidationData(Env::Real(), spec_));
+      MT_ASSIGN_OR_RETURN(held_out_, OpenData(Env::Real(), spec_, DataShare::kValidation, data));
     }
   }
   MT_ASSIGN_OR_RETURN(trainer_, Trainer::Create(std::move(options)));

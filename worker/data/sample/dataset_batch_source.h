@@ -1,43 +1,41 @@
-// The trainer's samples out of an indexed dataset.
+// The trainer's samples out of a job's datasets: a blend in Megatron's order, with the documents and the losses of each sample.
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "common/env.h"
 #include "common/status.h"
 #include "mt/v1/spec.pb.h"
-#include "worker/data/sample/gpt_dataset.h"
 #include "worker/train/batch_source.h"
 
 namespace mt {
 
-class DatasetBatchSource : public BatchSource {
- public:
-  explicit DatasetBatchSource(std::unique_ptr<GptDataset> dataset) : dataset_(std::move(dataset)) {}
-  absl::Status Fetch(std::span<const int64_t> sample_ids, const Batch& batch) override;
-  const GptDataset& dataset() const { return *dataset_; }
+// Which of a job's data: `train` by the first share of data.split; `validation` and `test` whole, or else the second and third
+// share of `train`.
+enum class DataShare { kTrain, kValidation, kTest };
 
- private:
-  std::unique_ptr<GptDataset> dataset_;
+struct OpenDataOptions {
+  // Folder of sample orders that the ranks of a node share (index_cache.h); "" = each builds its own in memory.
+  std::string index_cache;
+  // How far apart the first ids of two Fetch calls in a row are (micro_batch * data ranks): the reader thread fetches that far
+  // ahead. 0 = none.
+  int64_t prefetch_stride = 0;
 };
 
-// What a resolved spec says about its data: as many samples as the whole run takes, so that the
-// order never depends on where a run was interrupted.
-GptDatasetOptions TrainingDataOptions(const v1::JobSpec& spec);
+// Samples of `spec`, which is resolved. The order is that of the whole run, so that it never depends on where a run was
+// interrupted. Training holds as many samples as all steps take; held-out data as many as one evaluation takes, so that each sees the
+// same ones, and no fill-in-the-middle.
+//   loss_mask       0 where the label is padding or has no loss in PREFIX.loss, or where data.mask_eod and the input is data.eod
+//   document_start  a document begins behind each data.eod, as Megatron resets positions; with packing: documents, where it begins
+// INVALID_ARGUMENT: what the spec asks for cannot be (too little data, too many samples); NOT_FOUND, FAILED_PRECONDITION: the files.
+// Never DATA_LOSS, which in a rank means its checkpoint.
+absl::StatusOr<std::unique_ptr<BatchSource>> OpenData(Env* env, const v1::JobSpec& spec,
+                                                      DataShare share,
+                                                      const OpenDataOptions& options = {});
 
-// Those of its evaluations: data.validation whole, else the second share of data.split; as many samples as one evaluation takes,
-// so that each sees the same ones.
-GptDatasetOptions ValidationDataOptions(const v1::JobSpec& spec);
-
-// Errors as GptDataset::Open, with FAILED_PRECONDITION in place of DATA_LOSS, which in a rank means its checkpoint.
-absl::StatusOr<std::unique_ptr<DatasetBatchSource>> OpenTrainingData(Env* env,
-                                                                     const v1::JobSpec& spec);
-
-absl::StatusOr<std::unique_ptr<DatasetBatchSource>> OpenValidationData(Env* env,
-                                                                       const v1::JobSpec& spec);
-
-// The same for a whole spec, before any rank is started: CheckTrainingData of gpt_dataset.h, also of what is held out if it is
-// evaluated. Reads up to 64 Mi tokens of each.
+// What can be said of a spec's data before any rank is started, without building an order: errors as OpenData's, and of ids that
+// are not in the vocabulary among the first 64 Mi tokens. Held-out data is looked at if it is evaluated.
 absl::Status CheckTrainingData(Env* env, const v1::JobSpec& spec);
 
 }  // namespace mt

@@ -36,6 +36,11 @@ class GptDatasetTest : public ::testing::Test {
   }
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
+  static absl::Status Read(const GptDataset& dataset, int64_t sample, std::span<int32_t> tokens) {
+    std::vector<uint8_t> has_loss(tokens.size());
+    return dataset.Read(sample, {.tokens = tokens, .has_loss = has_loss});
+  }
+
   std::string folder_;
   GptDatasetOptions options_;
 };
@@ -45,16 +50,16 @@ TEST_F(GptDatasetTest, SamplesRunAcrossDocumentsInMegatronsOrder) {
   ASSERT_EQ(dataset->num_samples(), 4);
   std::vector<int32_t> tokens(9);
   // document_index 2 1 5 0 4 3; shuffle 0 2 1 3; sample 1 is walk 2, which starts at (3, 0).
-  ASSERT_TRUE(dataset->Fetch(0, tokens).ok());
+  ASSERT_TRUE(Read(*dataset, 0, tokens).ok());
   EXPECT_THAT(tokens, ElementsAre(200, 201, 202, 100, 101, 102, 103, 104, 105));
-  ASSERT_TRUE(dataset->Fetch(1, tokens).ok());
+  ASSERT_TRUE(Read(*dataset, 1, tokens).ok());
   EXPECT_THAT(tokens, ElementsAre(0, 1, 2, 3, 4, 400, 401, 402, 403));
-  ASSERT_TRUE(dataset->Fetch(2, tokens).ok());
+  ASSERT_TRUE(Read(*dataset, 2, tokens).ok());
   EXPECT_THAT(tokens, ElementsAre(105, 106, 107, 108, 500, 501, 502, 503, 0));
-  ASSERT_TRUE(dataset->Fetch(3, tokens).ok());
+  ASSERT_TRUE(Read(*dataset, 3, tokens).ok());
   EXPECT_THAT(tokens, ElementsAre(403, 404, 405, 406, 300, 301, 302, 303, 304));
-  EXPECT_EQ(dataset->Fetch(4, tokens).code(), absl::StatusCode::kOutOfRange);
-  EXPECT_EQ(dataset->Fetch(-1, tokens).code(), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(Read(*dataset, 4, tokens).code(), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(Read(*dataset, -1, tokens).code(), absl::StatusCode::kOutOfRange);
 }
 
 TEST_F(GptDatasetTest, OnlyTheTrainingShareIsRead) {
@@ -63,7 +68,7 @@ TEST_F(GptDatasetTest, OnlyTheTrainingShareIsRead) {
   const auto dataset = GptDataset::Open(Env::Real(), options_).value();
   std::vector<int32_t> tokens(9);
   for (int64_t sample = 0; sample < 20; ++sample) {
-    ASSERT_TRUE(dataset->Fetch(sample, tokens).ok());
+    ASSERT_TRUE(Read(*dataset, sample, tokens).ok());
     for (const int32_t token : tokens) EXPECT_LT(token, 300);
   }
 }
@@ -82,7 +87,7 @@ TEST_F(GptDatasetTest, TheHeldOutShareIsWhatTrainingNeverReads) {
   ASSERT_TRUE(CheckTrainingData(Env::Real(), spec).ok());
   std::vector<int32_t> tokens(9), same(9);
   const std::vector<int64_t> first = {0}, last = {5};
-  const auto source = OpenValidationData(Env::Real(), spec).value();
+  const auto source = OpenData(Env::Real(), spec, DataShare::kValidation).value();
   for (const std::vector<int64_t>& ids : {first, last}) {
     ASSERT_TRUE(source->Fetch(ids, {.tokens = tokens}).ok());
     for (const int32_t token : tokens) EXPECT_GE(token, 300);
@@ -90,9 +95,9 @@ TEST_F(GptDatasetTest, TheHeldOutShareIsWhatTrainingNeverReads) {
   // A prefix of its own is read whole, by the same order as any data.
   spec.mutable_data()->add_validation()->set_prefix(options_.prefix);
   options_.num_samples = 6;
-  const auto whole = OpenValidationData(Env::Real(), spec).value();
+  const auto whole = OpenData(Env::Real(), spec, DataShare::kValidation).value();
   ASSERT_TRUE(whole->Fetch(first, {.tokens = tokens}).ok());
-  ASSERT_TRUE(GptDataset::Open(Env::Real(), options_).value()->Fetch(0, same).ok());
+  ASSERT_TRUE(Read(*GptDataset::Open(Env::Real(), options_).value(), 0, same).ok());
   EXPECT_EQ(tokens, same);
   // What is held out is checked before a rank starts, if it is evaluated.
   spec.mutable_data()->mutable_validation(0)->set_prefix(options_.prefix + "-missing");
@@ -108,14 +113,14 @@ TEST_F(GptDatasetTest, TheHeldOutShareIsWhatTrainingNeverReads) {
 
 TEST_F(GptDatasetTest, IdsOutsideTheVocabularyAreRefused) {
   options_.vocab_size = 501;
-  EXPECT_THAT(CheckTrainingData(Env::Real(), options_).message(),
+  EXPECT_THAT(GptDataset::Check(Env::Real(), options_).message(),
               HasSubstr("id 503, but model.vocab is 501"));
   const auto dataset = GptDataset::Open(Env::Real(), options_).value();
   std::vector<int32_t> tokens(9);
-  EXPECT_TRUE(dataset->Fetch(0, tokens).ok());
-  EXPECT_EQ(dataset->Fetch(2, tokens).code(), absl::StatusCode::kDataLoss);
+  EXPECT_TRUE(Read(*dataset, 0, tokens).ok());
+  EXPECT_EQ(Read(*dataset, 2, tokens).code(), absl::StatusCode::kDataLoss);
   options_.vocab_size = 504;
-  EXPECT_TRUE(CheckTrainingData(Env::Real(), options_).ok());
+  EXPECT_TRUE(GptDataset::Check(Env::Real(), options_).ok());
 }
 
 TEST_F(GptDatasetTest, BatchesOfAJobAreItsSamplesByNumber) {
@@ -125,7 +130,7 @@ TEST_F(GptDatasetTest, BatchesOfAJobAreItsSamplesByNumber) {
   spec.mutable_training()->set_steps(2);
   spec.mutable_training()->set_global_batch(2);
   spec.mutable_training()->set_seed(1234);
-  const auto source = OpenTrainingData(Env::Real(), spec).value();
+  const auto source = OpenData(Env::Real(), spec, DataShare::kTrain).value();
   std::vector<int32_t> tokens(18);
   const int64_t ids[] = {3, 0};
   ASSERT_TRUE(source->Fetch(ids, {.tokens = tokens}).ok());
@@ -136,10 +141,11 @@ TEST_F(GptDatasetTest, BatchesOfAJobAreItsSamplesByNumber) {
   EXPECT_TRUE(CheckTrainingData(Env::Real(), spec).ok());
   spec.mutable_model()->set_vocab(104);
   EXPECT_EQ(CheckTrainingData(Env::Real(), spec).code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(OpenTrainingData(Env::Real(), spec).value()->Fetch(ids, {.tokens = tokens}).code(),
-            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(
+      OpenData(Env::Real(), spec, DataShare::kTrain).value()->Fetch(ids, {.tokens = tokens}).code(),
+      absl::StatusCode::kFailedPrecondition);
   spec.mutable_training()->set_steps(std::numeric_limits<int64_t>::max());
-  EXPECT_EQ(OpenTrainingData(Env::Real(), spec).status().code(),
+  EXPECT_EQ(OpenData(Env::Real(), spec, DataShare::kTrain).status().code(),
             absl::StatusCode::kInvalidArgument);
 }
 

@@ -1,7 +1,6 @@
 // The order of training samples, equal to Megatron-LM's GPTDataset for the same lengths, split,
 // sequence length, number of samples and seed. It is a pure function of those, so every rank
-// computes it alone and agrees with all others, and a run resumes at any sample knowing one
-// integer.
+// agrees with all others, and a run resumes at any sample knowing one integer.
 //
 // A sample is T+1 tokens out of the stream that the documents make in document_index's order;
 // neighbouring samples share one token (the last label of one is the first input of the next).
@@ -11,38 +10,25 @@
 //   shuffle_index   sample id -> j
 // When the last epoch is less than 80 % used, it is shuffled apart, so that its documents do not
 // crowd out earlier ones.
+//
+// With packed documents (mt's own order; Megatron has none) samples hold whole documents instead: each epoch's documents, shuffled
+// apart, are put into samples one after the other while they fit, and one that is longer than T+1 is cut every T tokens, its pieces
+// sharing a token. There is no shuffle_index: documents are shuffled already.
 #pragma once
 
 #include <cstdint>
-#include <functional>
-#include <random>
+#include <cstring>
+#include <memory>
 #include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/strings/string_view.h"
 #include "common/status.h"
+#include "worker/data/sample/index_arrays.h"
+#include "worker/data/sample/numpy_random.h"
 
 namespace mt {
-
-// numpy.random.RandomState(seed): the stream and the shuffle that Megatron's order is defined by.
-// std::mt19937 gives the same words; the standard library's distributions do not, so they are not
-// used.
-class NumpyRandomState {
- public:
-  explicit NumpyRandomState(uint32_t seed) : generator_(seed) {}
-  uint32_t Next32() { return static_cast<uint32_t>(generator_()); }
-  // Uniform in [0, max], by masking and rejection.
-  uint64_t Interval(uint64_t max);
-  template <typename T>
-  void Shuffle(std::span<T> values) {
-    for (size_t i = values.size(); i > 1; --i) std::swap(values[i - 1], values[Interval(i - 1)]);
-  }
-
- private:
-  std::mt19937 generator_;
-};
 
 struct SequenceRange {
   int64_t begin = 0;
@@ -54,20 +40,33 @@ struct SequenceRange {
 absl::StatusOr<std::vector<SequenceRange>> SplitSequences(absl::string_view split,
                                                           int64_t num_sequences);
 
-struct SampleStart {
-  int32_t position = 0;  // in document_index
-  int32_t offset = 0;    // in tokens
-  bool operator==(const SampleStart&) const = default;
+// Tokens of each sequence: int32 values of any alignment, as PREFIX.idx has them.
+class SequenceLengths {
+ public:
+  SequenceLengths(const char* data, int64_t count) : data_(data), count_(count) {}
+  explicit SequenceLengths(std::span<const int32_t> lengths)
+      : SequenceLengths(reinterpret_cast<const char*>(lengths.data()),
+                        static_cast<int64_t>(lengths.size())) {}
+  int32_t operator[](int64_t sequence) const {
+    int32_t length;
+    std::memcpy(&length, data_ + 4 * sequence, sizeof(length));
+    return length;
+  }
+  void Prefetch(int64_t sequence) const { __builtin_prefetch(data_ + 4 * sequence); }
+  int64_t size() const { return count_; }
+  // XXH3-128 of the values.
+  std::string Digest() const;
+
+ private:
+  const char* data_;
+  int64_t count_;
 };
 
-struct SampleIndex {
-  std::vector<int32_t> document_index;
-  std::vector<SampleStart> sample_index;  // one more than there are samples
-  std::vector<uint32_t> shuffle_index;
-  int64_t num_epochs = 0;
-  bool separate_final_epoch = false;
-
-  int64_t num_samples() const { return static_cast<int64_t>(shuffle_index.size()); }
+// Megatron's sample_index in 8 bytes: int32 while document_index has fewer than 2^31 entries, int64 from there on.
+struct SampleStart {
+  uint32_t position = 0;  // in document_index
+  int32_t offset = 0;     // in tokens
+  bool operator==(const SampleStart&) const = default;
 };
 
 struct SampleIndexOptions {
@@ -75,10 +74,43 @@ struct SampleIndexOptions {
   int64_t sequence_length = 0;  // T
   int64_t num_samples = 0;      // at least this many; 0 = one epoch
   uint32_t seed = 1234;
+  bool pack_documents = false;
+  int threads = 0;  // to build with; 0 = one per core. The order does not depend on it.
 };
-// `length(sequence)` gives tokens. INVALID_ARGUMENT: nothing to train on, a nonsensical size, or an
-// order that would need more than 2^31-1 documents or 2^32-2 samples (the data repeated too often).
-absl::StatusOr<SampleIndex> BuildSampleIndex(const std::function<int32_t(int64_t)>& length,
+
+// What can be said before anything is shuffled.
+struct SampleIndexPlan {
+  int64_t num_epochs = 0;
+  int64_t num_samples = 0;
+  int64_t samples_without_final_epoch = 0;
+  bool separate_final_epoch = false;
+};
+// Of an order that is not packed. `epoch_tokens`: those of options.sequences. INVALID_ARGUMENT: nothing to train on, a nonsensical
+// size, or an order of more than 2^32-1 documents or 2^32-2 samples (the data repeated too often).
+absl::StatusOr<SampleIndexPlan> PlanSampleIndex(int64_t epoch_tokens,
+                                                const SampleIndexOptions& options);
+
+struct SampleIndex {
+  std::span<const int32_t> document_index;
+  std::span<const SampleStart> sample_index;  // one more than there are samples
+  std::span<const uint32_t> shuffle_index;    // empty: not shuffled
+  IndexArrays arrays;                         // what the three point into, in this order
+
+  explicit SampleIndex(IndexArrays arrays);
+  int64_t num_samples() const { return static_cast<int64_t>(sample_index.size()) - 1; }
+  // Where the sample with this number begins, and where the one behind it in the walk does.
+  int64_t InWalk(int64_t sample) const {
+    return shuffle_index.empty() ? sample : shuffle_index[static_cast<size_t>(sample)];
+  }
+};
+
+// Errors as PlanSampleIndex; RESOURCE_EXHAUSTED: no memory.
+absl::StatusOr<SampleIndex> BuildSampleIndex(const SequenceLengths& lengths,
                                              const SampleIndexOptions& options);
+
+// The walk alone, what Megatron's helpers.cpp does in build_sample_idx: `starts` has one more place than there are samples, of which
+// there are no more than the documents have tokens for.
+void WalkSamples(const SequenceLengths& lengths, std::span<const int32_t> document_index,
+                 int64_t sequence_length, int threads, std::span<SampleStart> starts);
 
 }  // namespace mt
