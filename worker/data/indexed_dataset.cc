@@ -212,6 +212,7 @@ uint64_t IndexedDataset::Pointer(int64_t sequence) const {
 }
 
 int64_t IndexedDataset::TokenOffset(int64_t sequence) const {
+  if (sequence == num_sequences_) return num_tokens_;
   return static_cast<int64_t>(Pointer(sequence)) / TokenBytes(type_);
 }
 

@@ -61,7 +61,8 @@ class IndexedDataset {
 
   // Tokens of a sequence. `sequence` is in [0, num_sequences()).
   int32_t Length(int64_t sequence) const;
-  // Number of a sequence's first token in PREFIX.bin; `sequence` as for Length.
+  // Number of a sequence's first token in PREFIX.bin; `sequence` is in [0, num_sequences()], the last
+  // one giving num_tokens().
   int64_t TokenOffset(int64_t sequence) const;
   // Tokens of all sequences, as Length gives them: int32 values that are not aligned.
   const char* lengths() const { return index_ + kIndexHeaderBytes; }
