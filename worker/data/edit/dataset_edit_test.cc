@@ -154,7 +154,7 @@ TEST_F(DatasetEditTest, PiecesAreWhatBuildsOfThemWouldBeAndMergeToTheWhole) {
   const std::vector<Document> all = Documents(9, 3);
   Write("all", all, true);
   for (const SplitOptions& options :
-       {SplitOptions{.shares = "80,15,5"}, SplitOptions{.max_documents = 4},
+       {SplitOptions{.shares = "60,20,20"}, SplitOptions{.max_documents = 4},
         SplitOptions{.max_bytes = 1}, SplitOptions{.max_bytes = 133},
         SplitOptions{.max_bytes = uint64_t{1} << 40}}) {
     const DatasetSource source = OpenDatasetSource(Env::Real(), folder_ + "all").value();
