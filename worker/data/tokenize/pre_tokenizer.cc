@@ -1,11 +1,14 @@
 #include "worker/data/tokenize/pre_tokenizer.h"
 
+#include <algorithm>
 #include <array>
 #include <span>
 #include <utility>
 
 #include "absl/strings/str_join.h"
 #include "common/log.h"
+#include "worker/data/tokenize/deepseek_matcher.h"
+#include "worker/data/tokenize/o200k_matcher.h"
 #include "worker/data/tokenize/regex_split.h"
 #include "worker/data/tokenize/split_behaviour.h"
 #include "worker/data/tokenize/word_matchers.h"
@@ -44,7 +47,7 @@ class MatcherSplit : public PreTokenizer {
   absl::Status SplitSome(absl::string_view text, size_t max_pieces, uint32_t* at,
                          std::vector<Piece>* pieces) const override {
     const auto* begin = reinterpret_cast<const uint8_t*>(text.data());
-    const TextScanner scanner(UnicodeClasses(), begin + text.size());
+    const TextScanner scanner(Matcher::Classes(), begin + text.size());
     PieceBuffer buffer(pieces);
     const uint8_t* p = begin + *at;
     for (size_t n = 0; n < max_pieces && p < scanner.end(); ++n) {
@@ -88,6 +91,27 @@ constexpr KnownPattern kKnownPatterns[] = {
      "Qwen 2", Make<Qwen2Matcher>},
     {R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)",
      "Qwen 3.5", Make<Qwen35Matcher>},
+    {R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|)"
+     R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|)"
+     R"(\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)",
+     "o200k", Make<O200kMatcher<3, true>>},
+    {R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|)"
+     R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|)"
+     R"(\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)",
+     "Tekken", Make<O200kMatcher<1, false>>},
+};
+
+// Of several splits, one after the other.
+struct KnownSequence {
+  std::span<const absl::string_view> patterns;
+  absl::string_view name;
+  Factory make;
+};
+constexpr absl::string_view kDeepSeekV3[] = {
+    R"(\p{N}{1,3})", "[一-龥\u3040-ゟ゠-ヿ]+",
+    R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"};
+constexpr KnownSequence kKnownSequences[] = {
+    {kDeepSeekV3, "DeepSeek V3", Make<DeepSeekV3Matcher>},
 };
 
 struct NamedPattern {
@@ -97,7 +121,7 @@ struct NamedPattern {
 constexpr NamedPattern kNamedPatterns[] = {
     {"gpt2", Make<Gpt2Matcher>},     {"r50k", Make<Gpt2Matcher>},
     {"p50k", Make<Gpt2Matcher>},     {"cl100k", Make<TiktokenCl100kMatcher>},
-    {"llama3", Make<Llama3Matcher>},
+    {"llama3", Make<Llama3Matcher>}, {"o200k", Make<O200kMatcher<3, true>>},
 };
 
 // Some files have line ends themselves where others have \r and \n.
@@ -119,6 +143,21 @@ std::string WithEscapedLineEnds(absl::string_view pattern) {
 bool KeepsMatchesApart(const SplitPattern& pattern) {
   return pattern.behaviour == SplitBehaviour::kIsolated ||
          (pattern.behaviour == SplitBehaviour::kRemoved && pattern.invert);
+}
+
+// The known sequence that `patterns` have from `first` on, or null.
+const KnownSequence* KnownAt(const std::vector<SplitPattern>& patterns, size_t first) {
+  for (const KnownSequence& known : kKnownSequences) {
+    if (patterns.size() - first < known.patterns.size()) continue;
+    const auto same = [](absl::string_view text, const SplitPattern& pattern) {
+      return !pattern.literal && !pattern.invert &&
+             pattern.behaviour == SplitBehaviour::kIsolated &&
+             WithEscapedLineEnds(pattern.pattern) == text;
+    };
+    if (std::equal(known.patterns.begin(), known.patterns.end(), patterns.begin() + first, same))
+      return &known;
+  }
+  return nullptr;
 }
 
 class Chain : public PreTokenizer {
@@ -168,7 +207,13 @@ absl::StatusOr<std::unique_ptr<PreTokenizer>> NewSplit(const SplitPattern& patte
 
 absl::StatusOr<std::unique_ptr<PreTokenizer>> NewSplits(const std::vector<SplitPattern>& patterns) {
   std::vector<std::unique_ptr<PreTokenizer>> stages;
-  for (const SplitPattern& pattern : patterns) {
+  for (size_t i = 0; i < patterns.size();) {
+    if (const KnownSequence* known = KnownAt(patterns, i); known != nullptr) {
+      stages.push_back(known->make(known->name));
+      i += known->patterns.size();
+      continue;
+    }
+    const SplitPattern& pattern = patterns[i++];
     MT_ASSIGN_OR_RETURN(stages.emplace_back(), NewSplit(pattern));
   }
   return NewChain(std::move(stages));

@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "worker/data/tokenize/regex_syntax.h"
 #include "worker/data/tokenize/split_behaviour.h"
 #include "worker/data/tokenize/unicode_classes.h"
@@ -27,7 +28,7 @@ using MatchData = std::unique_ptr<pcre2_match_data, FreeCode>;
 using JitStack = std::unique_ptr<pcre2_jit_stack, FreeCode>;
 
 // Steps of backtracking in one match; a sane pattern takes a few per character that it matches.
-constexpr uint32_t kStepLimit = 1000 * 1000 * 1000;
+constexpr uint32_t kStepLimit = 100 * 1000 * 1000;
 constexpr size_t kJitStackBytes = 64 << 20;
 constexpr uint32_t kHeapLimitKibibytes = 1 << 20;
 
@@ -37,14 +38,13 @@ std::string Message(int error) {
   return reinterpret_cast<const char*>(text.data());
 }
 
-absl::StatusOr<Code> Compile(absl::string_view pattern, uint32_t options) {
+absl::StatusOr<Code> Compile(absl::string_view pattern) {
   int error = 0;
   size_t offset = 0;
   const auto context = pcre2_compile_context_create(nullptr);
   pcre2_set_newline(context, PCRE2_NEWLINE_LF);
   Code code(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                          PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | options, &error, &offset,
-                          context));
+                          PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &error, &offset, context));
   pcre2_compile_context_free(context);
   if (code == nullptr)
     return absl::InvalidArgumentError(
@@ -93,7 +93,7 @@ class StandIns {
       AppendUtf8(c, &all);
       where.resize(all.size(), c);
     }
-    const Code unassigned = Compile(R"(\p{Cn})", 0).value();
+    const Code unassigned = Compile(R"(\p{Cn})").value();
     const MatchData data(pcre2_match_data_create(1, nullptr));
     size_t at = 0;
     while (pcre2_match(unassigned.get(), reinterpret_cast<PCRE2_SPTR>(all.data()), all.size(), at,
@@ -219,11 +219,16 @@ class RegexSplit : public PreTokenizer {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PreTokenizer>> NewRegexSplit(const SplitPattern& pattern) {
-  std::string translated = pattern.pattern;
-  if (!pattern.literal) {
+  std::string translated;
+  if (pattern.literal) {
+    for (const char c : pattern.pattern) {
+      if (absl::ascii_ispunct(c)) translated += '\\';
+      translated += c;
+    }
+  } else {
     MT_ASSIGN_OR_RETURN(translated, OnigurumaToPcre2(pattern.pattern));
   }
-  MT_ASSIGN_OR_RETURN(Code code, Compile(translated, pattern.literal ? PCRE2_LITERAL : 0));
+  MT_ASSIGN_OR_RETURN(Code code, Compile(translated));
   return std::make_unique<RegexSplit>(pattern, std::move(code));
 }
 

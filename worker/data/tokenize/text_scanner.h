@@ -99,6 +99,11 @@ class TextScanner {
     }
   }
 
+  // The end of the run of [A-Za-z] from `p` on.
+  const uint8_t* AsciiLetters(const uint8_t* p) const {
+    while (p < end_ && static_cast<uint8_t>((*p | 0x20) - 'a') < 26) ++p;
+    return p;
+  }
   // The end of the run of line ends from `p` on.
   const uint8_t* LineEnds(const uint8_t* p) const {
     while (p < end_ && (*p == '\n' || *p == '\r')) ++p;

@@ -45,11 +45,12 @@ inline const uint8_t* AllButLast(const uint8_t* p, const uint8_t* run_end, bool 
   return last == p ? run_end : last;
 }
 
-// `\s*[\r\n]+|\s+(?!\S)|\s+`; with kWholeAtEnd `\s++$` comes first. `limit` is where the text ends for the look-ahead.
-template <bool kWholeAtEnd>
+// `\s*[\r\n]+|\s+(?!\S)|\s+`; with kWholeAtEnd `\s++$` comes first. Characters of kBorders end the text for the look-ahead.
+template <bool kWholeAtEnd, ClassSet kBorders = 0>
 inline const uint8_t* WhiteSpace(const TextScanner& scanner, const uint8_t* p) {
   const uint8_t* run_end = scanner.Run<kSpaceSet>(p);
-  const bool at_end = run_end == scanner.end();
+  const bool at_end =
+      run_end == scanner.end() || (kBorders != 0 && scanner.At(run_end).In(kBorders));
   if (kWholeAtEnd && at_end) return run_end;
   for (const uint8_t* last = run_end; last > p; --last) {
     if (last[-1] == '\n' || last[-1] == '\r') return last;
@@ -57,8 +58,20 @@ inline const uint8_t* WhiteSpace(const TextScanner& scanner, const uint8_t* p) {
   return AllButLast(p, run_end, at_end);
 }
 
+// \p{N}{1,kMost}, the first of which ends at `p`.
+template <int kMost>
+inline const uint8_t* Digits(const TextScanner& scanner, const uint8_t* p) {
+  for (int i = 1; i < kMost; ++i) {
+    const ClassedChar c = scanner.AtOrEnd(p);
+    if (!c.In(kNumberSet)) break;
+    p += c.bytes;
+  }
+  return p;
+}
+
 // 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 struct Gpt2Matcher {
+  static const uint8_t* Classes() { return UnicodeClasses(); }
   static const uint8_t* Next(const TextScanner& scanner, const uint8_t* p) {
     if (*p == '\'') {
       if (const int bytes = Contraction<false>(p, scanner.end()); bytes != 0) return p + bytes;
@@ -78,11 +91,12 @@ struct Gpt2Matcher {
 // kWholeAtEnd: cl100k as tiktoken has it, with \s++$ before the line ends.
 template <int kDigits, ClassSet kLetters, bool kWholeAtEnd>
 struct Cl100kMatcher {
+  static const uint8_t* Classes() { return UnicodeClasses(); }
   static const uint8_t* Next(const TextScanner& scanner, const uint8_t* p) {
     constexpr ClassSet kRest = kNotWordSet & ~kLetters;
     const ClassedChar first = scanner.At(p);
     if (first.In(kLetters)) return scanner.Run<kLetters>(p + first.bytes);
-    if (first.In(kNumberSet)) return Digits(scanner, p + first.bytes);
+    if (first.In(kNumberSet)) return Digits<kDigits>(scanner, p + first.bytes);
     if (*p == '\'') {
       if (const int bytes = Contraction<true>(p, scanner.end()); bytes != 0) return p + bytes;
     }
@@ -94,16 +108,6 @@ struct Cl100kMatcher {
     if (*p == ' ' && second.In(kRest))
       return scanner.LineEnds(scanner.Run<kRest>(next + second.bytes));
     return WhiteSpace<kWholeAtEnd>(scanner, p);
-  }
-
- private:
-  static const uint8_t* Digits(const TextScanner& scanner, const uint8_t* p) {
-    for (int i = 1; i < kDigits; ++i) {
-      const ClassedChar c = scanner.AtOrEnd(p);
-      if (!c.In(kNumberSet)) break;
-      p += c.bytes;
-    }
-    return p;
   }
 };
 
