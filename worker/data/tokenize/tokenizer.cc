@@ -1,35 +1,20 @@
 #include "worker/data/tokenize/tokenizer.h"
 
-#include <dlfcn.h>
-#include <unistd.h>
+#include <utility>
 
-#include <array>
-
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "common/hash.h"
-#include "worker/data/tokenize/sentencepiece_plugin.h"
+#include "worker/data/tokenize/bpe_tokenizer.h"
+#include "worker/data/tokenize/plain_encoder.h"
+#include "worker/data/tokenize/sentencepiece_tokenizer.h"
+#include "worker/data/tokenize/tiktoken_file.h"
+#include "worker/data/tokenize/tokenizer_config.h"
+#include "worker/data/tokenize/tokenizer_errors.h"
+#include "worker/data/tokenize/tokenizer_json.h"
 
 namespace mt {
 namespace {
-
-absl::Status NoSuchId(const std::string& spec, int32_t id, int32_t vocab_size) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("tokenizer ", spec, ": id ", id, " is not in its vocabulary of ", vocab_size,
-                   "; use the tokenizer that the data was built with"));
-}
-
-// The encoder of a tokenizer that keeps nothing between texts: T has EncodeText.
-template <typename T>
-class PlainEncoder : public TokenEncoder {
- public:
-  explicit PlainEncoder(const T* tokenizer) : tokenizer_(tokenizer) {}
-  absl::Status Encode(absl::string_view text, std::vector<int32_t>* ids) override {
-    return tokenizer_->EncodeText(text, ids);
-  }
-
- private:
-  const T* const tokenizer_;
-};
 
 class ByteTokenizer : public Tokenizer {
  public:
@@ -45,7 +30,7 @@ class ByteTokenizer : public Tokenizer {
       (*ids)[before + i] = static_cast<unsigned char>(text[i]);
     return absl::OkStatus();
   }
-  absl::StatusOr<std::string> Decode(std::span<const int32_t> ids) const override {
+  absl::StatusOr<std::string> Decode(std::span<const int32_t> ids, SpecialText) const override {
     std::string text;
     for (const int32_t id : ids) {
       if (id < 0 || id > kEndOfDocument) return NoSuchId(spec_, id, vocab_size());
@@ -63,125 +48,58 @@ class ByteTokenizer : public Tokenizer {
   const std::string spec_ = "byte";
 };
 
-// The folder of the running program.
-std::string ProgramFolder() {
-  std::array<char, 4096> path;
-  const ssize_t length = readlink("/proc/self/exe", path.data(), path.size());
-  const std::string program(path.data(), length > 0 ? length : 0);
-  return program.substr(0, program.rfind('/'));
+constexpr uint64_t kMaxFileBytes = uint64_t{512} << 20;
+
+// The file that `spec` names: of a folder, the one that defines its tokenizer.
+absl::StatusOr<std::string> DefiningFile(Env* env, const std::string& spec) {
+  for (const char* name : {"tokenizer.json", "tokenizer.model"}) {
+    const std::string path = JoinPath(spec, name);
+    if (Exists(env, path)) return path;
+  }
+  const absl::StatusOr<FileInfo> info = env->Stat(spec);
+  if (info.ok() && info->is_directory) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("data.tokenizer: the folder ", spec,
+                     " has neither a tokenizer.json nor a tokenizer.model; name the file"));
+  }
+  if (absl::IsNotFound(info.status()) && !absl::StrContains(spec, '/') &&
+      !absl::StrContains(spec, '.')) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "data.tokenizer: \"", spec,
+        "\" is neither `byte` nor the path of a tokenizer.json, a SentencePiece .model or a "
+        "tiktoken file"));
+  }
+  return spec;
 }
 
-// Loads libmt_sentencepiece.so once, from beside the program (or where a build or an installation
-// keeps it); it stays loaded.
-absl::StatusOr<const MtSentencePieceApi*> SentencePieceLibrary() {
-  static const absl::StatusOr<const MtSentencePieceApi*> api =
-      []() -> absl::StatusOr<const MtSentencePieceApi*> {
-    int flags = RTLD_NOW | RTLD_LOCAL;
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-    flags |= RTLD_DEEPBIND;  // the sanitizers' run-time refuses it
-#endif
-    std::string tried;
-    for (absl::string_view place : {"/", "/../bin/", "/../lib/mt/"}) {
-      const std::string path = absl::StrCat(ProgramFolder(), place, "libmt_sentencepiece.so");
-      if (access(path.c_str(), F_OK) != 0) {
-        absl::StrAppend(&tried, tried.empty() ? "" : ", ", path);
-        continue;
-      }
-      void* library = dlopen(path.c_str(), flags);
-      if (library == nullptr) {
-        return absl::FailedPreconditionError(
-            absl::StrCat("cannot load ", path, ": ", dlerror(),
-                         "; install libsentencepiece0, or use the byte tokenizer"));
-      }
-      const auto entry =
-          reinterpret_cast<const MtSentencePieceApi* (*)()>(dlsym(library, "mt_sentencepiece_api"));
-      if (entry == nullptr)
-        return absl::FailedPreconditionError(
-            absl::StrCat(path, " is not mt's SentencePiece library"));
-      return entry();
-    }
-    return absl::FailedPreconditionError(absl::StrCat(
-        "libmt_sentencepiece.so was not found (tried ", tried, "); it belongs beside the program"));
-  }();
-  return api;
+// What tokenizer.json and tiktoken files leave open: names, and where documents end.
+std::unique_ptr<Tokenizer> Finish(const std::string& spec, absl::string_view contents,
+                                  const TokenizerConfig& config, BpeParts parts) {
+  parts.spec = spec;
+  parts.eod = EndOfDocument(config, parts.special_ids);
+  parts.stop_ids = config.stop_ids;
+  parts.digest = Xxh3Hex(absl::StrCat(Xxh3Hex(contents), " eod ", parts.eod));
+  return NewBpeTokenizer(std::move(parts));
 }
-
-class SentencePieceTokenizer : public Tokenizer {
- public:
-  static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(Env* env, const std::string& path) {
-    absl::StatusOr<std::string> serialized = ReadFile(env, path);
-    if (!serialized.ok()) return Annotate(serialized.status(), "data.tokenizer");
-    MT_ASSIGN_OR_RETURN(const MtSentencePieceApi* api, SentencePieceLibrary());
-    std::array<char, 512> error;
-    void* model = api->open(serialized->data(), serialized->size(), error.data(), error.size());
-    if (model == nullptr) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("data.tokenizer: ", path, " is not a SentencePiece model (", error.data(),
-                       "); train one with spm_train, or use `byte`"));
-    }
-    return std::unique_ptr<Tokenizer>(
-        new SentencePieceTokenizer(api, model, path, Xxh3Hex(*serialized)));
-  }
-  ~SentencePieceTokenizer() override { api_->close(model_); }
-
-  std::unique_ptr<TokenEncoder> NewEncoder(SpecialText) const override {
-    return std::make_unique<PlainEncoder<SentencePieceTokenizer>>(this);
-  }
-  absl::Status EncodeText(absl::string_view text, std::vector<int32_t>* ids) const {
-    std::array<char, 512> error;
-    const auto append = [](void* context, const int32_t* pieces, size_t n) {
-      auto* out = static_cast<std::vector<int32_t>*>(context);
-      out->insert(out->end(), pieces, pieces + n);
-    };
-    if (api_->encode(model_, text.data(), text.size(), append, ids, error.data(), error.size()) ==
-        0)
-      return absl::OkStatus();
-    return absl::InternalError(absl::StrCat("tokenizer ", spec_, ": ", error.data()));
-  }
-  absl::StatusOr<std::string> Decode(std::span<const int32_t> ids) const override {
-    for (const int32_t id : ids) {
-      if (id < 0 || id >= vocab_size_) return NoSuchId(spec_, id, vocab_size_);
-    }
-    std::string text;
-    std::array<char, 512> error;
-    const auto assign = [](void* context, const char* bytes, size_t n) {
-      static_cast<std::string*>(context)->assign(bytes, n);
-    };
-    if (api_->decode(model_, ids.data(), ids.size(), assign, &text, error.data(), error.size()) ==
-        0)
-      return text;
-    return absl::InternalError(absl::StrCat("tokenizer ", spec_, ": ", error.data()));
-  }
-  int32_t vocab_size() const override { return vocab_size_; }
-  int32_t eod() const override { return api_->eos(model_); }
-  int32_t special_id(absl::string_view) const override { return -1; }
-  const std::string& spec() const override { return spec_; }
-  const std::string& digest() const override { return digest_; }
-
- private:
-  SentencePieceTokenizer(const MtSentencePieceApi* api, void* model, std::string spec,
-                         std::string digest)
-      : api_(api),
-        model_(model),
-        spec_(std::move(spec)),
-        digest_(std::move(digest)),
-        vocab_size_(api->size(model)) {}
-
-  const MtSentencePieceApi* api_;
-  void* model_;  // owned
-  std::string spec_;
-  std::string digest_;
-  int32_t vocab_size_;
-};
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> NewTokenizer(Env* env, const std::string& spec) {
   if (spec == "byte") return std::make_unique<ByteTokenizer>();
-  if (absl::EndsWith(spec, ".model")) return SentencePieceTokenizer::Load(env, spec);
-  return absl::InvalidArgumentError(
-      absl::StrCat("data.tokenizer: \"", spec,
-                   "\" is neither `byte` nor the path of a SentencePiece .model file"));
+  MT_ASSIGN_OR_RETURN(const std::string path, DefiningFile(env, spec));
+  absl::StatusOr<std::string> contents = ReadFile(env, path, kMaxFileBytes);
+  if (!contents.ok()) return Annotate(contents.status(), "data.tokenizer");
+  const auto annotate = [](const absl::Status& status) {
+    return Annotate(status, "data.tokenizer");
+  };
+  const bool json = absl::StartsWith(absl::StripLeadingAsciiWhitespace(*contents), "{");
+  if (!json && !IsTiktokenFile(*contents)) return NewSentencePieceTokenizer(spec, *contents);
+  const absl::StatusOr<TokenizerConfig> config = ReadTokenizerConfig(env, path);
+  if (!config.ok()) return annotate(config.status());
+  absl::StatusOr<BpeParts> parts =
+      json ? ParseTokenizerJson(path, *contents) : ParseTiktokenFile(path, *contents);
+  if (!parts.ok()) return annotate(parts.status());
+  return Finish(spec, *contents, *config, *std::move(parts));
 }
 
 }  // namespace mt

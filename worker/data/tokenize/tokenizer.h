@@ -40,13 +40,18 @@ class Tokenizer {
   absl::Status Encode(absl::string_view text, std::vector<int32_t>* ids) const {
     return NewEncoder()->Encode(text, ids);
   }
-  // Ids that stand for no text (special tokens: end of document, padding) give nothing. INVALID_ARGUMENT: not an id
-  // of this vocabulary.
-  virtual absl::StatusOr<std::string> Decode(std::span<const int32_t> ids) const = 0;
+  // The bytes that the ids stand for, also where they are not UTF-8. Special tokens (end of document, padding) give nothing, or
+  // with kSpecial what they are called ("<|im_end|>"). INVALID_ARGUMENT: not an id of this vocabulary.
+  virtual absl::StatusOr<std::string> Decode(
+      std::span<const int32_t> ids, SpecialText special = SpecialText::kOrdinary) const = 0;
   // One more than the largest id.
   virtual int32_t vocab_size() const = 0;
   // End of document; -1 if the vocabulary has none.
   virtual int32_t eod() const = 0;
+  // Ids at which a text that a model writes is at its end: eod, and the eos_token_id of a generation_config.json beside the tokenizer.
+  virtual std::vector<int32_t> stop_ids() const {
+    return eod() < 0 ? std::vector<int32_t>() : std::vector<int32_t>{eod()};
+  }
   // The id of a special or added token by its text, such as "<|im_start|>"; -1 if there is none.
   virtual int32_t special_id(absl::string_view text) const = 0;
   // What NewTokenizer was given, and a digest of what defines the ids ("byte" for the byte

@@ -1,0 +1,136 @@
+#include "worker/data/tokenize/sentencepiece_tokenizer.h"
+
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <array>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/hash.h"
+#include "worker/data/tokenize/plain_encoder.h"
+#include "worker/data/tokenize/sentencepiece_plugin.h"
+#include "worker/data/tokenize/tokenizer_errors.h"
+
+namespace mt {
+namespace {
+
+// The folder of the running program.
+std::string ProgramFolder() {
+  std::array<char, 4096> path;
+  const ssize_t length = readlink("/proc/self/exe", path.data(), path.size());
+  const std::string program(path.data(), length > 0 ? length : 0);
+  return program.substr(0, program.rfind('/'));
+}
+
+// Loads libmt_sentencepiece.so once, from beside the program (or where a build or an installation
+// keeps it); it stays loaded.
+absl::StatusOr<const MtSentencePieceApi*> SentencePieceLibrary() {
+  static const absl::StatusOr<const MtSentencePieceApi*> api =
+      []() -> absl::StatusOr<const MtSentencePieceApi*> {
+    int flags = RTLD_NOW | RTLD_LOCAL;
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    flags |= RTLD_DEEPBIND;  // the sanitizers' run-time refuses it
+#endif
+    std::string tried;
+    for (absl::string_view place : {"/", "/../bin/", "/../lib/mt/"}) {
+      const std::string path = absl::StrCat(ProgramFolder(), place, "libmt_sentencepiece.so");
+      if (access(path.c_str(), F_OK) != 0) {
+        absl::StrAppend(&tried, tried.empty() ? "" : ", ", path);
+        continue;
+      }
+      void* library = dlopen(path.c_str(), flags);
+      if (library == nullptr) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("cannot load ", path, ": ", dlerror(),
+                         "; install libsentencepiece0, or use the byte tokenizer"));
+      }
+      const auto entry =
+          reinterpret_cast<const MtSentencePieceApi* (*)()>(dlsym(library, "mt_sentencepiece_api"));
+      if (entry == nullptr)
+        return absl::FailedPreconditionError(
+            absl::StrCat(path, " is not mt's SentencePiece library"));
+      return entry();
+    }
+    return absl::FailedPreconditionError(absl::StrCat(
+        "libmt_sentencepiece.so was not found (tried ", tried, "); it belongs beside the program"));
+  }();
+  return api;
+}
+
+class SentencePieceTokenizer : public Tokenizer {
+ public:
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& path,
+                                                         absl::string_view serialized) {
+    MT_ASSIGN_OR_RETURN(const MtSentencePieceApi* api, SentencePieceLibrary());
+    std::array<char, 512> error;
+    void* model = api->open(serialized.data(), serialized.size(), error.data(), error.size());
+    if (model == nullptr) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("data.tokenizer: ", path, " is not a SentencePiece model (", error.data(),
+                       "); train one with spm_train, or use `byte`"));
+    }
+    return std::unique_ptr<Tokenizer>(
+        new SentencePieceTokenizer(api, model, path, Xxh3Hex(serialized)));
+  }
+  ~SentencePieceTokenizer() override { api_->close(model_); }
+
+  std::unique_ptr<TokenEncoder> NewEncoder(SpecialText) const override {
+    return std::make_unique<PlainEncoder<SentencePieceTokenizer>>(this);
+  }
+  absl::Status EncodeText(absl::string_view text, std::vector<int32_t>* ids) const {
+    std::array<char, 512> error;
+    const auto append = [](void* context, const int32_t* pieces, size_t n) {
+      auto* out = static_cast<std::vector<int32_t>*>(context);
+      out->insert(out->end(), pieces, pieces + n);
+    };
+    if (api_->encode(model_, text.data(), text.size(), append, ids, error.data(), error.size()) ==
+        0)
+      return absl::OkStatus();
+    return absl::InternalError(absl::StrCat("tokenizer ", spec_, ": ", error.data()));
+  }
+  absl::StatusOr<std::string> Decode(std::span<const int32_t> ids, SpecialText) const override {
+    for (const int32_t id : ids) {
+      if (id < 0 || id >= vocab_size_) return NoSuchId(spec_, id, vocab_size_);
+    }
+    std::string text;
+    std::array<char, 512> error;
+    const auto assign = [](void* context, const char* bytes, size_t n) {
+      static_cast<std::string*>(context)->assign(bytes, n);
+    };
+    if (api_->decode(model_, ids.data(), ids.size(), assign, &text, error.data(), error.size()) ==
+        0)
+      return text;
+    return absl::InternalError(absl::StrCat("tokenizer ", spec_, ": ", error.data()));
+  }
+  int32_t vocab_size() const override { return vocab_size_; }
+  int32_t eod() const override { return api_->eos(model_); }
+  int32_t special_id(absl::string_view) const override { return -1; }
+  const std::string& spec() const override { return spec_; }
+  const std::string& digest() const override { return digest_; }
+
+ private:
+  SentencePieceTokenizer(const MtSentencePieceApi* api, void* model, std::string spec,
+                         std::string digest)
+      : api_(api),
+        model_(model),
+        spec_(std::move(spec)),
+        digest_(std::move(digest)),
+        vocab_size_(api->size(model)) {}
+
+  const MtSentencePieceApi* api_;
+  void* model_;  // owned
+  std::string spec_;
+  std::string digest_;
+  int32_t vocab_size_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> NewSentencePieceTokenizer(const std::string& path,
+                                                                     absl::string_view serialized) {
+  return SentencePieceTokenizer::Load(path, serialized);
+}
+
+}  // namespace mt
