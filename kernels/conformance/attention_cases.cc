@@ -309,13 +309,15 @@ std::vector<Case> AttentionCases() {
     cases.push_back(
         Unaligned(Attention(backward, {34, 1, 2, 1, 64, true, {.window = 7, .sinks = 0}})));
     // Documents of one token, shorter than a tile, about its size, longer; the last has the sequence to itself.
-    for (const int64_t document : {1, 5, 30, 64, 200, 100000})
-      add({260, 2, 2, 1, 64, true, {.document = document}});
+    for (const int64_t document : {1, 30, 100000})
+      add({130, 2, 2, 1, 64, true, {.document = document}});
+    for (const int64_t document : {5, 64, 150})
+      add({200, 1, 2, 1, 64, true, {.document = document}});
     add({140, 1, 4, 2, 20, true, {.document = 50}});
-    add({150, 2, 2, 2, 128, true, {.window = 20, .document = 40}});
-    add({130, 1, 2, 1, 96, true, {.sinks = 0, .document = 20}});
-    add({66, 2, 2, 2, 192, true, {.v_head_dim = 128, .apart = true, .document = 20}});
-    add({70, 1, 2, 2, 256, true, {.document = 30}});
+    add({100, 2, 1, 1, 128, true, {.window = 20, .document = 40}});
+    add({70, 1, 2, 1, 96, true, {.sinks = 0, .document = 20}});
+    add({66, 2, 1, 1, 192, true, {.v_head_dim = 128, .apart = true, .document = 20}});
+    add({40, 1, 2, 2, 256, true, {.document = 15}});
     add({5, 2, 2, 1, 3, true, {.document = 2}});
     add({0, 2, 2, 1, 8, true, {.document = 2}});
     cases.push_back(Unaligned(Attention(backward, {34, 1, 2, 1, 64, true, {.document = 9}})));

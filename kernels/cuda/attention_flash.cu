@@ -10,6 +10,7 @@
 
 #include "kernels/abi/attention_shape.h"
 #include "kernels/cuda/attention_flash.h"
+#include "kernels/cuda/attention_mask.h"
 #include "kernels/cuda/attention_sink.h"
 #include "kernels/cuda/attention_tiles.h"
 #include "kernels/cuda/reduce.h"
@@ -24,16 +25,12 @@ constexpr float kInfinity = __builtin_huge_valf();
 // What a kernel needs of the arguments: sizes without the zeros that stand for others.
 struct Problem {
   mt_attention_args args;
-  int queries, keys, first_position, window;
+  AttentionMask mask;
   int key_dim, value_dim;
 };
 Problem Describe(const mt_attention_args& args) {
-  const int64_t keys = mt_attention_keys(&args);
   return {.args = args,
-          .queries = static_cast<int>(args.sequence),
-          .keys = static_cast<int>(keys),
-          .first_position = static_cast<int>(mt_attention_first_position(&args)),
-          .window = static_cast<int>(args.window != 0 ? std::min(args.window, keys) : keys),
+          .mask = MaskOf(args),
           .key_dim = static_cast<int>(args.head_dim),
           .value_dim = static_cast<int>(mt_attention_v_head_dim(&args))};
 }
@@ -48,36 +45,20 @@ __device__ __forceinline__ Rows<T> HeadRows(const Problem& problem, const void* 
 // By name; h is a key head for K and V.
 template <typename T>
 __device__ __forceinline__ Rows<const T> RowsOfQ(const Problem& p, int b, int h) {
-  return HeadRows<const T>(p, p.args.q, p.args.q_stride, p.queries, p.key_dim, b, h);
+  return HeadRows<const T>(p, p.args.q, p.args.q_stride, p.mask.queries, p.key_dim, b, h);
 }
 template <typename T>
 __device__ __forceinline__ Rows<const T> RowsOfK(const Problem& p, int b, int h) {
-  return HeadRows<const T>(p, p.args.k, p.args.k_stride, p.keys, p.key_dim, b, h);
+  return HeadRows<const T>(p, p.args.k, p.args.k_stride, p.mask.keys, p.key_dim, b, h);
 }
 template <typename T>
 __device__ __forceinline__ Rows<const T> RowsOfV(const Problem& p, int b, int h) {
-  return HeadRows<const T>(p, p.args.v, p.args.v_stride, p.keys, p.value_dim, b, h);
+  return HeadRows<const T>(p, p.args.v, p.args.v_stride, p.mask.keys, p.value_dim, b, h);
 }
 template <typename T>
 __device__ __forceinline__ Rows<const T> RowsOfOGradient(const Problem& p, int b, int h) {
-  return HeadRows<const T>(p, p.args.o_gradient, p.args.o_gradient_stride, p.queries, p.value_dim,
-                           b, h);
-}
-
-__device__ __forceinline__ bool Sees(const Problem& problem, int query, int key) {
-  const int position = problem.first_position + query;
-  return query < problem.queries && key < problem.keys &&
-         (!problem.args.causal || (key <= position && key > position - problem.window));
-}
-// The tiles of keys that the queries [first_query, first_query + 64) see: from the first of `begin` to before `end`.
-struct KeyRange {
-  int begin, end;
-};
-__device__ __forceinline__ KeyRange KeysOf(const Problem& problem, int first_query) {
-  if (!problem.args.causal) return {0, problem.keys};
-  const int position = problem.first_position + first_query;
-  return {max(position + 1 - problem.window, 0) / kTile * kTile,
-          min(position + kTile, problem.keys)};
+  return HeadRows<const T>(p, p.args.o_gradient, p.args.o_gradient_stride, p.mask.queries,
+                           p.value_dim, b, h);
 }
 
 // Block (query tile, head, sequence); under a causal mask the longest come first.
@@ -96,10 +77,14 @@ __global__ void __launch_bounds__(kThreads, 1) FlashForward(const Problem proble
 
   Accumulator sum[kSlices] = {}, score;
   float maximum[kPer], total[kPer];
+  int start[kPer];
 #pragma unroll
-  for (int i = 0; i < kPer; ++i) maximum[i] = -kInfinity, total[i] = 0;
+  for (int i = 0; i < kPer; ++i) {
+    maximum[i] = -kInfinity, total[i] = 0;
+    start[i] = problem.mask.DocumentStart(b, first_query + ThreadRow() + kStep * i);
+  }
 
-  const KeyRange keys = KeysOf(problem, first_query);
+  const KeyRange keys = KeysOf<kTile, kTile>(problem.mask, b, first_query);
   for (int key = keys.begin; key < keys.end; key += kTile) {
     Products(score, pool, q, first_query, k, key);
 #pragma unroll
@@ -108,8 +93,8 @@ __global__ void __launch_bounds__(kThreads, 1) FlashForward(const Problem proble
       float highest = maximum[i];
 #pragma unroll
       for (int j = 0; j < kPer; ++j) {
-        score[i][j] = Sees(problem, query, key + ThreadColumn() + kStep * j) ? score[i][j] * scale
-                                                                             : -kInfinity;
+        const bool sees = problem.mask.Sees(query, key + ThreadColumn() + kStep * j, start[i]);
+        score[i][j] = sees ? score[i][j] * scale : -kInfinity;
         highest = max(highest, score[i][j]);
       }
       highest = RowReduce(highest, Maximum());
@@ -140,10 +125,11 @@ __global__ void __launch_bounds__(kThreads, 1) FlashForward(const Problem proble
     const int query = first_query + ThreadRow() + kStep * i;
     const RowEnd end = EndRow(maximum[i], total[i], has_sink, sink);
     factor[i] = end.factor;
-    if (ThreadColumn() == 0 && query < problem.queries) lse[query] = end.lse;
+    if (ThreadColumn() == 0 && query < problem.mask.queries) lse[query] = end.lse;
   }
-  StoreRows(HeadRows<T>(problem, args.o, args.o_stride, problem.queries, problem.value_dim, b, h),
-            first_query, sum, factor);
+  StoreRows(
+      HeadRows<T>(problem, args.o, args.o_stride, problem.mask.queries, problem.value_dim, b, h),
+      first_query, sum, factor);
 }
 
 // One tile's P and scale * dS = scale * P (dP - delta), rows queries, columns keys.
@@ -165,9 +151,10 @@ __device__ __forceinline__ void Gradients(const Problem& problem, const float* d
     const float row_lse = query < args.sequence ? lse[query] : 0.0f;
     const float row_delta =
         query < args.sequence ? delta[(b * args.heads + h) * args.sequence + query] : 0.0f;
+    const int start = problem.mask.DocumentStart(b, query);
 #pragma unroll
     for (int j = 0; j < kPer; ++j) {
-      const bool sees = Sees(problem, query, first_key + ThreadColumn() + kStep * j);
+      const bool sees = problem.mask.Sees(query, first_key + ThreadColumn() + kStep * j, start);
       p[i][j] = sees ? expf(p[i][j] * scale - row_lse) : 0.0f;
       ds[i][j] = scale * p[i][j] * (ds[i][j] - row_delta);
     }
@@ -184,8 +171,8 @@ __global__ void __launch_bounds__(kThreads)
       static_cast<int>(blockIdx.x * (kThreads / kWarpThreads) + threadIdx.x / kWarpThreads);
   const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
   if (t >= args.sequence) return;
-  const auto o =
-      HeadRows<const T>(problem, args.o, args.o_stride, problem.queries, problem.value_dim, b, h);
+  const auto o = HeadRows<const T>(problem, args.o, args.o_stride, problem.mask.queries,
+                                   problem.value_dim, b, h);
   const auto d_o = RowsOfOGradient<T>(problem, b, h);
   float sum = 0;
   for (int j = lane; j < o.columns; j += kWarpThreads)
@@ -210,7 +197,7 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) static_cast<float*>(args.sinks_gradient)[h] -= sum;
 }
 
-// Block (key tile, key head, sequence): dV = sum of P^T dO, dK = sum of dS^T Q. Queries past the last key's window see nothing.
+// Block (key tile, key head, sequence): dV = sum of P^T dO, dK = sum of dS^T Q.
 template <typename T, int kSlices>
 __global__ void __launch_bounds__(kThreads)
     FlashKeyBackward(const Problem problem, const float* delta) {
@@ -220,12 +207,11 @@ __global__ void __launch_bounds__(kThreads)
   const int first_key = static_cast<int>(blockIdx.x) * kTile;
   const int kv = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
   const int group = static_cast<int>(args.heads / args.kv_heads);
-  const int begin = args.causal ? first_key : 0;
-  const int end =
-      args.causal ? min(problem.queries, first_key + kTile - 1 + problem.window) : problem.queries;
+  const QueryTiles queries = QueriesOf<kTile, kTile>(problem.mask, b, first_key);
   Accumulator dk[kSlices] = {}, dv[kSlices] = {}, p, ds;
   for (int h = kv * group; h < (kv + 1) * group; ++h) {
-    for (int query = begin; query < end; query += kTile) {
+    for (int tile = queries.first; tile < queries.first + queries.count; ++tile) {
+      const int query = tile * kTile;
       Gradients<T>(problem, delta, b, h, query, first_key, pool, p, ds);
       Store(weights, p);
       AddProduct<true>(dv, weights, pool, RowsOfOGradient<T>(problem, b, h), query);
@@ -235,10 +221,12 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   const float ones[kPer] = {1, 1, 1, 1};
-  StoreRows(HeadRows<T>(problem, args.dk, args.dk_stride, problem.keys, problem.key_dim, b, kv),
-            first_key, dk, ones);
-  StoreRows(HeadRows<T>(problem, args.dv, args.dv_stride, problem.keys, problem.value_dim, b, kv),
-            first_key, dv, ones);
+  StoreRows(
+      HeadRows<T>(problem, args.dk, args.dk_stride, problem.mask.keys, problem.key_dim, b, kv),
+      first_key, dk, ones);
+  StoreRows(
+      HeadRows<T>(problem, args.dv, args.dv_stride, problem.mask.keys, problem.value_dim, b, kv),
+      first_key, dv, ones);
 }
 
 // Block (query tile, head, sequence): dQ = sum of dS K.
@@ -252,15 +240,16 @@ __global__ void __launch_bounds__(kThreads)
   const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
   const auto k = RowsOfK<T>(problem, b, h / static_cast<int>(args.heads / args.kv_heads));
   Accumulator dq[kSlices] = {}, p, ds;
-  const KeyRange keys = KeysOf(problem, first_query);
+  const KeyRange keys = KeysOf<kTile, kTile>(problem.mask, b, first_query);
   for (int key = keys.begin; key < keys.end; key += kTile) {
     Gradients<T>(problem, delta, b, h, first_query, key, pool, p, ds);
     Store(weights, ds);
     AddProduct<false>(dq, weights, pool, k, key);
   }
   const float ones[kPer] = {1, 1, 1, 1};
-  StoreRows(HeadRows<T>(problem, args.dq, args.dq_stride, problem.queries, problem.key_dim, b, h),
-            first_query, dq, ones);
+  StoreRows(
+      HeadRows<T>(problem, args.dq, args.dq_stride, problem.mask.queries, problem.key_dim, b, h),
+      first_query, dq, ones);
 }
 
 dim3 Grid(const mt_attention_args& args, int64_t rows_of_block, int64_t heads) {

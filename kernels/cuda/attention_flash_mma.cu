@@ -36,7 +36,9 @@ struct ForwardShape {
                                                : 32,
                        kResident = 2;
   static constexpr int kQueries = 16 * kTiles * kWarps;
-  static constexpr int kBytes = (kQueries + kKeys) * kRowBytes<kHead> + kKeys * kRowBytes<kValue>;
+  static constexpr int kTileBytes =
+      (kQueries + kKeys) * kRowBytes<kHead> + kKeys * kRowBytes<kValue>;
+  static constexpr int kBytes = kTileBytes + kQueries * static_cast<int>(sizeof(int));
   // O leaves by way of the tile of Q.
   static_assert(kRowBytes<kValue> <= kRowBytes<kHead>);
 };
@@ -93,6 +95,7 @@ __global__ void __launch_bounds__(kBlockThreads, ForwardShape<kHead, kValue>::kR
   const SharedAddress q_tile = AddressOf(shared),
                       k_tile = q_tile + Shape::kQueries * kRowBytes<kHead>,
                       v_tile = k_tile + kKeys * kRowBytes<kHead>;
+  int* const starts = reinterpret_cast<int*>(shared + Shape::kTileBytes);  // of the documents
   const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
   const int kv = h / problem.group;
   const int first_query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Shape::kQueries;
@@ -107,10 +110,11 @@ __global__ void __launch_bounds__(kBlockThreads, ForwardShape<kHead, kValue>::kR
     softmax.sum[i][0] = softmax.sum[i][1] = 0;
   }
 
-  const KeyRange keys = KeysOf<Shape::kQueries, kKeys>(problem, first_query);
+  const KeyRange keys = KeysOf<Shape::kQueries, kKeys>(problem.mask, b, first_query);
   int first_key = (keys.end - 1) / kKeys * kKeys;
   CopyTile<kHead, Shape::kQueries, kBlockThreads>(q_tile, RowsOf<const bf16>(problem.q, b, h),
                                                   first_query);
+  CopyStarts<Shape::kQueries>(starts, problem.mask, b, first_query);
   CopyTile<kHead, kKeys, kBlockThreads>(k_tile, RowsOf<const bf16>(problem.k, b, kv), first_key);
   CommitCopies();
   for (; first_key >= keys.begin; first_key -= kKeys) {
@@ -119,8 +123,9 @@ __global__ void __launch_bounds__(kBlockThreads, ForwardShape<kHead, kValue>::kR
     CopyTile<kValue, kKeys, kBlockThreads>(v_tile, RowsOf<const bf16>(problem.v, b, kv), first_key);
     CommitCopies();
     mma::Products<kTiles, kKeys, kHead>(s, q_tile + warp_row * kRowBytes<kHead>, k_tile);
-    if (NeedsMask<16 * kTiles, kKeys>(problem, first_query + warp_row, first_key))
-      Mask<kTiles, kKeys>(problem, s, first_query + warp_row, first_key);
+    if (NeedsMask<16 * kTiles, kKeys>(problem.mask, first_query + warp_row,
+                                      starts[warp_row + 16 * kTiles - 1], first_key))
+      Mask<kTiles, kKeys>(problem.mask, s, starts + warp_row, first_query + warp_row, first_key);
     Exponentials<kTiles, kKeys, kValue>(s, o, softmax, scale_log2);
     WaitForCopies<0>();
     __syncthreads();  // V is here, and nobody reads K
@@ -144,7 +149,7 @@ __global__ void __launch_bounds__(kBlockThreads, ForwardShape<kHead, kValue>::kR
       const int query = first_query + warp_row + 16 * i + 8 * half + Lane() / 4;
       const RowEnd end = EndRow(softmax.maximum[i][half] * problem.scale, sum, has_sink, sink);
       factor[i][half] = end.factor;
-      if (Lane() % 4 == 0 && query < problem.sequence) lse[query] = end.lse;
+      if (Lane() % 4 == 0 && query < problem.mask.queries) lse[query] = end.lse;
     }
   }
   mma::StoreRows<kTiles, kValue>(RowsOf<bf16>(problem.o, b, h), first_query,

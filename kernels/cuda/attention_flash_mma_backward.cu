@@ -44,7 +44,9 @@ struct KeyShape {
                        kResident = kHead <= 64 ? kSmallKeyBlocks : 2;
   static constexpr int kKeys = 16 * kTiles * kWarps;
   static constexpr int kTileBytes = (kKeys + kQueries) * (kRowBytes<kHead> + kRowBytes<kValue>);
-  static constexpr int kBytes = kTileBytes + 2 * kQueries * static_cast<int>(sizeof(float));
+  static constexpr int kBytes = kTileBytes +
+                                kQueries * static_cast<int>(2 * sizeof(float) + sizeof(int)) +
+                                static_cast<int>(sizeof(int));
 };
 
 // Block (key tile, key head, sequence): dV = sum of P^T dO, dK = scale * sum of dS^T Q, over the queries of every query head of
@@ -62,6 +64,8 @@ __global__ void __launch_bounds__(kBlockThreads, KeyShape<kHead, kValue>::kResid
                       do_tile = q_tile + kQueries * kRowBytes<kHead>;
   // lse log2(e) of the queries, then their delta
   float* const statistics = reinterpret_cast<float*>(shared + Shape::kTileBytes);
+  int* const starts = reinterpret_cast<int*>(statistics + 2 * kQueries);  // of their documents
+  int* const tiles_of_head = starts + kQueries;  // of queries; no register is free for it
   const int first_key = static_cast<int>(blockIdx.x) * Shape::kKeys;
   const int kv = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
   const int group = problem.group;
@@ -70,31 +74,30 @@ __global__ void __launch_bounds__(kBlockThreads, KeyShape<kHead, kValue>::kResid
 
   float dk[kTiles][kHead / 8][4] = {}, dv[kTiles][kValue / 8][4] = {};
   float p[kTiles][kQueries / 8][4], ds[kTiles][kQueries / 8][4];
-  // Tiles of queries of one head, then of the next. The last that sees a key is its window after it.
-  const int last_query =
-      problem.causal ? min(problem.sequence - 1, first_key + Shape::kKeys - 2 + problem.window)
-                     : problem.sequence - 1;
-  const int first_tile = problem.causal ? first_key / kQueries : 0,
-            tiles = last_query / kQueries + 1 - first_tile;
   CopyTile<kHead, Shape::kKeys, kBlockThreads>(k_tile, RowsOf<const bf16>(problem.k, b, kv),
                                                first_key);
   CopyTile<kValue, Shape::kKeys, kBlockThreads>(v_tile, RowsOf<const bf16>(problem.v, b, kv),
                                                 first_key);
+  // Tiles of queries of one head, then of the next.
+  const auto [first_tile, count] = QueriesOf<kQueries, Shape::kKeys>(problem.mask, b, first_key);
+  if (threadIdx.x == 0) *tiles_of_head = count;
   CopyTile<kValue, kQueries, kBlockThreads>(
       do_tile, RowsOf<const bf16>(problem.o_gradient, b, kv * group), first_tile * kQueries);
   CommitCopies();
   int h = kv * group, first_query = first_tile * kQueries;
-  for (int step = 1; step <= group * tiles; ++step) {
+  bool more = true;
+  for (int step = 1; more; ++step) {
     WaitForCopies<0>();
     __syncthreads();  // dO is here, and nobody reads Q and the statistics of the tile before
     CopyTile<kHead, kQueries, kBlockThreads>(q_tile, RowsOf<const bf16>(problem.q, b, h),
                                              first_query);
+    CopyStarts<kQueries>(starts, problem.mask, b, first_query);
     CommitCopies();
     // One number per thread, on its way while dP^T is made. Past the end lse is infinite: P = 0.
     const int entry = static_cast<int>(threadIdx.x), query = first_query + entry % kQueries;
     const int64_t row = StatisticsAt(problem, b, h) + query;
     float statistic = entry < kQueries ? kInfinity : 0.0f;
-    if (query < problem.sequence)
+    if (query < problem.mask.queries)
       statistic = entry < kQueries ? problem.lse[row] * kLog2E : delta[row];
     mma::Products<kTiles, kQueries, kValue>(ds, v_tile + warp_row * kRowBytes<kValue>, do_tile);
     if (entry < 2 * kQueries) statistics[entry] = statistic;
@@ -102,19 +105,23 @@ __global__ void __launch_bounds__(kBlockThreads, KeyShape<kHead, kValue>::kResid
     __syncthreads();  // Q and the statistics are here
     mma::Products<kTiles, kQueries, kHead>(p, k_tile + warp_row * kRowBytes<kHead>, q_tile);
     const int warp_key = first_key + warp_row;
-    if (problem.causal && (warp_key + 16 * kTiles - 1 > first_query ||
-                           warp_key + problem.window <= first_query + kQueries - 1)) {
+    // The last query has the latest document.
+    if (problem.mask.causal && (warp_key + 16 * kTiles - 1 > first_query ||
+                                warp_key + problem.mask.window <= first_query + kQueries - 1 ||
+                                warp_key < starts[kQueries - 1])) {
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
-        // The first query that sees the key of row g, counted from this thread's first.
-        const int begin = warp_key + 16 * i + Lane() / 4 - first_query - 2 * thread;
+      for (int n = 0; n < kQueries / 8; ++n) {
+        const int2 start = *reinterpret_cast<const int2*>(starts + 8 * n + 2 * thread);
 #pragma unroll
-        for (int n = 0; n < kQueries / 8; ++n) {
+        for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
+            const int key = warp_key + 16 * i + Lane() / 4 + e / 2 * 8,
+                      query = first_query + 8 * n + 2 * thread + e % 2;
             // Queries before the key, too, are far past its window when counted without a sign.
-            const auto after = static_cast<unsigned>(8 * n + e % 2 - e / 2 * 8 - begin);
-            if (after >= static_cast<unsigned>(problem.window)) p[i][n][e] = -kInfinity;
+            if (static_cast<unsigned>(query - key) >= static_cast<unsigned>(problem.mask.window) ||
+                key < (e % 2 ? start.y : start.x))
+              p[i][n][e] = -kInfinity;
           }
         }
       }
@@ -134,11 +141,13 @@ __global__ void __launch_bounds__(kBlockThreads, KeyShape<kHead, kValue>::kResid
       }
     }
     mma::AddProduct<kTiles, kQueries, kValue>(dv, p, do_tile);
-    __syncthreads();                      // nobody reads dO
+    __syncthreads();  // nobody reads dO
+    const int tiles = *tiles_of_head;
     const int group_head = step / tiles;  // one division: two cost registers that are not there
     h = kv * group + group_head;
     first_query = (first_tile + step - group_head * tiles) * kQueries;
-    if (step < group * tiles) {
+    more = step < group * tiles;
+    if (more) {
       CopyTile<kValue, kQueries, kBlockThreads>(
           do_tile, RowsOf<const bf16>(problem.o_gradient, b, h), first_query);
     }
@@ -162,7 +171,8 @@ template <int kHead, int kValue>
 struct QueryShape {
   static constexpr int kTiles = kHead <= 128 ? 2 : 1, kKeys = kHead <= 64 ? 64 : 32, kResident = 2;
   static constexpr int kQueries = 16 * kTiles * kWarps;
-  static constexpr int kBytes = (kKeys + kQueries) * (kRowBytes<kHead> + kRowBytes<kValue>);
+  static constexpr int kTileBytes = (kKeys + kQueries) * (kRowBytes<kHead> + kRowBytes<kValue>);
+  static constexpr int kBytes = kTileBytes + kQueries * static_cast<int>(sizeof(int));
 };
 
 // Block (query tile, head, sequence): dQ = scale * sum of dS K. While dP is made K arrives, and after it the next V.
@@ -176,6 +186,7 @@ __global__ void __launch_bounds__(kBlockThreads, QueryShape<kHead, kValue>::kRes
                       do_tile = q_tile + Shape::kQueries * kRowBytes<kHead>,
                       k_tile = do_tile + Shape::kQueries * kRowBytes<kValue>,
                       v_tile = k_tile + kKeys * kRowBytes<kHead>;
+  int* const starts = reinterpret_cast<int*>(shared + Shape::kTileBytes);  // of the documents
   const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
   const int kv = h / problem.group;
   const int first_query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Shape::kQueries;
@@ -190,17 +201,18 @@ __global__ void __launch_bounds__(kBlockThreads, QueryShape<kHead, kValue>::kRes
     for (int half = 0; half < 2; ++half) {
       const int query = first_query + warp_row + 16 * i + 8 * half + Lane() / 4;
       const int64_t row = StatisticsAt(problem, b, h) + query;
-      lse[i][half] = query < problem.sequence ? problem.lse[row] * kLog2E : kInfinity;
-      mean[i][half] = query < problem.sequence ? delta[row] : 0.0f;
+      lse[i][half] = query < problem.mask.queries ? problem.lse[row] * kLog2E : kInfinity;
+      mean[i][half] = query < problem.mask.queries ? delta[row] : 0.0f;
     }
   }
 
   float dq[kTiles][kHead / 8][4] = {}, p[kTiles][kKeys / 8][4], ds[kTiles][kKeys / 8][4];
-  const KeyRange keys = KeysOf<Shape::kQueries, kKeys>(problem, first_query);
+  const KeyRange keys = KeysOf<Shape::kQueries, kKeys>(problem.mask, b, first_query);
   CopyTile<kHead, Shape::kQueries, kBlockThreads>(q_tile, RowsOf<const bf16>(problem.q, b, h),
                                                   first_query);
   CopyTile<kValue, Shape::kQueries, kBlockThreads>(
       do_tile, RowsOf<const bf16>(problem.o_gradient, b, h), first_query);
+  CopyStarts<Shape::kQueries>(starts, problem.mask, b, first_query);
   CopyTile<kValue, kKeys, kBlockThreads>(v_tile, v, keys.begin);
   CommitCopies();
   for (int first_key = keys.begin; first_key < keys.end; first_key += kKeys) {
@@ -215,8 +227,9 @@ __global__ void __launch_bounds__(kBlockThreads, QueryShape<kHead, kValue>::kRes
       CopyTile<kValue, kKeys, kBlockThreads>(v_tile, v, first_key + kKeys);
     CommitCopies();
     mma::Products<kTiles, kKeys, kHead>(p, q_tile + warp_row * kRowBytes<kHead>, k_tile);
-    if (NeedsMask<16 * kTiles, kKeys>(problem, first_query + warp_row, first_key))
-      Mask<kTiles, kKeys>(problem, p, first_query + warp_row, first_key);
+    if (NeedsMask<16 * kTiles, kKeys>(problem.mask, first_query + warp_row,
+                                      starts[warp_row + 16 * kTiles - 1], first_key))
+      Mask<kTiles, kKeys>(problem.mask, p, starts + warp_row, first_query + warp_row, first_key);
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
 #pragma unroll

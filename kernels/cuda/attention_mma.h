@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/abi/attention_shape.h"
+#include "kernels/cuda/attention_mask.h"
 #include "kernels/cuda/attention_mma_tiles.h"
 
 namespace mt::cuda::mma {
@@ -23,7 +23,8 @@ struct Problem {
   Heads q, k, v, o, o_gradient, dq, dk, dv;
   float* lse;         // (B, H, T)
   const bf16* sinks;  // (H) or null
-  int sequence, keys, first_position, window, heads, group, causal;
+  AttentionMask mask;
+  int heads, group;
   float scale, scale_log2;  // of scores; times log2(e)
 };
 
@@ -35,44 +36,37 @@ __device__ __forceinline__ HeadRows<T> RowsOf(const Heads& heads, int b, int h) 
 }
 // Where the statistics of a head begin in (B, H, T).
 __device__ __forceinline__ int64_t StatisticsAt(const Problem& problem, int b, int h) {
-  return (static_cast<int64_t>(b) * problem.heads + h) * problem.sequence;
+  return (static_cast<int64_t>(b) * problem.heads + h) * problem.mask.queries;
 }
 
-// The keys that kQueries queries from first_query on see: from the tile of `begin` to before `end`.
-struct KeyRange {
-  int begin, end;
-};
-template <int kQueries, int kKeys>
-__device__ __forceinline__ KeyRange KeysOf(const Problem& problem, int first_query) {
-  if (!problem.causal) return {0, problem.keys};
-  const int position = problem.first_position + first_query;
-  return {max(position + 1 - problem.window, 0) / kKeys * kKeys,
-          min(position + kQueries, problem.keys)};
+// Starts to copy where the documents of kQueries queries from first_query on begin, or zeros without documents. A query past the end is
+// as the last.
+template <int kQueries>
+__device__ __forceinline__ void CopyStarts(int* starts, const AttentionMask& mask, int b,
+                                           int first_query) {
+  static_assert(kQueries <= kBlockThreads);
+  const int entry = static_cast<int>(threadIdx.x);
+  if (entry >= kQueries) return;
+  const bool documents = mask.document_start != nullptr;
+  const int64_t row = static_cast<int64_t>(min(first_query + entry, mask.queries - 1)) * mask.batch;
+  CopyWordAsync(AddressOf(starts + entry), documents ? mask.document_start + row + b : nullptr,
+                documents);
 }
 
-// Whether some of kQueries queries from first_query on may not see some of kKeys keys from first_key on.
-template <int kQueries, int kKeys>
-__device__ __forceinline__ bool NeedsMask(const Problem& problem, int first_query, int first_key) {
-  const int position = problem.first_position + first_query;
-  return first_key + kKeys > problem.keys ||
-         (problem.causal && (first_key + kKeys - 1 > position ||
-                             first_key <= position + kQueries - 1 - problem.window));
-}
-
-// -infinity where the query of a score may not see the key, or where there is no key.
+// -infinity where the query of a score may not see the key, or where there is no key. `starts` are those of the queries' documents.
 template <int kTiles, int kKeys>
-__device__ __forceinline__ void Mask(const Problem& problem, float (&s)[kTiles][kKeys / 8][4],
-                                     int first_query, int first_key) {
+__device__ __forceinline__ void Mask(const AttentionMask& mask, float (&s)[kTiles][kKeys / 8][4],
+                                     const int* starts, int first_query, int first_key) {
   const int group = Lane() / 4, thread = Lane() % 4;
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
     int begin[2], end[2];  // of the keys that a row sees, counted from this thread's first
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int after = problem.first_position + first_query + 16 * i + 8 * half + group + 1;
-      const int first = first_key + 2 * thread;
-      begin[half] = (problem.causal ? after - problem.window : 0) - first;
-      end[half] = (problem.causal ? min(problem.keys, after) : problem.keys) - first;
+      const int row = 16 * i + 8 * half + group;
+      const int after = mask.first_position + first_query + row + 1, first = first_key + 2 * thread;
+      begin[half] = (mask.causal ? max(after - mask.window, starts[row]) : 0) - first;
+      end[half] = (mask.causal ? min(mask.keys, after) : mask.keys) - first;
     }
 #pragma unroll
     for (int n = 0; n < kKeys / 8; ++n) {
@@ -102,13 +96,9 @@ inline Problem Describe(const mt_attention_args& a) {
           .dv = heads(a.dv, a.dv_stride, keys, v_head_dim),
           .lse = static_cast<float*>(a.lse),
           .sinks = static_cast<const bf16*>(a.sinks),
-          .sequence = static_cast<int>(a.sequence),
-          .keys = static_cast<int>(keys),
-          .first_position = static_cast<int>(mt_attention_first_position(&a)),
-          .window = static_cast<int>(a.window != 0 ? std::min(a.window, keys) : keys),
+          .mask = MaskOf(a),
           .heads = static_cast<int>(a.heads),
           .group = static_cast<int>(a.heads / a.kv_heads),
-          .causal = a.causal,
           .scale = static_cast<float>(a.scale),
           .scale_log2 = static_cast<float>(a.scale) * kLog2E};
 }

@@ -17,6 +17,7 @@ constexpr Rule kRules[] = {
     {[](const mt_attention_args& a) { return a.dtype != MT_BF16; }, CudnnUse::kNever},
     {[](const mt_attention_args& a) { return a.sequence == 0 || a.batch == 0; }, CudnnUse::kNever},
     {[](const mt_attention_args& a) { return a.sinks != nullptr; }, CudnnUse::kNever},
+    {[](const mt_attention_args& a) { return a.document_start != nullptr; }, CudnnUse::kNever},
     {[](const mt_attention_args& a) { return mt_attention_keys(&a) != a.sequence; },
      CudnnUse::kNever},
     {[](const mt_attention_args& a) { return a.window != 0 && a.window < a.sequence; },

@@ -14,7 +14,7 @@ enum class CudnnUse {
 };
 
 // What the arguments have that plain attention lacks decides, the least use of all that apply:
-//   sinks, key_sequence     never
+//   sinks, key_sequence, document_start   never; our kernels skip what lies before a document
 //   window, v_head_dim      if asked: cuDNN 9.19 has plans for Hopper (attention_cudnn_test); our kernels skip what a window hides, too
 //   sequences below 256     if asked: a plan is compiled for a second or two, which they are not worth
 //   other types than BF16   never

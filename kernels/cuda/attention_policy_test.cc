@@ -48,8 +48,10 @@ TEST(AttentionPolicyTest, WindowsAndValueHeadsOnlyIfAsked) {
             CudnnUse::kIfAsked);
 }
 
-TEST(AttentionPolicyTest, SinksAndOlderKeysNeverWhateverElse) {
+TEST(AttentionPolicyTest, SinksDocumentsAndOlderKeysNeverWhateverElse) {
   static const float sinks[8] = {};
+  static const int32_t starts[2048] = {};
+  EXPECT_EQ(With([](auto& a) { a.document_start = starts; }), CudnnUse::kNever);
   EXPECT_EQ(With([](auto& a) { a.sinks = sinks; }), CudnnUse::kNever);
   EXPECT_EQ(With([](auto& a) { a.key_sequence = 2048; }), CudnnUse::kNever);
   EXPECT_EQ(With([](auto& a) {

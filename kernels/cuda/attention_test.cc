@@ -27,6 +27,7 @@ struct Shape {
   int64_t padding;  // elements between rows
   int64_t v_head_dim = 0, window = 0;
   bool sinks = false;
+  int64_t document = 0;  // tokens of each, all others' sequences shifted by a third
 
   int64_t d_v() const { return v_head_dim != 0 ? v_head_dim : d; }
   // Elements of a row of q, k, v, and of o.
@@ -75,7 +76,10 @@ class Array {
  private:
   static constexpr size_t kGuard = 4096;
   size_t Size() const {
-    return dtype_ == MT_F64 ? 8 : dtype_ == MT_F32 ? 4 : dtype_ == MT_BF16 ? 2 : 1;
+    return dtype_ == MT_F64                       ? 8
+           : dtype_ == MT_F32 || dtype_ == MT_I32 ? 4
+           : dtype_ == MT_BF16                    ? 2
+                                                  : 1;
   }
   void Upload() {
     EXPECT_EQ(owner_->copy_to_device(data_, host_.data(), host_.size(), nullptr), MT_OK);
@@ -94,11 +98,13 @@ class Array {
   void Put(size_t i, double value) {
     if (dtype_ == MT_F64) PutAs(i, value);
     if (dtype_ == MT_F32) PutAs(i, static_cast<float>(value));
+    if (dtype_ == MT_I32) PutAs(i, static_cast<int32_t>(value));
     if (dtype_ == MT_BF16) PutAs(i, mt_bf16_from_float(static_cast<float>(value)));
   }
   double Get(size_t i) const {
     if (dtype_ == MT_F64) return GetAs<double>(i);
     if (dtype_ == MT_F32) return static_cast<double>(GetAs<float>(i));
+    if (dtype_ == MT_I32) return GetAs<int32_t>(i);
     if (dtype_ == MT_BF16) return static_cast<double>(mt_float_from_bf16(GetAs<uint16_t>(i)));
     return 0;
   }
@@ -135,6 +141,19 @@ mt_attention_args SizesOf(const Shape& s, int32_t dtype) {
   return a;
 }
 
+// Documents of equal length, (T, B); those of sequence b begin b thirds of a document later.
+std::vector<double> Starts(const Shape& s) {
+  std::vector<double> starts;
+  for (int64_t t = 0; s.document != 0 && t < s.T; ++t) {
+    for (int64_t b = 0; b < s.B; ++b) {
+      const int64_t shift = b * s.document / 3;
+      starts.push_back(
+          static_cast<double>(std::max<int64_t>(0, (t + shift) / s.document * s.document - shift)));
+    }
+  }
+  return starts;
+}
+
 // q, k, v in one row of `width` elements, o and its gradient in rows of their own; forward, then backward from `o` and `lse` if
 // given, else from forward's.
 Results Compute(const mt_backend* on, const Shape& s, int32_t dtype, const Inputs& inputs,
@@ -146,8 +165,10 @@ Results Compute(const mt_backend* on, const Shape& s, int32_t dtype, const Input
       gradient(on, dtype, rows * width);
   Array sinks(on, dtype, inputs.sinks),
       sinks_gradient(on, statistic, std::vector<double>(inputs.sinks.size(), 0.5));
+  Array starts(on, MT_I32, Starts(s));
   mt_attention_args a = SizesOf(s, dtype);
   a.sinks = s.sinks ? sinks.at() : nullptr;
+  a.document_start = s.document != 0 ? reinterpret_cast<const int32_t*>(starts.at()) : nullptr;
   a.q = qkv.at();
   a.k = qkv.at(s.H * s.d);
   a.v = qkv.at((s.H + s.K) * s.d);
@@ -270,7 +291,8 @@ std::string NameOf(const ::testing::TestParamInfo<Shape>& info) {
   return std::string(s.dtype == MT_BF16 ? "bf16" : "f32") + "_t" + std::to_string(s.T) + "_b" +
          std::to_string(s.B) + "_h" + std::to_string(s.H) + "_k" + std::to_string(s.K) + "_d" +
          std::to_string(s.d) + (s.causal ? "_causal" : "_full") + "_padding" +
-         std::to_string(s.padding);
+         std::to_string(s.padding) +
+         (s.document != 0 ? "_documents" + std::to_string(s.document) : "");
 }
 
 // Groups of 1, 2 and 8; lengths at, before and after the borders of tiles of 32, 64 and 128; head sizes with kernels of their own,
@@ -297,6 +319,9 @@ std::vector<Shape> Shapes() {
     shapes.push_back({200, 1, 2, 2, 192, true, dtype, 0, 128});
     shapes.push_back({97, 1, 2, 2, 192, false, dtype, 8, 128, 0, true});
     shapes.push_back({150, 2, 2, 1, 192, true, dtype, 0, 128, 65});
+    shapes.push_back({150, 2, 1, 1, 64, true, dtype, 0, 0, 0, false, 40});
+    shapes.push_back({97, 2, 1, 1, 128, true, dtype, 8, 0, 40, true, 64});
+    shapes.push_back({66, 1, 2, 2, 192, true, dtype, 0, 128, 0, false, 3});
   }
   shapes.push_back({330, 1, 2, 1, 64, true, MT_BF16, 0});
   shapes.push_back({290, 1, 1, 1, 128, true, MT_BF16, 0});

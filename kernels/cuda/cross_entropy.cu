@@ -30,7 +30,9 @@ struct CrossEntropy {
   float *maximum, *sum, *target_logit;
   const float* lse;
   int64_t rows, columns, valid_columns, row_stride, vocab_start;
-  float loss_scale, z_loss;
+  double loss_scale;
+  const double* loss_scale_pointer;  // or null
+  float z_loss;
 };
 
 // sum of exp(logit - maximum) over the logits seen so far. A NaN is never the maximum but makes the sum NaN.
@@ -163,6 +165,8 @@ template <typename T>
 __global__ void __launch_bounds__(kRowThreads) GradientKernel(CrossEntropy<T> a) {
   constexpr int N = kPackElements<T>;
   const int thread = static_cast<int>(threadIdx.x);
+  const float loss_scale = static_cast<float>(
+      a.loss_scale_pointer != nullptr ? a.loss_scale * *a.loss_scale_pointer : a.loss_scale);
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
     T* logits = a.logits + row * a.row_stride;
     const int64_t target = a.targets[row];
@@ -171,7 +175,7 @@ __global__ void __launch_bounds__(kRowThreads) GradientKernel(CrossEntropy<T> a)
       continue;
     }
     const float lse = a.lse[row];
-    const RowGradient gradient = {lse, a.loss_scale * (1.0f + 2.0f * a.z_loss * lse), a.loss_scale,
+    const RowGradient gradient = {lse, loss_scale * (1.0f + 2.0f * a.z_loss * lse), loss_scale,
                                   target - a.vocab_start};
     const SplitRow split = SplitAt(reinterpret_cast<uintptr_t>(logits), a.valid_columns, sizeof(T));
     const auto single = [&](int64_t column) {
@@ -213,7 +217,8 @@ CrossEntropy<T> ArgumentsOf(const mt_cross_entropy_args& args) {
   a.valid_columns = args.valid_columns;
   a.row_stride = args.row_stride;
   a.vocab_start = args.vocab_start;
-  a.loss_scale = static_cast<float>(args.loss_scale);
+  a.loss_scale = args.loss_scale;
+  a.loss_scale_pointer = args.loss_scale_pointer;
   a.z_loss = static_cast<float>(args.z_loss);
   return a;
 }

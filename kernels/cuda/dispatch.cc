@@ -2,7 +2,6 @@
 
 #include <type_traits>
 
-#include "kernels/abi/minor_version.h"
 #include "kernels/host/host.h"
 
 namespace mt::cuda {
@@ -142,9 +141,6 @@ bool IsAttention(int32_t operation) {
 
 // MT_OK if `run` would accept everything but the pointers; CheckArguments has accepted the arguments.
 int32_t CheckSupported(int32_t operation, const void* args, const Provided& provided) {
-  // Of 1.3, which no kernel here has yet.
-  if (const mt_newest_field field = mt_newest_field_of(operation, args); field.minor >= 3)
-    return host::Fail(MT_ERROR_UNSUPPORTED, operation, "%s has no kernel here", field.name);
   return Dispatch(
       operation, args,
       [&](const auto& a, const auto& kernel) -> int32_t {

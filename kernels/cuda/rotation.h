@@ -23,6 +23,7 @@ __host__ __device__ __forceinline__ UnitPlace PlaceOfUnit(int64_t unit, int pack
 struct Heads {
   int64_t rows;  // sequence * batch, < 2^31
   int64_t first_position;
+  const int32_t* positions;  // (rows) or null, then the row's place after first_position
   uint32_t batch, heads;
   int64_t head_dim, rotary;
   const float* cos_sin;  // (positions, rotary)
@@ -32,6 +33,7 @@ Heads HeadsOf(const Arguments& args) {
   Heads heads = {};
   heads.rows = args.sequence * args.batch;
   heads.first_position = args.first_position;
+  heads.positions = args.positions;
   heads.batch = static_cast<uint32_t>(args.batch);
   heads.heads = static_cast<uint32_t>(args.heads);
   heads.head_dim = args.head_dim;
@@ -45,8 +47,10 @@ inline bool HasWholeUnits(const Heads& heads, int pack_elements) {
          IsAligned(heads.cos_sin);
 }
 __device__ __forceinline__ const float* TableRow(const Heads& heads, int64_t row) {
-  return heads.cos_sin +
-         (heads.first_position + static_cast<uint32_t>(row) / heads.batch) * heads.rotary;
+  const int64_t position = heads.positions != nullptr
+                               ? heads.positions[row]
+                               : heads.first_position + static_cast<uint32_t>(row) / heads.batch;
+  return heads.cos_sin + position * heads.rotary;
 }
 
 // The unit's N cosines and sines.

@@ -100,11 +100,12 @@ step_attention() {
   [ $failed = 0 ]
 }
 
-# The first cases of every operation and type: memory errors do not depend on the size.
+# The first cases of every operation and type, and the first with positions, documents or a scale on the device: memory errors do not
+# depend on the size.
 small_cases() {
   "$bin/kernels_conformance_test" "$pack/bundle/libmt_backend_reference.so" "$(plugin)" --gtest_list_tests |
     awk -v backend="$MT_GPU_BACKEND" -v most="${1:-2}" -v without="${2:-^$}" '/^[^ ]/ { suite = $1; next }
-      index(suite, backend) == 1 && suite !~ /nan\./ { split($1, part, "/"); if (part[1] !~ without && seen[suite, part[1]]++ < most) printf "%s%s:", suite, $1 }'
+      index(suite, backend) == 1 && suite !~ /nan\./ { split($1, part, "/"); if (part[1] !~ without && seen[suite, part[1], part[2] ~ /positions|documents|by_pointer/]++ < most) printf "%s%s:", suite, $1 }'
 }
 sanitize() {  # TOOL [OPERATIONS LEFT OUT]
   local sanitizer

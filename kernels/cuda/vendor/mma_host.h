@@ -68,12 +68,13 @@ inline void LoadMatricesTransposed(uint32_t (&r)[4], SharedAddress row) {
 struct Copy {
   void* to;
   const void* from;
+  size_t bytes;
   bool present;
   void Run() const {
     if (present) {
-      std::memcpy(to, from, 16);
+      std::memcpy(to, from, bytes);
     } else {
-      std::memset(to, 0, 16);
+      std::memset(to, 0, bytes);
     }
   }
 };
@@ -90,15 +91,22 @@ inline Copies& MyCopies() {
   return *mine;
 }
 
-inline void CopyAsync(SharedAddress shared, const void* global, bool present) {
-  if (shared % 16 != 0 || (present && reinterpret_cast<uintptr_t>(global) % 16 != 0)) std::abort();
+inline void CopyAsync(SharedAddress shared, const void* global, size_t bytes, bool present) {
+  const auto address = reinterpret_cast<uintptr_t>(global);
+  if (shared % bytes != 0 || (present && address % bytes != 0)) std::abort();
   const char* seed = std::getenv("MT_EMULATOR_SEED");
-  const Copy copy{reinterpret_cast<void*>(shared), global, present};
+  const Copy copy{reinterpret_cast<void*>(shared), global, bytes, present};
   if (seed != nullptr && std::strtoul(seed, nullptr, 10) % 2 == 1) {
     copy.Run();
   } else {
     MyCopies().open.push_back(copy);
   }
+}
+inline void CopyAsync(SharedAddress shared, const void* global, bool present) {
+  CopyAsync(shared, global, 16, present);
+}
+inline void CopyWordAsync(SharedAddress shared, const void* global, bool present) {
+  CopyAsync(shared, global, 4, present);
 }
 inline void CommitCopies() {
   Copies& mine = MyCopies();

@@ -120,30 +120,33 @@ TEST(MmaTest, ProductsAreTheNextMultiplicand) {
 }
 
 struct Copied {
-  alignas(16) char from[32], to[32];
-  char before[32], after_first[32];
+  alignas(16) char from[40], to[40];
+  char before[40], after_first[40];
 };
 
 void CopyKernel(Copied* data) {
   CopyAsync(AddressOf(data->to), data->from, true);
+  CopyWordAsync(AddressOf(data->to + 36), data->from + 36, true);
   CommitCopies();
   CopyAsync(AddressOf(data->to + 16), data->from + 16, false);
+  CopyWordAsync(AddressOf(data->to + 32), nullptr, false);
   CommitCopies();
-  std::memcpy(data->before, data->to, 32);
+  std::memcpy(data->before, data->to, 40);
   WaitForCopies<1>();
-  std::memcpy(data->after_first, data->to, 32);
+  std::memcpy(data->after_first, data->to, 40);
   WaitForCopies<0>();
 }
 
 TEST(MmaTest, CopiesArriveWhenTheirGroupIsWaitedFor) {
   ASSERT_EQ(setenv("MT_EMULATOR_SEED", "0", 1), 0);
   Copied data;
-  std::memset(data.from, 'f', 32);
-  std::memset(data.to, '.', 32);
+  std::memset(data.from, 'f', 40);
+  std::memset(data.to, '.', 40);
   ASSERT_EQ(MT_LAUNCH(CopyKernel, dim3(1), dim3(1), 0, nullptr, &data), cudaSuccess);
-  EXPECT_EQ(std::string(data.before, 32), std::string(32, '.'));
-  EXPECT_EQ(std::string(data.after_first, 32), std::string(16, 'f') + std::string(16, '.'));
-  EXPECT_EQ(std::string(data.to, 32), std::string(16, 'f') + std::string(16, '\0'));
+  const std::string f16(16, 'f'), f4(4, 'f');
+  EXPECT_EQ(std::string(data.before, 40), std::string(40, '.'));
+  EXPECT_EQ(std::string(data.after_first, 40), f16 + std::string(20, '.') + f4);
+  EXPECT_EQ(std::string(data.to, 40), f16 + std::string(20, '\0') + f4);
 }
 
 }  // namespace
