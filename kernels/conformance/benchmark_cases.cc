@@ -77,7 +77,13 @@ std::vector<BenchmarkCase> BenchmarkCases(const BenchmarkModel& model) {
   adamw = AdamW(parameters, 100, true, ClipPointer::kFinite);
   adamw.types = {MT_BF16};
   cases.push_back({adamw, 1});
-  // What only some models or types have.
+  // What only some models, types or data have. Documents: time falls with their lengths.
+  for (const bool backward : {false, true})
+    cases.push_back(
+        {Attention(backward, {T, B, H, K, d, true, {.document = std::max<int64_t>(1, T / 8)}}), 0});
+  Rotary positions = rotary;
+  positions.positions = true;
+  cases.push_back({Rope(positions, false), 0});
   cases.push_back({LayerNormForward(N, C, Residual::kKept), 0});
   cases.push_back({LayerNormBackward(N, C, true, GradientAlias::kOverResidual), 0});
   cases.push_back({Gelu(false, N, D, true, true), 0});

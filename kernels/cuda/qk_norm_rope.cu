@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kThreads) QkNormForwardAnyKernel(QkNorm<T> a) 
 
 // The partial sums come first, from a kernel of their own, because dx may be written over dy.
 template <typename T, bool kInterleaved>
-__global__ void __launch_bounds__(kThreads) QkNormPartialSums(QkNorm<T> a) {
+__global__ void __launch_bounds__(kThreads, 12) QkNormPartialSums(QkNorm<T> a) {
   float* partials = a.partials + int64_t{blockIdx.x} * a.heads.head_dim;
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t last = a.heads.head_dim - 1;
