@@ -48,6 +48,7 @@ struct Known {
   std::vector<std::string> patterns;
   std::string name;
 };
+void PrintTo(const Known& known, std::ostream* out) { *out << known.name; }
 std::vector<Known> KnownSplits() {
   const std::string words =
       R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+@|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*@|)";
@@ -279,6 +280,8 @@ TEST(RegexSplitTest, PatternsMeanWhatTheyMeanToOniguruma) {
   EXPECT_THAT(pieces(R"(\u0061+)", "baab"), ElementsAre("b", "aa", "b"));
   EXPECT_THAT(pieces(R"(\p{Lu})", "a\U00010d50b"),
               ElementsAre("a", "\U00010d50", "b"));  // Unicode 16
+  EXPECT_THAT(pieces("[\u0800-\u4e00]+", "a\u0897b"),
+              ElementsAre("a", "\u0897", "b"));  // so is this
   EXPECT_THAT(pieces("x*", "axxb"), ElementsAre("a", "xx", "b"));
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "worker/data/tokenize/regex_syntax.h"
 #include "worker/data/tokenize/split_behaviour.h"
 #include "worker/data/tokenize/unicode_classes.h"
@@ -109,7 +110,7 @@ class StandIns {
 // A text as PCRE2 is to see it: valid UTF-8, of characters that it knows. Usually the text itself.
 class Subject {
  public:
-  explicit Subject(absl::string_view text) : text_(text) {
+  Subject(absl::string_view text, bool stand_ins) : text_(text) {
     const auto* begin = reinterpret_cast<const uint8_t*>(text.data());
     const uint8_t* end = begin + text.size();
     size_t copied = 0;
@@ -120,7 +121,9 @@ class Subject {
       }
       const Utf8Char c = DecodeUtf8(p, end);
       // U+FFFF is of no class, as a byte that is not UTF-8 is to be.
-      const uint32_t shown = c.code_point == kNotUtf8 ? 0xffff : StandIns::Get().For(c.code_point);
+      const uint32_t shown = c.code_point == kNotUtf8 ? 0xffff
+                             : stand_ins              ? StandIns::Get().For(c.code_point)
+                                                      : c.code_point;
       if (shown != c.code_point) {
         const size_t at = p - begin;
         copy_.append(text.data() + copied, at - copied);
@@ -166,16 +169,24 @@ struct Workspace {
   MatchData data;
 };
 
+bool HasClasses(absl::string_view pattern) {
+  for (const char* escape : {"\\p", "\\P", "\\w", "\\W", "\\d", "\\D", "[[:"}) {
+    if (absl::StrContains(pattern, escape)) return true;
+  }
+  return false;
+}
+
 class RegexSplit : public PreTokenizer {
  public:
   RegexSplit(const SplitPattern& pattern, Code code)
       : pattern_(pattern),
         code_(std::move(code)),
+        stand_ins_(!pattern.literal && HasClasses(pattern.pattern)),
         name_(absl::StrCat("PCRE2 `", pattern.pattern, "`")) {}
 
   absl::Status Split(absl::string_view text, std::vector<Piece>* pieces) const override {
     thread_local Workspace workspace;
-    Subject subject(text);
+    Subject subject(text, stand_ins_);
     const absl::string_view shown = subject.shown();
     BehaviourWriter writer(pattern_.behaviour, pattern_.invert, pieces);
     std::optional<size_t> last_match_end;
@@ -213,6 +224,8 @@ class RegexSplit : public PreTokenizer {
  private:
   const SplitPattern pattern_;
   const Code code_;
+  // A pattern of characters and ranges alone sees every character as it is.
+  const bool stand_ins_;
   const std::string name_;
 };
 
