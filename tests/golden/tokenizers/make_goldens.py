@@ -7,6 +7,7 @@ special tokens read as text.
 import itertools
 import json
 import pathlib
+import unicodedata
 
 import tokenizers
 
@@ -46,7 +47,11 @@ def main():
         name = family.__name__
         tokenizer = tokenizers.Tokenizer.from_file(str(HERE / name / "tokenizer.json"))
         special = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+        # Hugging Face runs added tokens through the byte-level decoder too, which breaks those that its alphabet can spell
+        # ("\u00c5ngstr\u00f6m"); mt gives such a token as it is.
         decoded = [tokenizer.decode(ids) for ids in special]
+        decoded = [unicodedata.normalize("NFC", text) if "\ufffd" in got and "\ufffd" not in text else got
+                   for text, got in zip(texts, decoded)]
         tokenizer.encode_special_tokens = True
         ordinary = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
         result["tokenizers"][name] = {
