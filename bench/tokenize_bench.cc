@@ -75,7 +75,7 @@ absl::Status Run(const Options& options) {
   MT_ASSIGN_OR_RETURN(const auto tokenizer, NewTokenizer(Env::Real(), options.tokenizer));
   std::vector<std::string> contents;
   for (const std::string& file : options.files) {
-    MT_ASSIGN_OR_RETURN(contents.emplace_back(), ReadFile(Env::Real(), file));
+    MT_ASSIGN_OR_RETURN(contents.emplace_back(), ReadFile(Env::Real(), file, uint64_t{1} << 34));
   }
   std::vector<absl::string_view> documents;
   size_t bytes = 0;
