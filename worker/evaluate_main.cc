@@ -137,13 +137,13 @@ absl::StatusOr<Result> Evaluate(const Flags& flags) {
   MT_RETURN_IF_ERROR(trainer->FinishLoad({}));
   Result result{.sequences = flags.batches * spec.training().global_batch()};
   result.tokens = result.sequences * spec.data().sequence_length();
-  double sum = 0;
+  HeldOutLoss all;
   for (int64_t batch = 0; batch < flags.batches; ++batch) {
-    MT_ASSIGN_OR_RETURN(const double loss,
+    MT_ASSIGN_OR_RETURN(const HeldOutLoss loss,
                         trainer->Evaluate(samples.get(), batch * spec.training().global_batch()));
-    sum += loss;
+    all += loss;
   }
-  result.loss = sum / static_cast<double>(flags.batches);
+  result.loss = all.mean();
   return result;
 }
 

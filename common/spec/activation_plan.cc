@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/spec/data_traits.h"
 #include "common/spec/model_traits.h"
 #include "common/spec/parameter_layout.h"
 #include "common/spec/plan_builder.h"
@@ -89,6 +90,21 @@ ActivationPlan PlanActivations(const v1::JobSpec& spec, const Mesh& mesh, int ra
   return plan.Finish();
 }
 
+namespace {
+
+// Samples as read (a micro-batch, or a whole step where labels are counted first) and two micro-batches on their way to the device.
+int64_t SampleBytes(const v1::JobSpec& spec, const RankShape& s, bool last_stage) {
+  const v1::DataSpec& data = spec.data();
+  const bool masked = last_stage && MasksLabels(data), documents = SeesDocuments(data);
+  const int64_t read =
+      s.batch * (s.sequence + 1) * 4 + (masked ? s.rows : 0) + (documents ? s.rows * 4 : 0);
+  const int64_t kinds =
+      2 + data.document_mask() + data.reset_positions() + (masked && s.mtp_blocks > 0 ? 2 : 0);
+  return (masked ? s.micro_batches : 1) * read + 2 * kinds * s.rows * 4;
+}
+
+}  // namespace
+
 RankMemory PlanMemory(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
   const ParameterLayout layout = LayoutOf(spec.model(), mesh, rank);
   const RankShape s = ShapeOf(spec, mesh, rank);
@@ -105,8 +121,7 @@ RankMemory PlanMemory(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
   memory.gradients = layout.size * bytes.gradient;
   memory.optimizer = (bytes.master_weights() ? 3 : 2) * owned * bytes.state;
   memory.activations = PlanActivations(spec, mesh, rank).arena_bytes;
-  // One sample batch as read, and two micro-batches of token ids and targets on their way.
-  memory.workspace = s.batch * (s.sequence + 1) * 4 + 2 * 2 * s.rows * 4;
+  memory.workspace = SampleBytes(spec, s, mesh.IsLastStage(rank));
   // What balances experts (worker/train/expert_balance.h), at most: per own block state and counts, and a report of all blocks.
   for (int64_t layer = 0; layer < spec.model().layers() + MtpLayers(spec.model()); ++layer) {
     if (!IsMoe(spec.model(), layer)) continue;

@@ -55,6 +55,34 @@ TEST(ActivationPlanTest, LivingTensorsDoNotOverlap) {
   }
 }
 
+// A job without documents has no row of them; with them every stage has its own, one for each micro-batch in flight.
+TEST(ActivationPlanTest, DocumentsAndPositionsAreThereWhereTheyAreSeen) {
+  const Mesh mesh = *Mesh::Create(1, 1, 4);
+  v1::JobSpec spec = Job();
+  for (int rank = 0; rank < 4; ++rank) {
+    const ActivationPlan plan = PlanActivations(spec, mesh, rank);
+    EXPECT_EQ(plan.Find("documents.start"), nullptr);
+    EXPECT_EQ(plan.Find("positions.ids"), nullptr);
+  }
+  spec.mutable_data()->set_document_mask(true);
+  spec.mutable_data()->set_reset_positions(true);
+  for (int rank = 0; rank < 4; ++rank) {
+    const ActivationPlan plan = PlanActivations(spec, mesh, rank);
+    for (const char* name : {"documents.start", "positions.ids"}) {
+      ASSERT_NE(plan.Find(name), nullptr) << name << " of rank " << rank;
+      EXPECT_EQ(plan.Find(name)->copies, 4 - rank);
+      EXPECT_THAT(plan.Find(name)->shape, testing::ElementsAre(32));
+    }
+    const ActivationPlan text = PlanActivations(spec, mesh, rank, PlanPurpose::kGeneration);
+    EXPECT_EQ(text.Find("documents.start"), nullptr) << "text is generated without";
+    EXPECT_EQ(text.Find("positions.ids"), nullptr);
+  }
+  spec.mutable_model()->set_position(v1::ModelSpec::POSITION_LEARNED);
+  spec.mutable_model()->set_max_positions(16);
+  EXPECT_NE(PlanActivations(spec, mesh, 0).Find("positions.ids"), nullptr);
+  EXPECT_EQ(PlanActivations(spec, mesh, 1).Find("positions.ids"), nullptr) << "added once";
+}
+
 // Recomputation makes the experts' part again while the gradient of the block's output waits.
 TEST(ActivationPlanTest, RecomputedExpertsOverwriteNoGradient) {
   v1::JobSpec spec = Job();

@@ -14,6 +14,11 @@ inline bool SeesDocuments(const v1::DataSpec& data) {
   return data.document_mask() || data.reset_positions();
 }
 
+// Whether labels have no loss whatever the datasets say; a dataset may mask some itself (PREFIX.loss).
+inline bool MasksLabels(const v1::DataSpec& data) {
+  return data.mask_eod() || data.packing() == v1::DataSpec::PACKING_DOCUMENTS;
+}
+
 // The first key that needs the end of a document, as `key = value`; empty: none does.
 inline std::string WhatNeedsEod(const v1::DataSpec& data) {
   if (data.mask_eod()) return "data.mask_eod = true";

@@ -47,6 +47,8 @@ PlanBuilder::PlanBuilder(const v1::JobSpec& spec, const Mesh& mesh, int rank, Pl
       recompute_(spec.training().recompute() == v1::TrainingSpec::RECOMPUTE_BLOCK),
       fp8_(spec.training().precision() == v1::TrainingSpec::PRECISION_FP8),
       generation_(purpose == PlanPurpose::kGeneration),
+      document_mask_(!generation_ && spec.data().document_mask()),
+      reset_positions_(!generation_ && spec.data().reset_positions()),
       tensor_(mesh.tensor()) {}
 
 bool PlanBuilder::Any(const HasIt& has_it) const {

@@ -50,6 +50,9 @@ class PlanBuilder {
   bool last_stage() const { return last_stage_; }
   bool mtp() const { return shape_.mtp_blocks > 0; }  // multi-token prediction, on this stage
   bool recompute() const { return recompute_; }
+  // Whether rows know their documents, and whether positions begin anew with each. Text is generated without.
+  bool document_mask() const { return document_mask_; }
+  bool reset_positions() const { return reset_positions_; }
   bool fp8() const { return fp8_; }
   int64_t tensor() const { return tensor_; }  // ranks of the tensor group
   // Whether any block of this stage is such.
@@ -88,6 +91,7 @@ class PlanBuilder {
   const v1::ModelSpec model_;
   const RankShape shape_;
   const bool first_stage_, last_stage_, recompute_, fp8_, generation_;
+  const bool document_mask_, reset_positions_;
   const int64_t tensor_;
   ActivationPlan plan_;
 };

@@ -7,12 +7,21 @@ void PlanStream(PlanBuilder& plan) {
   const RankShape& s = plan.shape();
   const int64_t N = s.rows, S = s.stream_rows, C = s.hidden;
   if (plan.first_stage()) plan.Keep("tokens.input", {N}, s.in_flight, 4);
-  // Multi-token prediction reads them from the second row of sequences on: one more row, without targets.
+  // Multi-token prediction reads them from the second row of sequences on: one more row, without targets. Where labels are masked
+  // it has rows of its own.
   if (plan.last_stage())
     plan.Keep("tokens.target", {N + (plan.mtp() ? s.batch : 0)}, s.in_flight, 4);
+  if (plan.mtp()) {
+    for (const char* rows : {"tokens.next", "tokens.mtp_target"})
+      plan.Keep(rows, {N}, s.in_flight, 4);
+  }
+  if (plan.document_mask()) plan.Keep("documents.start", {N}, s.in_flight, 4);
   if (s.rotary_dim > 0) plan.Keep("rope.table", {s.sequence, s.rotary_dim}, 1, s.statistic_bytes);
-  if (plan.first_stage() && HasLearnedPositions(plan.model()))
-    plan.Keep("positions.ids", {N}, 1, 4);
+  // Every block rotates; learned positions are added once.
+  if (plan.reset_positions() ? s.rotary_dim > 0 || plan.first_stage()
+                             : HasLearnedPositions(plan.model()) && plan.first_stage()) {
+    plan.Keep("positions.ids", {N}, plan.reset_positions() ? s.in_flight : 1, 4);
+  }
   plan.KeepOfBlocks("block.input", {S, C}, s.element_bytes);
   plan.Block("block.middle", {S, C}, s.element_bytes);
   for (const char* rstd : {"block.first_norm_rstd", "block.second_norm_rstd"})

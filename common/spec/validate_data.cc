@@ -85,6 +85,12 @@ void CheckEod(const v1::JobSpec& spec, Problems* out) {
 void CheckFim(const v1::JobSpec& spec, Problems* out) {
   const v1::FimSpec& fim = spec.data().fim();
   if (fim.rate() == 0) return;
+  if (spec.data().packing() == v1::DataSpec::PACKING_DOCUMENTS) {
+    out->Add(
+        "data.packing",
+        "documents: data.fim lengthens documents, which then do not fit; use stream, or delete "
+        "data.fim");
+  }
   for (const auto& [key, rate] :
        {std::pair{"data.fim.rate", fim.rate()}, std::pair{"data.fim.spm_rate", fim.spm_rate()}}) {
     if (!(rate >= 0 && rate <= 1)) out->Add(key, rate, ": must be 0 to 1");

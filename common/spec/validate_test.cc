@@ -165,10 +165,6 @@ TEST(ValidateSpec, DocumentsBlendsAndRampsThatAreWholeHaveNoProblems) {
                 d->set_document_mask(true);
                 d->set_reset_positions(true);
                 d->set_packing(v1::DataSpec::PACKING_DOCUMENTS);
-                d->mutable_fim()->set_rate(0.5);
-                d->mutable_fim()->set_prefix(257);
-                d->mutable_fim()->set_middle(258);
-                d->mutable_fim()->set_suffix(259);
                 s->mutable_parallel()->set_data(2);
                 s->mutable_training()->set_micro_batch(2);
               }),
@@ -250,6 +246,17 @@ INSTANTIATE_TEST_SUITE_P(
                fim->set_suffix(259);
              },
              "data.fim.rate = 1.5: must be 0 to 1"},
+        Case{"fim_packed",
+             [](v1::JobSpec* s) {
+               v1::FimSpec* fim = s->mutable_data()->mutable_fim();
+               fim->set_rate(0.5);
+               fim->set_prefix(257);
+               fim->set_middle(258);
+               fim->set_suffix(259);
+               s->mutable_data()->set_packing(v1::DataSpec::PACKING_DOCUMENTS);
+             },
+             "data.packing = documents: data.fim lengthens documents, which then do not fit; use "
+             "stream, or delete data.fim"},
         Case{"fim_sentinel",
              [](v1::JobSpec* s) {
                v1::FimSpec* fim = s->mutable_data()->mutable_fim();

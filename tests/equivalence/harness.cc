@@ -238,9 +238,9 @@ absl::StatusOr<Outcome> RunRank(const RunOptions& options, int rank, RankGroups*
   for (int64_t step = 0; step < options.steps; ++step) {
     if (options.evaluate) {
       MT_ASSIGN_OR_RETURN(
-          const double loss,
+          const HeldOutLoss loss,
           trainer->Evaluate(trainer_options.samples, trainer->position().consumed_samples));
-      run.held_out_losses.push_back(loss);
+      run.held_out_losses.push_back(loss.mean());
     }
     MT_ASSIGN_OR_RETURN(const StepResult result, trainer->Step());
     run.losses.push_back(result.loss);

@@ -36,7 +36,8 @@ absl::Status Rope(ModelContext& context, void* qkv, const void* table, bool inve
                                   .cos_sin = table,
                                   .inverse = inverse,
                                   .rotary_dim = static_cast<int32_t>(s.rotary_dim),
-                                  .interleaved = context.model.rope().interleaved()});
+                                  .interleaved = context.model.rope().interleaved(),
+                                  .positions = context.positions});
 }
 
 // Of `heads` heads that begin `offset` columns into both tensors.
@@ -63,7 +64,8 @@ mt_qk_norm_rope_args NormRope(const ModelContext& context, const NormWeights& no
           .rstd = rstd,
           .output_gradient = context.At(scratch.rotated_gradient, offset),
           .input_gradient = context.At(scratch.qkv_gradient, offset),
-          .weight_gradient = norm.weight_gradient};
+          .weight_gradient = norm.weight_gradient,
+          .positions = context.positions};
 }
 
 // What is between W_qkv and attention.
@@ -115,7 +117,8 @@ mt_attention_args AttentionArguments(const ModelContext& context, const Attentio
           .sinks = w.sinks,
           .sinks_gradient = w.sinks_gradient,
           .sinks_gradient_dtype = context.types.gradient,
-          .key_sequence = context.key_sequence()};
+          .key_sequence = context.key_sequence(),
+          .document_start = context.document_start};
 }
 
 }  // namespace

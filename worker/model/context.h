@@ -43,6 +43,10 @@ class ModelContext {
   // Where text is generated: row 0 of this pass stands there (one sequence); keys and values of the rows before it are in the
   // blocks' activations, and those of this pass are written behind them.
   int64_t first_position = 0;
+  // Of this micro-batch, (T, B), on the device; null where the job has none. `positions` are in place of the rows of the sequence;
+  // no row sees a key before its `document_start`.
+  const int32_t* positions = nullptr;
+  const int32_t* document_start = nullptr;
   // One operand of an FP8 product at a time; null unless precision is fp8 (linear.h).
   struct Fp8Scratch {
     void* rows = nullptr;     // (N, widest)

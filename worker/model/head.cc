@@ -26,7 +26,8 @@ absl::Status LossChunk(ModelContext& context, const HeadWeights& weights, const 
                                          .target_logit = context.StatisticAt(t.target_logit, mine),
                                          .lse = t.lse,
                                          .loss_scale = loss.scale,
-                                         .z_loss = loss.z_loss};
+                                         .z_loss = loss.z_loss,
+                                         .loss_scale_pointer = loss.scale_pointer};
   MT_RETURN_IF_ERROR(context.Run<MT_OP_CROSS_ENTROPY_STATISTICS>(cross_entropy));
   for (void* statistics : {t.maximum, t.sum_exp, t.target_logit}) {
     MT_RETURN_IF_ERROR(context.GatherStatistics(statistics, rows));

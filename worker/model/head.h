@@ -29,7 +29,9 @@ struct HeadTensors {
 };
 
 struct LossOptions {
-  double scale = 1;  // of the gradient: 1 / tokens of the global batch
+  double scale = 1;  // of the gradient: 1 / labels of the global batch that have a loss
+  // On the device, multiplies `scale`; null: one. For what is known no sooner than the step begins.
+  const double* scale_pointer = nullptr;
   double z_loss = 0;
   // To the head's gradient, always. Else a step's first micro-batch overwrites it (context.h).
   bool adds = false;

@@ -108,7 +108,8 @@ absl::Status Rope(ModelContext& context, void* heads, int64_t count, int64_t hea
                                   .cos_sin = table,
                                   .inverse = inverse,
                                   .rotary_dim = static_cast<int32_t>(rope_dim),
-                                  .interleaved = context.model.rope().interleaved()});
+                                  .interleaved = context.model.rope().interleaved(),
+                                  .positions = context.positions});
 }
 
 mt_mla_expand_args ExpandArguments(const ModelContext& context, void* key_value, void* key_rope,
@@ -147,7 +148,8 @@ mt_attention_args AttentionArguments(const ModelContext& context, const MlaActiv
           .o_stride = s.heads * value_dim,
           .lse = a.lse,
           .v_head_dim = value_dim,
-          .key_sequence = context.key_sequence()};
+          .key_sequence = context.key_sequence(),
+          .document_start = context.document_start};
 }
 
 absl::Status QueryForward(ModelContext& context, const MlaWeights& w, const void* x,

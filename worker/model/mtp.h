@@ -10,7 +10,8 @@
 // published weights. The paper leaves h open.
 //
 // A sample has T + 1 tokens, so every position has a next token; position T - 1 has no target and does not count: the mean is
-// over T - 1 positions of every sequence, as in Megatron (process_mtp_loss).
+// over T - 1 positions of every sequence, as in Megatron (process_mtp_loss). Where labels are masked, those of the next position are
+// meant, as there; where documents are, a position predicts none of the document after its own, whose beginning it does not know.
 //
 // W_eh and the norms are replicated over the tensor group and work on the stream's own rows. Shapes: N rows, S stream rows,
 // C hidden.

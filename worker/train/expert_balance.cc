@@ -9,17 +9,6 @@ namespace {
 
 constexpr int64_t kSectionAlignment = 64;
 
-// Of the choices of an expert: coefficient E / (k n) / n per row of n, as a mean over the n's of the whole global batch.
-double BalanceScale(const v1::JobSpec& spec, int64_t tokens) {
-  const v1::MoeSpec& moe = spec.model().moe();
-  int64_t n = tokens;
-  if (moe.balance() == v1::MoeSpec::BALANCE_SEQUENCE) n = spec.data().sequence_length();
-  if (moe.balance() == v1::MoeSpec::BALANCE_BATCH)
-    n = spec.data().sequence_length() * spec.training().micro_batch();
-  return moe.balance_coefficient() * static_cast<double>(moe.experts()) /
-         (static_cast<double>(moe.top_k()) * static_cast<double>(n) * static_cast<double>(tokens));
-}
-
 std::string NameOf(const char* prefix, int64_t layer, const char* rest) {
   return absl::StrCat(prefix, "model.layers.", layer, ".mlp.", rest);
 }
@@ -36,7 +25,9 @@ ExpertBalance::ExpertBalance(const v1::JobSpec& spec, const Mesh& mesh, int rank
       tokens_(spec.training().global_batch() * spec.data().sequence_length()),
       stride_(CountStride(moe_.experts())),
       first_data_(mesh.CoordinatesOf(rank).data == 0),
-      first_tensor_(mesh.CoordinatesOf(rank).tensor == 0) {
+      first_tensor_(mesh.CoordinatesOf(rank).tensor == 0),
+      sequence_tokens_(spec.data().sequence_length()),
+      micro_batch_tokens_(sequence_tokens_ * spec.training().micro_batch()) {
   const v1::ModelSpec& model = spec.model();
   const LayerRange stage =
       LayersOfStage(model.layers(), mesh.pipeline(), mesh.CoordinatesOf(rank).pipeline);
@@ -46,10 +37,21 @@ ExpertBalance::ExpertBalance(const v1::JobSpec& spec, const Mesh& mesh, int rank
   all_layers_ = std::max<int64_t>(0, end - first_of_all_);
   first_ = std::clamp(first_of_all_, stage.first, last);
   own_layers_ = last - first_;
-  if (options.trained) {
-    balance_scale_ = BalanceScale(spec, tokens_);
-    z_scale_ = moe_.z_loss() / static_cast<double>(tokens_);
-  }
+  SetTokens(tokens_, tokens_);
+}
+
+// Of the choices of an expert: coefficient E / (k n) / n per row of n, as a mean over the n's of the whole global batch. The choices of
+// balance global are those of the step before.
+void ExpertBalance::SetTokens(int64_t tokens, int64_t before) {
+  tokens_ = tokens;
+  if (!options_.trained) return;
+  int64_t n = before;
+  if (moe_.balance() == v1::MoeSpec::BALANCE_SEQUENCE) n = sequence_tokens_;
+  if (moe_.balance() == v1::MoeSpec::BALANCE_BATCH) n = micro_batch_tokens_;
+  balance_scale_ =
+      moe_.balance_coefficient() * static_cast<double>(moe_.experts()) /
+      (static_cast<double>(moe_.top_k()) * static_cast<double>(n) * static_cast<double>(tokens));
+  z_scale_ = moe_.z_loss() / static_cast<double>(tokens);
 }
 
 ExpertBalance::~ExpertBalance() {

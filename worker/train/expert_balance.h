@@ -58,6 +58,10 @@ class ExpertBalance {
   // The state of a fresh run.
   absl::Status Initialise();
 
+  // From here on steps have so many tokens; the step before had `before` (any number if there was none). Afterwards Training gives
+  // other scales. Until it is called both are those of training.global_batch.
+  void SetTokens(int64_t tokens, int64_t before);
+
   // Counts from zero.
   absl::Status Begin();
   // Over `data` and then over `model`; null = alone.
@@ -97,9 +101,10 @@ class ExpertBalance {
   const Options options_;
   Operations* const operations_;
   const v1::MoeSpec::Balance balance_;
-  const int64_t tokens_;  // of the global batch
+  int64_t tokens_;        // of the step
   const int64_t stride_;  // elements from one layer to the next
   const bool first_data_, first_tensor_;
+  const int64_t sequence_tokens_, micro_batch_tokens_;
   double balance_scale_ = 0, z_scale_ = 0;
   int64_t first_of_all_ = 0, all_layers_ = 0;  // MoE layers of the model
   int64_t first_ = 0, own_layers_ = 0;         // of this stage

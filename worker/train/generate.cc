@@ -92,7 +92,7 @@ absl::Status Generator::State::Run(int64_t first, std::span<const int32_t> rows)
   SetRows(first, length);
   const Backend& backend = operations->backend();
   MT_RETURN_IF_ERROR(backend.ToStatus(
-      backend.abi().copy_to_device(stage->input_ids(0), ids.data(),
+      backend.abi().copy_to_device(stage->tokens(0).input_ids, ids.data(),
                                    static_cast<size_t>(length) * sizeof(int32_t), nullptr),
       "copying token ids"));
   return stage->Logits(count - 1);

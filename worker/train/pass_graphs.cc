@@ -1,12 +1,16 @@
 #include "worker/train/pass_graphs.h"
 
+#include <utility>
+
 #include "common/log.h"
 
 namespace mt {
 
-PassGraphs::~PassGraphs() {
-  for (const Pass& pass : passes_) {
-    if (pass.graph != nullptr) backend_.abi().graph_destroy(pass.graph);
+PassGraphs::~PassGraphs() { Forget(); }
+
+void PassGraphs::Forget() {
+  for (Pass& pass : passes_) {
+    if (pass.graph != nullptr) backend_.abi().graph_destroy(std::exchange(pass.graph, nullptr));
   }
 }
 

@@ -2,7 +2,7 @@
 // one call instead of hundreds.
 //
 // A pass is run as it is the first time (libraries choose their kernels then), recorded the second
-// time and launched from then on; it is never recorded again. A pass that cannot be recorded goes on
+// time and launched from then on; until it is forgotten, it is never recorded again. A pass that cannot be recorded goes on
 // as it is, with one line in the log. The bits are the same either way.
 #pragma once
 
@@ -26,6 +26,8 @@ class PassGraphs {
   // `body` enqueues the pass: operations and copies on the compute stream, nothing else; it may be
   // called twice, and what it does on the host must not matter when it is not called.
   absl::Status Run(int64_t pass, absl::FunctionRef<absl::Status()> body);
+  // Passes have other arguments from here on: what was recorded is dropped, and is recorded anew. The device has run all of it.
+  void Forget();
 
  private:
   struct Pass {

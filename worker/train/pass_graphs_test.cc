@@ -70,6 +70,16 @@ TEST_F(PassGraphsTest, RunsThenRecordsOnceThenLaunches) {
   EXPECT_THAT(calls_, ElementsAre("destroy", "destroy"));
 }
 
+// Libraries have chosen their kernels: what is forgotten is recorded at once.
+TEST_F(PassGraphsTest, WhatIsForgottenIsRecordedAnew) {
+  PassGraphs graphs(backend_, true, 1);
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(Run(graphs, 0).ok());
+  calls_.clear();
+  graphs.Forget();
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(Run(graphs, 0).ok());
+  EXPECT_THAT(calls_, ElementsAre("destroy", "begin", "pass 0", "end", "launch", "launch"));
+}
+
 TEST_F(PassGraphsTest, IsNothingWhereItIsOff) {
   PassGraphs graphs(backend_, false, 1);
   for (int i = 0; i < 3; ++i) ASSERT_TRUE(Run(graphs, 0).ok());

@@ -14,6 +14,7 @@
 #include "common/env.h"
 #include "common/log.h"
 #include "common/proto_time.h"
+#include "common/spec/data_traits.h"
 #include "common/spec/mesh.h"
 #include "worker/backend/operations.h"
 #include "worker/checkpoint/hugging_face/initial_checkpoint.h"
@@ -226,7 +227,8 @@ absl::Status RankRun::Prepare() {
 
   channel_->SetDeviceWaiting([this] { return DeviceWaiting(); });
   options.operations = operations_.get();
-  if (mesh_->IsFirstStage(start_.rank()) || mesh_->IsLastStage(start_.rank())) {
+  if (mesh_->IsFirstStage(start_.rank()) || mesh_->IsLastStage(start_.rank()) ||
+      SeesDocuments(spec_.data())) {
     const OpenDataOptions data = {
         .index_cache = start_.index_cache(),
         .prefetch_stride = spec_.training().micro_batch() * mesh_->data()};
@@ -356,16 +358,16 @@ absl::StatusOr<std::optional<double>> RankRun::EvaluateAfter(int64_t step) {
   const v1::EvaluationSpec& evaluation = spec_.training().evaluation();
   const int64_t every = evaluation.every_steps(), batches = evaluation.batches();
   if (every <= 0 || (step % every != 0 && step != spec_.training().steps())) return std::nullopt;
-  double sum = 0;
+  HeldOutLoss all;
   for (int64_t batch = 0; batch < batches; ++batch) {
     // Each batch is a sign of life of its own.
     channel_->SetPhase(absl::StrCat("evaluate ", batch + 1, " of ", batches), step);
     MT_ASSIGN_OR_RETURN(
-        const double loss,
+        const HeldOutLoss loss,
         trainer_->Evaluate(held_out_.get(), batch * spec_.training().global_batch()));
-    sum += loss;
+    all += loss;
   }
-  return sum / static_cast<double>(batches);
+  return all.mean();
 }
 
 absl::Status RankRun::Train() {

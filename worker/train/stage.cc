@@ -1,5 +1,6 @@
 #include "worker/train/stage.h"
 
+#include "common/spec/model_traits.h"
 #include "common/spec/rope.h"
 #include "worker/model/embedding.h"
 
@@ -42,23 +43,54 @@ absl::Status Stage::Bind() {
   head_ = binder.HeadScratch();
   table_ = state_->Weight(kEmbeddingName);
   table_gradient_ = state_->Gradient(kEmbeddingName);
-  input_ids_ = static_cast<int32_t*>(binder.Tensor("tokens.input"));
-  targets_ = static_cast<int32_t*>(binder.Tensor("tokens.target"));
-  const auto stride = [&](absl::string_view name) {
-    const PlannedTensor* tokens = plan_.Find(name);
-    return tokens == nullptr ? 0 : tokens->CopyBytes() / static_cast<int64_t>(sizeof(int32_t));
-  };
-  input_stride_ = stride("tokens.input");
-  target_stride_ = stride("tokens.target");
+  input_ids_ = RowsOf(binder, "tokens.input");
+  targets_ = RowsOf(binder, "tokens.target");
+  next_tokens_ = RowsOf(binder, "tokens.next");
+  mtp_targets_ = RowsOf(binder, "tokens.mtp_target");
+  document_start_ = RowsOf(binder, "documents.start");
+  position_ids_ = RowsOf(binder, "positions.ids");
   if (s.mtp_blocks > 0) {
     mtp_ = {.weights = binder.MtpWeightsOf(options_.tied),
             .activations = binder.MtpActivationsOf(),
             .scratch = binder.MtpScratchOf()};
   }
   positions_ = binder.Positions();
-  position_ids_ = static_cast<int32_t*>(binder.Tensor("positions.ids"));
   MT_RETURN_IF_ERROR(FillTables(binder));
   return BindFp8(binder);
+}
+
+Stage::SlotRows Stage::RowsOf(const StageBinder& binder, absl::string_view name) const {
+  const PlannedTensor* planned = plan_.Find(name);
+  if (planned == nullptr) return {};
+  const int64_t each = planned->CopyBytes() / static_cast<int64_t>(sizeof(int32_t));
+  return {.first = static_cast<int32_t*>(binder.Tensor(name)),
+          .stride = planned->copies == 1 ? 0 : each};
+}
+
+TokenRows Stage::tokens(int64_t slot) const {
+  return {.input_ids = input_ids_.Of(slot),
+          .targets = targets_.Of(slot),
+          .next_tokens = options_.masked ? next_tokens_.Of(slot) : nullptr,
+          .mtp_targets = options_.masked ? mtp_targets_.Of(slot) : nullptr,
+          .document_start = document_start_.Of(slot),
+          .positions = options_.reset_positions ? position_ids_.Of(slot) : nullptr};
+}
+
+void Stage::Enter(int64_t slot) {
+  context_.document_start = document_start_.Of(slot);
+  context_.positions = options_.reset_positions ? position_ids_.Of(slot) : nullptr;
+}
+
+void Stage::SetLoss(const LossOptions& loss, const LossOptions& mtp_loss) {
+  options_.loss = loss;
+  options_.mtp_loss = mtp_loss;
+  if (options_.balance == nullptr) return;
+  const auto rescale = [&](BlockWeights& block) {
+    if (IsMoe(context_.model, block.layer))
+      block.moe.router.training = options_.balance->Training(block.layer);
+  };
+  for (BlockWeights& block : weights_) rescale(block);
+  if (mtp_.has_value()) rescale(mtp_->weights.block);
 }
 
 absl::Status Stage::BindFp8(const StageBinder& binder) {
@@ -116,11 +148,11 @@ absl::Status Stage::FillTables(const StageBinder& binder) {
     MT_RETURN_IF_ERROR(CopyToDevice(binder.Tensor("rope.table"), source,
                                     static_cast<int64_t>(table.size()) * s.statistic_bytes));
   }
-  if (position_ids_ == nullptr) return absl::OkStatus();
+  if (position_ids_.first == nullptr || options_.reset_positions) return absl::OkStatus();
   std::vector<int32_t> ids(static_cast<size_t>(s.rows));
   for (int64_t row = 0; row < s.rows; ++row)
     ids[static_cast<size_t>(row)] = static_cast<int32_t>(row / s.batch);
-  return CopyToDevice(position_ids_, ids.data(), s.rows * 4);
+  return CopyToDevice(position_ids_.first, ids.data(), s.rows * 4);
 }
 
 absl::Status Stage::CopyToDevice(void* destination, const void* source, int64_t bytes) {
@@ -140,7 +172,7 @@ absl::Status Stage::EndTargets() {
   const Backend& backend = operations_->backend();
   for (int64_t slot = 0; slot < s.in_flight; ++slot) {
     MT_RETURN_IF_ERROR(
-        backend.ToStatus(backend.abi().copy_to_device(targets(slot) + s.rows, none.data(),
+        backend.ToStatus(backend.abi().copy_to_device(targets_.Of(slot) + s.rows, none.data(),
                                                       none.size() * sizeof(int32_t), nullptr),
                          "copying the end of the targets"));
   }
@@ -150,12 +182,15 @@ absl::Status Stage::EndTargets() {
 
 absl::Status Stage::RunBlocks(int64_t slot) {
   const RankShape& s = context_.shape;
+  Enter(slot);
   if (options_.first) {
     void* const partial = scratch_.attention.part.delta;
-    MT_RETURN_IF_ERROR(EmbeddingForward(context_, input_ids(slot), table_, partial, input(slot)));
-    if (position_ids_ != nullptr) {
-      MT_RETURN_IF_ERROR(PositionsForward(
-          context_, positions_, position_ids_ + context_.first_position, partial, input(slot)));
+    MT_RETURN_IF_ERROR(
+        EmbeddingForward(context_, input_ids_.Of(slot), table_, partial, input(slot)));
+    if (positions_.table != nullptr) {
+      MT_RETURN_IF_ERROR(PositionsForward(context_, positions_,
+                                          position_ids_.Of(slot) + context_.first_position, partial,
+                                          input(slot)));
     }
   }
   BlockInput in;  // the first block's sum is in place
@@ -179,7 +214,7 @@ absl::Status Stage::ForwardMain(int64_t slot, const LossOptions& loss) {
   MT_RETURN_IF_ERROR(RunBlocks(slot));
   const void* residual = BlockOf(slot, s.blocks - 1).middle;
   if (options_.last) {
-    return HeadForward(context_, head_weights_, output_, residual, targets(slot), loss, head_);
+    return HeadForward(context_, head_weights_, output_, residual, targets_.Of(slot), loss, head_);
   }
   return context_.Run<MT_OP_ADD>({.dtype = context_.dtype,
                                   .a = output_,
@@ -191,16 +226,15 @@ absl::Status Stage::ForwardMain(int64_t slot, const LossOptions& loss) {
 absl::Status Stage::Forward(int64_t slot) {
   MT_RETURN_IF_ERROR(ForwardMain(slot, options_.loss));
   if (!mtp_.has_value()) return absl::OkStatus();
-  // Position t's next token is its target, and the one after that is the target of t + 1.
-  return MtpForward(context_, mtp_->weights, head_.norm.output, targets(slot),
-                    targets(slot) + context_.shape.batch, options_.mtp_loss, mtp_->activations,
-                    mtp_->scratch);
+  return MtpForward(context_, mtp_->weights, head_.norm.output, NextTokens(slot), MtpTargets(slot),
+                    options_.mtp_loss, mtp_->activations, mtp_->scratch);
 }
 
 absl::Status Stage::ForwardOnly(int64_t slot) { return ForwardMain(slot, {.gradient = false}); }
 
 absl::Status Stage::Backward(int64_t slot, const Completed& completed) {
   const RankShape& s = context_.shape;
+  Enter(slot);
   const auto complete = [&](int64_t block) {
     return completed == nullptr ? absl::OkStatus() : completed(s.first_layer + block);
   };
@@ -208,7 +242,7 @@ absl::Status Stage::Backward(int64_t slot, const Completed& completed) {
   if (options_.last) {
     const void* hidden_gradient = nullptr;
     if (mtp_.has_value()) {
-      MT_RETURN_IF_ERROR(MtpBackward(context_, mtp_->weights, head_.norm.output, targets(slot),
+      MT_RETURN_IF_ERROR(MtpBackward(context_, mtp_->weights, head_.norm.output, NextTokens(slot),
                                      mtp_->activations, mtp_->scratch));
       hidden_gradient = mtp_->scratch.hidden_gradient;
     }
@@ -226,10 +260,11 @@ absl::Status Stage::Backward(int64_t slot, const Completed& completed) {
     MT_RETURN_IF_ERROR(complete(block));
   }
   if (!options_.first) return absl::OkStatus();
-  if (position_ids_ != nullptr) {
-    MT_RETURN_IF_ERROR(PositionsBackward(context_, positions_, position_ids_, scratch_.gradient));
+  if (positions_.table != nullptr) {
+    MT_RETURN_IF_ERROR(
+        PositionsBackward(context_, positions_, position_ids_.Of(slot), scratch_.gradient));
   }
-  return EmbeddingBackward(context_, input_ids(slot), scratch_.gradient,
+  return EmbeddingBackward(context_, input_ids_.Of(slot), scratch_.gradient,
                            scratch_.attention.part.gathered_gradient, table_gradient_);
 }
 

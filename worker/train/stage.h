@@ -21,6 +21,7 @@
 #include "worker/model/positions.h"
 #include "worker/train/flat_state.h"
 #include "worker/train/stage_binder.h"
+#include "worker/train/token_staging.h"
 
 namespace mt {
 
@@ -32,6 +33,8 @@ class Stage {
     bool tied = false;
     LossOptions loss;
     LossOptions mtp_loss;
+    bool masked = false;           // labels may be masked: targets are not always the next tokens
+    bool reset_positions = false;  // positions come with each micro-batch
     const ExpertBalance* balance = nullptr;  // of a model with experts; outlives the stage
   };
   // Allocates the arena, makes the rotation table or position ids. `state` and `operations` outlive the stage.
@@ -42,10 +45,10 @@ class Stage {
   Stage(const Stage&) = delete;
   Stage& operator=(const Stage&) = delete;
 
-  // Device buffers of a slot, to be filled before Forward: N token ids (first stage), N targets
-  // (last stage; what multi-token prediction reads behind them is in place), the previous stage's output (other stages).
-  int32_t* input_ids(int64_t slot) const { return input_ids_ + slot * input_stride_; }
-  int32_t* targets(int64_t slot) const { return targets_ + slot * target_stride_; }
+  // Device buffers of a slot, to be filled before Forward: what the stage has of token ids (first stage), targets and next tokens
+  // (last stage; what multi-token prediction reads behind the targets is in place), documents and positions; and
+  // the previous stage's output (other stages).
+  TokenRows tokens(int64_t slot) const;
   void* input(int64_t slot) const { return BlockOf(slot, 0).input; }
   // Of a stream tensor, as sent between stages.
   int64_t stream_bytes() const {
@@ -64,6 +67,8 @@ class Stage {
   // nothing will be added to the gradients of its matrices any more in this pass.
   using Completed = std::function<absl::Status(int64_t block)>;
   absl::Status Backward(int64_t slot, const Completed& completed = nullptr);
+  // Of the passes from here on; what an ExpertBalance scales is read anew.
+  void SetLoss(const LossOptions& loss, const LossOptions& mtp_loss);
   // After every change of the weights, before the next pass. All of the tensor group call it.
   absl::Status WeightsChanged();
   // For generating text (a plan of PlanPurpose::kGeneration): logits of the token after row `row` of this pass (batch of one), in
@@ -87,6 +92,13 @@ class Stage {
  private:
   Stage(const ModelContext& context, ActivationPlan plan, const Options& options, FlatState* state,
         Operations* operations);
+  // Of slot 0, null where the stage has none; elements from slot to slot, 0 where all slots share them. Positions are there where
+  // they are learned, or begin anew with each document.
+  struct SlotRows {
+    int32_t* first = nullptr;
+    int64_t stride = 0;
+    int32_t* Of(int64_t slot) const { return first == nullptr ? nullptr : first + slot * stride; }
+  };
   // Rotation table and position ids.
   absl::Status FillTables(const StageBinder& binder);
   absl::Status CopyToDevice(void* destination, const void* source, int64_t bytes);
@@ -98,6 +110,16 @@ class Stage {
   const BlockActivations& BlockOf(int64_t slot, int64_t block) const {
     return activations_[static_cast<size_t>(slot * context_.shape.blocks + block)];
   }
+  SlotRows RowsOf(const StageBinder& binder, absl::string_view name) const;
+  // What blocks know of a slot's micro-batch.
+  void Enter(int64_t slot);
+  // What multi-token prediction looks up: where no label is masked, the targets; and what it predicts, those of the next position.
+  const int32_t* NextTokens(int64_t slot) const {
+    return options_.masked ? next_tokens_.Of(slot) : targets_.Of(slot);
+  }
+  const int32_t* MtpTargets(int64_t slot) const {
+    return options_.masked ? mtp_targets_.Of(slot) : targets_.Of(slot) + context_.shape.batch;
+  }
   // Embedding and blocks; sets output_ to the last block's delta.
   absl::Status RunBlocks(int64_t slot);
   // All of Forward but multi-token prediction.
@@ -105,7 +127,7 @@ class Stage {
 
   ModelContext context_;
   const ActivationPlan plan_;
-  const Options options_;
+  Options options_;
   FlatState* const state_;
   Operations* const operations_;
   void* arena_ = nullptr;
@@ -125,10 +147,7 @@ class Stage {
   void* table_ = nullptr;  // embedding
   void* table_gradient_ = nullptr;
   PositionWeights positions_;
-  int32_t* position_ids_ = nullptr;  // null unless positions are learned
-  int32_t* input_ids_ = nullptr;
-  int32_t* targets_ = nullptr;
-  int64_t input_stride_ = 0, target_stride_ = 0;  // elements, from slot to slot
+  SlotRows input_ids_, targets_, next_tokens_, mtp_targets_, document_start_, position_ids_;
   void* output_ = nullptr;
 };
 

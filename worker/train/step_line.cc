@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "absl/strings/str_format.h"
+#include "common/spec/batch_schedule.h"
 #include "common/spec/model_flops.h"
 
 namespace mt {
@@ -47,17 +48,26 @@ StepReporter::StepReporter(const v1::JobSpec& spec, double peak_flops, int64_t s
     : spec_(spec),
       peak_flops_(peak_flops),
       started_(started),
-      flops_per_token_(ModelFlops(spec.model(), spec.data().sequence_length(), 1)) {}
+      flops_per_token_(ModelFlops(spec.model(), spec.data().sequence_length(), 1)),
+      samples_of_run_(SamplesOfSteps(spec.training(), spec.training().steps())) {}
 
 v1::StepReport StepReporter::Report(const StepResult& result, int64_t consumed_samples,
                                     absl::Duration step_time, absl::Duration stall,
                                     absl::Duration now) {
   const double seconds = std::max(1e-9, absl::ToDoubleSeconds(step_time));
   productive_seconds_ += seconds;
-  recent_seconds_.push_back(seconds + absl::ToDoubleSeconds(stall));
-  if (recent_seconds_.size() > kRecentSteps) recent_seconds_.pop_front();
-  const double mean = std::accumulate(recent_seconds_.begin(), recent_seconds_.end(), 0.0) /
-                      static_cast<double>(recent_seconds_.size());
+  recent_.push_back({.seconds = seconds + absl::ToDoubleSeconds(stall),
+                     .samples = result.tokens / spec_.data().sequence_length()});
+  if (recent_.size() > kRecentSteps) recent_.pop_front();
+  // By samples: steps to come may be larger.
+  Recent all;
+  for (const Recent& step : recent_) {
+    all.seconds += step.seconds;
+    all.samples += step.samples;
+  }
+  const double seconds_to_come = all.seconds *
+                                 static_cast<double>(samples_of_run_ - consumed_samples) /
+                                 static_cast<double>(std::max<int64_t>(1, all.samples));
   goodput_ = std::clamp(productive_seconds_ / std::max(1e-9, absl::ToDoubleSeconds(now - started_)),
                         0.0, 1.0);
 
@@ -85,8 +95,7 @@ v1::StepReport StepReporter::Report(const StepResult& result, int64_t consumed_s
   const double flops_per_second = flops_per_token_ * static_cast<double>(result.tokens) / seconds;
   progress->set_model_flops_per_second(flops_per_second);
   progress->set_mfu(peak_flops_ > 0 ? flops_per_second / peak_flops_ : 0);
-  progress->mutable_eta()->set_seconds(static_cast<int64_t>(
-      mean * static_cast<double>(spec_.training().steps() - result.step) + 0.5));
+  progress->mutable_eta()->set_seconds(static_cast<int64_t>(std::max(0.0, seconds_to_come) + 0.5));
   auto& phases = *progress->mutable_phase_seconds();
   phases["data"] = result.seconds.data;
   phases["forward"] = result.seconds.forward;

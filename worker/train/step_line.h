@@ -34,7 +34,12 @@ class StepReporter {
   const double peak_flops_;
   const absl::Duration started_;
   const double flops_per_token_;
-  std::deque<double> recent_seconds_;
+  struct Recent {
+    double seconds = 0;
+    int64_t samples = 0;
+  };
+  std::deque<Recent> recent_;
+  const int64_t samples_of_run_;
   double productive_seconds_ = 0;
   double goodput_ = 0;
 };

@@ -21,10 +21,15 @@ StepScalars::~StepScalars() {
   if (device_ != nullptr) operations_->Free(device_);
 }
 
-absl::Status StepScalars::Begin(StepVotes votes) {
+absl::Status StepScalars::Begin(StepVotes votes, const LabelCounts& own,
+                                const LabelCounts& of_all) {
   std::fill_n(to_device(), static_cast<int>(kCount), 0.0);
   to_device()[kCheckpoint] = votes.checkpoint ? 1 : 0;
   to_device()[kStop] = votes.stop ? 1 : 0;
+  to_device()[kLabels] = own.main;
+  to_device()[kMtpLabels] = own.mtp;
+  to_device()[kLossScale] = of_all.main > 0 ? 1 / of_all.main : 0;
+  to_device()[kMtpLossScale] = of_all.mtp > 0 ? 1 / of_all.mtp : 0;
   const Backend& backend = operations_->backend();
   return backend.ToStatus(
       backend.abi().copy_to_device(device_, to_device(), kCount * sizeof(double), nullptr),
@@ -69,6 +74,7 @@ StepScalars::Values StepScalars::Read() const {
   return {.squared_norm = host[kSquaredNorm],
           .loss_sum = host[kLoss],
           .mtp_loss_sum = host[kMtpLoss],
+          .labels = {.main = host[kLabels], .mtp = host[kMtpLabels]},
           .votes = {.checkpoint = host[kCheckpoint] > 0, .stop = host[kStop] > 0}};
 }
 

@@ -1,5 +1,5 @@
 // The numbers of a step that cross from the device to the host, or between ranks: squared gradient
-// norm, loss and votes. They are made, summed over the job and used where they are, as float64 in
+// norm, loss, labels and votes. They are made, summed over the job and used where they are, as float64 in
 // device memory; the host sees them once, at the step's end.
 #pragma once
 
@@ -10,6 +10,7 @@
 #include "worker/comm/communicator.h"
 #include "worker/model/number_types.h"
 #include "worker/train/device_objects.h"
+#include "worker/train/step_samples.h"
 
 namespace mt {
 
@@ -29,8 +30,12 @@ class StepScalars {
   StepScalars(const StepScalars&) = delete;
   StepScalars& operator=(const StepScalars&) = delete;
 
-  // All sums zero, this rank's votes in place. After the step before has been waited for.
-  absl::Status Begin(StepVotes votes);
+  // All sums zero, this rank's votes and the labels that it counts in place. After the step before has been waited for. `of_all`: labels of
+  // the global batch, from which loss_scale and mtp_loss_scale are made; only where those are read.
+  absl::Status Begin(StepVotes votes, const LabelCounts& own, const LabelCounts& of_all = {});
+  // On the device: one over the labels of the global batch, 0 if there is none.
+  const double* loss_scale() const { return device_ + kLossScale; }
+  const double* mtp_loss_scale() const { return device_ + kMtpLossScale; }
   absl::Status AddLoss(const void* row_loss);
   absl::Status AddMtpLoss(const void* row_loss);  // of multi-token prediction
   double* squared_norm() { return device_ + kSquaredNorm; }
@@ -46,7 +51,10 @@ class StepScalars {
   // After the device has done all of it.
   struct Values {
     double squared_norm = 0, loss_sum = 0, mtp_loss_sum = 0;
+    LabelCounts labels;  // of the global batch
     StepVotes votes;
+    // Of the labels; 0 where there is none.
+    static double Mean(double sum, double labels) { return labels > 0 ? sum / labels : 0; }
   };
   Values Read() const;
 
@@ -55,10 +63,14 @@ class StepScalars {
     kSquaredNorm,
     kLoss,
     kMtpLoss,
+    kLabels,
+    kMtpLabels,
     kCheckpoint,
     kStop,
     kSummed,
     kClipFactor = kSummed,
+    kLossScale,
+    kMtpLossScale,
     kCount
   };
 

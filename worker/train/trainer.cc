@@ -6,6 +6,8 @@
 #include <optional>
 #include <utility>
 
+#include "common/spec/batch_schedule.h"
+#include "common/spec/data_traits.h"
 #include "common/spec/model_traits.h"
 #include "worker/comm/device_wait.h"
 #include "worker/train/flat_state.h"
@@ -13,6 +15,7 @@
 #include "worker/train/pass_graphs.h"
 #include "worker/train/schedule.h"
 #include "worker/train/stage.h"
+#include "worker/train/step_samples.h"
 #include "worker/train/token_staging.h"
 
 namespace mt {
@@ -64,16 +67,23 @@ struct Trainer::State {
 
   absl::Status BuildStage(const RankShape& shape);
 
-  // One action of the pipeline schedule, at `position`.
-  absl::Status Execute(const Action& action, const TrainingPosition& position);
+  // One action of the pipeline schedule.
+  absl::Status Execute(const Action& action);
   absl::Status Forward(int64_t slot, bool first_micro_batch);
   absl::Status Backward(int64_t slot, bool first_micro_batch, bool last_micro_batch);
-  // Of the global batch that begins at sample `first_sample`.
-  absl::Status FetchTokens(BatchSource* samples, int64_t first_sample, int64_t micro_batch);
+  // Of what `samples` has begun.
+  absl::Status SendTokens(int64_t micro_batch);
   // One action of an evaluation.
-  absl::Status ExecuteForwardOnly(const Action& action, BatchSource* samples, int64_t first_sample);
+  absl::Status ExecuteForwardOnly(const Action& action);
+  int64_t MicroBatchesOf(int64_t global_batch) const;
+  LossOptions MainLoss() const;
+  LossOptions MtpLoss() const;
+  // The step from `position` on has as many samples as the ramp-up says.
+  void SetBatch(const TrainingPosition& position);
+  // Samples and sums of the step.
+  absl::Status BeginStep(const TrainingPosition& position, StepVotes votes);
   // Forward and backward passes of the whole schedule.
-  absl::Status RunSchedule(const TrainingPosition& position, int64_t step);
+  absl::Status RunSchedule(int64_t step);
   // Sums of gradients over groups, then loss, norm and votes of the whole job.
   absl::Status SumGradients();
   // What is enqueued afterwards waits for the event of BeforeNextUpdate.
@@ -90,6 +100,7 @@ struct Trainer::State {
   std::unique_ptr<ExpertBalance> balance;  // null without experts
   std::unique_ptr<Stage> stage;
   std::unique_ptr<StepScalars> scalars;
+  std::unique_ptr<StepSamples> samples;
   std::unique_ptr<TokenStaging> staging;
   std::unique_ptr<PhaseClock> clock;
   std::unique_ptr<PassGraphs> graphs;
@@ -99,13 +110,11 @@ struct Trainer::State {
   mt_event before_update = nullptr, reached_update = nullptr;  // of BeforeNextUpdate
   bool first_stage = false, last_stage = false;
   bool table_on_two_stages = false;  // the embedding, whose gradient is then the sum of both
-  int64_t micro_batches = 0;
-  int64_t total_tokens = 0;  // of a global batch
-  int64_t mtp_targets = 0;   // of a global batch, for multi-token prediction
-
-  // As many samples as a micro-batch has.
-  std::vector<int64_t> sample_ids;
-  std::vector<int32_t> fetched;
+  bool has_tokens = false;           // anything of them goes to this stage
+  // On the last stage: labels of the training data may be masked, be it for multi-token prediction alone.
+  bool masked = false;
+  // Of the step: less than training's while the batch ramps up.
+  int64_t global_batch = 0, micro_batches = 0;
 };
 
 absl::Status Trainer::State::CheckGroups() const {
@@ -138,8 +147,12 @@ absl::Status Trainer::State::Build() {
 
   const RankShape shape = ShapeOf(spec, mesh, options.rank);
   const Backend& backend = options.operations->backend();
-  total_tokens = spec.training().global_batch() * shape.sequence;
-  mtp_targets = total_tokens - spec.training().global_batch();
+  global_batch = spec.training().global_batch();
+  micro_batches = MicroBatchesOf(global_batch);
+  masked =
+      last_stage &&
+      ((options.samples == nullptr ? MasksLabels(spec.data()) : options.samples->masks_loss()) ||
+       (MtpLayers(spec.model()) > 0 && spec.data().document_mask()));
   MT_ASSIGN_OR_RETURN(flat, FlatState::Create(LayoutOf(spec.model(), mesh, options.rank),
                                               {.types = types,
                                                .trained = options.trained,
@@ -150,12 +163,15 @@ absl::Status Trainer::State::Build() {
   MT_ASSIGN_OR_RETURN(balance, ExpertBalance::Create(spec, mesh, options.rank,
                                                      {.types = types, .trained = options.trained},
                                                      options.operations));
-  MT_RETURN_IF_ERROR(BuildStage(shape));
   MT_ASSIGN_OR_RETURN(scalars, StepScalars::Create(types, shape.rows, options.operations));
+  MT_RETURN_IF_ERROR(BuildStage(shape));
   groups = {tensor, data, pipeline, embedding, model};
-  MT_ASSIGN_OR_RETURN(staging, TokenStaging::Create(backend, shape.rows, groups));
+  const TokenRows kinds = stage->tokens(0);
+  has_tokens = kinds.Any();
+  samples = std::make_unique<StepSamples>(shape, spec.model().vocab(), mesh.data(), at.data, kinds,
+                                          masked);
+  MT_ASSIGN_OR_RETURN(staging, TokenStaging::Create(backend, shape.rows, kinds, groups));
   MT_ASSIGN_OR_RETURN(step_done, Event::Create(backend));
-  micro_batches = shape.micro_batches;
   schedule = OneForwardOneBackward(mesh.pipeline(), at.pipeline, micro_batches);
   MT_ASSIGN_OR_RETURN(
       clock, PhaseClock::Create(backend, static_cast<int64_t>(schedule.size()) + kOtherPhases));
@@ -163,9 +179,27 @@ absl::Status Trainer::State::Build() {
   const bool recorded = (backend.info().capabilities & MT_CAPABILITY_GRAPHS) != 0 &&
                         spec.runtime().graphs() != "off" && tensor == nullptr;
   graphs = std::make_unique<PassGraphs>(backend, recorded, 4 * shape.in_flight);
-  sample_ids.resize(static_cast<size_t>(shape.batch));
-  fetched.resize(static_cast<size_t>(shape.batch * (shape.sequence + 1)));
   return absl::OkStatus();
+}
+
+int64_t Trainer::State::MicroBatchesOf(int64_t batch) const {
+  return batch / (options.spec.training().micro_batch() * options.mesh.data());
+}
+
+LossOptions Trainer::State::MainLoss() const {
+  const auto tokens = static_cast<double>(global_batch * options.spec.data().sequence_length());
+  return {.scale = masked ? 1.0 : 1.0 / tokens,
+          .scale_pointer = masked ? scalars->loss_scale() : nullptr,
+          .z_loss = options.spec.training().z_loss()};
+}
+
+LossOptions Trainer::State::MtpLoss() const {
+  const int64_t targets = global_batch * (options.spec.data().sequence_length() - 1);
+  const double coefficient = options.spec.model().mtp().loss_coefficient();
+  return {.scale = masked ? coefficient
+                          : coefficient / static_cast<double>(std::max<int64_t>(targets, 1)),
+          .scale_pointer = masked ? scalars->mtp_loss_scale() : nullptr,
+          .adds = true};
 }
 
 absl::Status Trainer::State::BuildStage(const RankShape& shape) {
@@ -175,12 +209,10 @@ absl::Status Trainer::State::BuildStage(const RankShape& shape) {
       .last = last_stage,
       .recompute = spec.training().recompute() == v1::TrainingSpec::RECOMPUTE_BLOCK,
       .tied = spec.model().tie_embeddings(),
-      .loss = {.scale = 1.0 / static_cast<double>(total_tokens),
-               .z_loss = spec.training().z_loss()},
-      .mtp_loss = {.scale = spec.model().mtp().loss_coefficient() /
-                            static_cast<double>(std::max<int64_t>(mtp_targets, 1)),
-                   .adds = true},
-
+      .loss = MainLoss(),
+      .mtp_loss = MtpLoss(),
+      .masked = masked,
+      .reset_positions = spec.data().reset_positions(),
       .balance = balance.get()};
   MT_ASSIGN_OR_RETURN(
       stage, Stage::Create(ModelContext(shape, types, spec.model(), options.operations, tensor),
@@ -201,31 +233,10 @@ absl::Status Trainer::State::BuildStage(const RankShape& shape) {
   return absl::OkStatus();
 }
 
-// Micro-batch m of data rank r is samples [m B D + r B, + B) of the step's global batch (D data
-// ranks): Megatron's order.
-absl::Status Trainer::State::FetchTokens(BatchSource* samples, int64_t first_sample,
-                                         int64_t micro_batch) {
-  const RankShape& s = stage->context().shape;
-  const int64_t first = first_sample + (micro_batch * options.mesh.data() + at.data) * s.batch;
-  for (int64_t b = 0; b < s.batch; ++b) sample_ids[static_cast<size_t>(b)] = first + b;
-  MT_RETURN_IF_ERROR(samples->Fetch(sample_ids, {.tokens = fetched}));
-  MT_ASSIGN_OR_RETURN(const TokenStaging::Tokens tokens, staging->Next());
-  const int64_t vocab = options.spec.model().vocab();
-  for (int64_t b = 0; b < s.batch; ++b) {
-    const int32_t* sample = fetched.data() + b * (s.sequence + 1);
-    for (int64_t t = 0; t <= s.sequence; ++t) {
-      if (sample[t] < 0 || sample[t] >= vocab) {
-        return absl::OutOfRangeError(absl::StrCat("sample ", first + b, " has token id ", sample[t],
-                                                  " at position ", t, ", but model.vocab = ", vocab,
-                                                  "; set model.vocab to the tokenizer's size"));
-      }
-      if (t < s.sequence) tokens.input_ids[t * s.batch + b] = sample[t];
-      if (t > 0) tokens.targets[(t - 1) * s.batch + b] = sample[t];
-    }
-  }
-  const int64_t slot = micro_batch % s.in_flight;
-  return staging->Send(first_stage ? stage->input_ids(slot) : nullptr,
-                       last_stage ? stage->targets(slot) : nullptr);
+absl::Status Trainer::State::SendTokens(int64_t micro_batch) {
+  MT_ASSIGN_OR_RETURN(const TokenRows rows, staging->Next());
+  MT_RETURN_IF_ERROR(samples->Write(micro_batch, rows));
+  return staging->Send(stage->tokens(micro_batch % stage->context().shape.in_flight));
 }
 
 // What a recorded pass depends on besides the slot is whether it is the step's first micro-batch.
@@ -250,7 +261,7 @@ absl::Status Trainer::State::Backward(int64_t slot, bool first_micro_batch, bool
   return graphs->Run(4 * slot + (first_micro_batch ? 3 : 2), [&] { return stage->Backward(slot); });
 }
 
-absl::Status Trainer::State::Execute(const Action& action, const TrainingPosition& position) {
+absl::Status Trainer::State::Execute(const Action& action) {
   const int64_t slot = action.micro_batch % stage->context().shape.in_flight;
   const bool first = action.micro_batch == 0;
   stage->context().first_micro_batch = first;
@@ -259,10 +270,9 @@ absl::Status Trainer::State::Execute(const Action& action, const TrainingPositio
       MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::forward));
       return pipeline->Receive(stage->input(slot), stage->stream_bytes(), at.pipeline - 1);
     case ActionKind::kForward:
-      if (first_stage || last_stage) {
+      if (has_tokens) {
         MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::data));
-        MT_RETURN_IF_ERROR(
-            FetchTokens(options.samples, position.consumed_samples, action.micro_batch));
+        MT_RETURN_IF_ERROR(SendTokens(action.micro_batch));
       }
       MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::forward));
       return Forward(slot, first);
@@ -282,7 +292,43 @@ absl::Status Trainer::State::Execute(const Action& action, const TrainingPositio
   return absl::OkStatus();
 }
 
-absl::Status Trainer::State::RunSchedule(const TrainingPosition& position, int64_t step) {
+void Trainer::State::SetBatch(const TrainingPosition& position) {
+  const v1::TrainingSpec& training = options.spec.training();
+  if (!HasBatchRampup(training)) return;
+  const int64_t batch = GlobalBatchAt(training, position.consumed_samples);
+  if (balance != nullptr) {
+    const int64_t sequence = options.spec.data().sequence_length(),
+                  before = GlobalBatchBefore(training, position.consumed_samples);
+    balance->SetTokens(batch * sequence, std::max<int64_t>(before, 1) * sequence);
+  }
+  if (batch == global_batch) return;
+  global_batch = batch;
+  micro_batches = MicroBatchesOf(batch);
+  schedule = OneForwardOneBackward(options.mesh.pipeline(), at.pipeline, micro_batches);
+  stage->SetLoss(MainLoss(), MtpLoss());
+  graphs->Forget();
+}
+
+absl::Status Trainer::State::BeginStep(const TrainingPosition& position, StepVotes votes) {
+  SetBatch(position);
+  LabelCounts labels;
+  if (has_tokens) {
+    if (masked) MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::data));
+    MT_RETURN_IF_ERROR(samples->Begin(options.samples, position.consumed_samples, micro_batches));
+    labels = samples->labels();
+  }
+  const bool counts = last_stage && at.tensor == 0;
+  const LabelCounts own = counts ? labels : LabelCounts();
+  // The first backward pass needs the number of the whole global batch.
+  if (masked && data != nullptr) {
+    std::array<double, 2> sums = {labels.main, labels.mtp};
+    MT_RETURN_IF_ERROR(data->AllReduceHost(sums.data(), sums.size(), MT_F64, ReduceOp::kSum));
+    labels = {.main = sums[0], .mtp = sums[1]};
+  }
+  return scalars->Begin(votes, own, labels);
+}
+
+absl::Status Trainer::State::RunSchedule(int64_t step) {
   MT_RETURN_IF_ERROR(clock->Enter(&PhaseSeconds::backward));
   // A tied table on the last stage is overwritten by the head, which runs before whatever looks embeddings up. Where there is no
   // table, nothing is cleared.
@@ -290,7 +336,7 @@ absl::Status Trainer::State::RunSchedule(const TrainingPosition& position, int64
   MT_RETURN_IF_ERROR(flat->ClearAddedGradients(/*table=*/!head_writes_table));
   if (balance != nullptr) MT_RETURN_IF_ERROR(balance->Begin());
   for (const Action& action : schedule) {
-    const absl::Status status = Execute(action, position);
+    const absl::Status status = Execute(action);
     if (!status.ok()) {
       return Annotate(status, absl::StrCat("step ", step, ", ", NameOf(action.kind),
                                            " of micro-batch ", action.micro_batch));
@@ -299,8 +345,7 @@ absl::Status Trainer::State::RunSchedule(const TrainingPosition& position, int64
   return absl::OkStatus();
 }
 
-absl::Status Trainer::State::ExecuteForwardOnly(const Action& action, BatchSource* samples,
-                                                int64_t first_sample) {
+absl::Status Trainer::State::ExecuteForwardOnly(const Action& action) {
   const int64_t slot = action.micro_batch % stage->context().shape.in_flight;
   switch (action.kind) {
     case ActionKind::kReceiveActivation:
@@ -308,8 +353,7 @@ absl::Status Trainer::State::ExecuteForwardOnly(const Action& action, BatchSourc
     case ActionKind::kSendActivation:
       return pipeline->Send(stage->output(), stage->stream_bytes(), at.pipeline + 1);
     default:
-      if (first_stage || last_stage)
-        MT_RETURN_IF_ERROR(FetchTokens(samples, first_sample, action.micro_batch));
+      if (has_tokens) MT_RETURN_IF_ERROR(SendTokens(action.micro_batch));
       MT_RETURN_IF_ERROR(stage->ForwardOnly(slot));
       return last_stage && at.tensor == 0 ? scalars->AddLoss(stage->row_loss()) : absl::OkStatus();
   }
@@ -389,15 +433,14 @@ absl::StatusOr<StepResult> Trainer::Step(StepVotes votes) {
   State& s = *state_;
   const v1::TrainingSpec& training = s.options.spec.training();
   const Backend& backend = s.options.operations->backend();
-  StepResult result{.step = position_.step + 1,
-                    .lr = LearningRateAt(training, position_.step),
-                    .tokens = s.total_tokens};
+  StepResult result{.step = position_.step + 1, .lr = LearningRateAt(training, position_.step)};
   auto step = [&](const absl::Status& status, absl::string_view doing) {
     return status.ok() ? status : Annotate(status, absl::StrCat("step ", result.step, ", ", doing));
   };
   s.clock->StartStep();
-  MT_RETURN_IF_ERROR(s.scalars->Begin(votes));
-  MT_RETURN_IF_ERROR(s.RunSchedule(position_, result.step));
+  MT_RETURN_IF_ERROR(step(s.BeginStep(position_, votes), "reading samples"));
+  result.tokens = s.global_batch * s.options.spec.data().sequence_length();
+  MT_RETURN_IF_ERROR(s.RunSchedule(result.step));
   MT_RETURN_IF_ERROR(s.clock->Enter(&PhaseSeconds::grad_sync));
   MT_RETURN_IF_ERROR(step(s.SumGradients(), "summing gradients"));
   MT_RETURN_IF_ERROR(s.clock->Enter(&PhaseSeconds::optimizer));
@@ -412,10 +455,11 @@ absl::StatusOr<StepResult> Trainer::Step(StepVotes votes) {
   MT_RETURN_IF_ERROR(step(WaitForEvent(backend.abi(), s.step_done->get(), s.groups), "at its end"));
   const StepScalars::Values values = s.scalars->Read();
   result.grad_norm = std::sqrt(values.squared_norm);
-  result.loss = values.loss_sum / static_cast<double>(s.total_tokens);
-  if (s.mtp_targets > 0 && MtpLayers(s.options.spec.model()) > 0) {
-    result.auxiliary_losses["mtp"] = s.options.spec.model().mtp().loss_coefficient() *
-                                     values.mtp_loss_sum / static_cast<double>(s.mtp_targets);
+  result.loss = StepScalars::Values::Mean(values.loss_sum, values.labels.main);
+  if (s.options.spec.data().sequence_length() > 1 && MtpLayers(s.options.spec.model()) > 0) {
+    const double coefficient = s.options.spec.model().mtp().loss_coefficient();
+    result.auxiliary_losses["mtp"] =
+        StepScalars::Values::Mean(coefficient * values.mtp_loss_sum, values.labels.mtp);
   }
   result.votes = values.votes;
   MT_ASSIGN_OR_RETURN(result.seconds, s.clock->Read());
@@ -431,18 +475,26 @@ absl::StatusOr<StepResult> Trainer::Step(StepVotes votes) {
     MT_RETURN_IF_ERROR(step(s.balance->Keep(), "keeping the loads of experts"));
   }
   position_.step = result.step;
-  position_.consumed_samples += training.global_batch();
+  position_.consumed_samples += s.global_batch;
   position_.loss = result.loss;
   return result;
 }
 
-absl::StatusOr<double> Trainer::Evaluate(BatchSource* samples, int64_t first_sample) {
+absl::StatusOr<HeldOutLoss> Trainer::Evaluate(BatchSource* samples, int64_t first_sample) {
   State& s = *state_;
-  MT_RETURN_IF_ERROR(s.scalars->Begin({}));
-  for (const Action& action :
-       ForwardOnly(s.options.mesh.pipeline(), s.at.pipeline, s.micro_batches)) {
+  const int64_t micro_batches = s.MicroBatchesOf(s.options.spec.training().global_batch());
+  LabelCounts own;
+  if (s.has_tokens) {
     MT_RETURN_IF_ERROR(
-        Annotate(s.ExecuteForwardOnly(action, samples, first_sample),
+        Annotate(s.samples->Begin(samples, first_sample, micro_batches),
+                 absl::StrCat("evaluation after step ", position_.step, ", reading samples")));
+    if (s.last_stage && s.at.tensor == 0) own = s.samples->labels();
+  }
+  MT_RETURN_IF_ERROR(s.scalars->Begin({}, own));
+  for (const Action& action :
+       ForwardOnly(s.options.mesh.pipeline(), s.at.pipeline, micro_batches)) {
+    MT_RETURN_IF_ERROR(
+        Annotate(s.ExecuteForwardOnly(action),
                  absl::StrCat("evaluation after step ", position_.step, ", ", NameOf(action.kind),
                               " of micro-batch ", action.micro_batch)));
   }
@@ -452,7 +504,8 @@ absl::StatusOr<double> Trainer::Evaluate(BatchSource* samples, int64_t first_sam
   MT_RETURN_IF_ERROR(
       Annotate(WaitForEvent(s.options.operations->backend().abi(), s.step_done->get(), s.groups),
                absl::StrCat("evaluation after step ", position_.step, ", at its end")));
-  return s.scalars->Read().loss_sum / static_cast<double>(s.total_tokens);
+  const StepScalars::Values values = s.scalars->Read();
+  return HeldOutLoss{.sum = values.loss_sum, .labels = values.labels.main};
 }
 
 absl::Status Trainer::BeforeNextUpdate(mt_event event, mt_event reached) {

@@ -1,10 +1,13 @@
 // One rank's part of training: the weights, gradients and optimizer state it holds, and the step
 // that advances them.
 //
-// What is computed does not depend on the layout: initial weights are counter-based, the batch of
-// step s is samples [s * global_batch, (s + 1) * global_batch) of the data's order, the loss is
-// scaled by 1 / (tokens of the global batch), and every sum over ranks is taken in rank order. So
-// any layout gives the same losses up to rounding, and the same layout gives the same bits.
+// What is computed does not depend on the layout: initial weights are counter-based, the batch of a
+// step is the samples from position().consumed_samples on, as many as common/spec/batch_schedule.h says,
+// the loss is scaled by 1 / (labels of the global batch that have a loss), and every sum over ranks is
+// taken in rank order. So any layout gives the same losses up to rounding, and the same layout gives the same bits.
+//
+// A global batch in which no label has a loss is a step like any other: its loss is 0, and so is its gradient, but for what
+// experts' routers add; moments and weights decay. (So does Megatron-LM, where num_tokens is 0.)
 //
 //   MT_ASSIGN_OR_RETURN(auto trainer, Trainer::Create(options));
 //   fresh:   trainer->InitialiseWeights();
@@ -57,15 +60,16 @@ struct TrainerOptions {
   int rank = 0;  // global
   TrainerGroups groups;
   Operations* operations = nullptr;  // this rank's own; outlives the trainer
-  BatchSource* samples =
-      nullptr;          // outlives the trainer; null on stages between the first and the last
+  // Outlives the trainer; may be null on stages between the first and the last, unless they see documents
+  // (common/spec/data_traits.h).
+  BatchSource* samples = nullptr;
   bool trained = true;  // false: for Evaluate alone, without gradients and optimizer state
 };
 
 // The same on every rank, except `seconds`.
 struct StepResult {
   int64_t step = 0;  // steps done, this one included
-  double loss = 0;   // mean over the global batch's tokens (with the z-loss term if that is on),
+  double loss = 0;   // mean over the global batch's labels (with the z-loss term if that is on),
                      // before the update
   // What the gradient contains besides, by name, coefficients included: mtp (multi-token prediction), balance and router_z
   // (experts). Those that the model has not are absent.
@@ -76,6 +80,17 @@ struct StepResult {
   std::optional<ExpertLoad> expert_load;  // of a model with experts
   StepVotes votes;                        // what any rank asked for
   PhaseSeconds seconds;
+};
+
+// Of an evaluation, over the labels that have a loss. The same on every rank.
+struct HeldOutLoss {
+  double sum = 0, labels = 0;
+  double mean() const { return labels > 0 ? sum / labels : 0; }
+  HeldOutLoss& operator+=(const HeldOutLoss& other) {
+    sum += other.sum;
+    labels += other.labels;
+    return *this;
+  }
 };
 
 // What this rank holds, in bytes.
@@ -101,11 +116,11 @@ class Trainer {
   // (weights are left as before the step).
   absl::StatusOr<StepResult> Step(StepVotes votes = {});
 
-  // The mean loss over tokens of a global batch that is not learned from: samples [first_sample, + global batch) of `samples`
+  // The loss over labels of a (whole) global batch that is not learned from: samples [first_sample, + global batch) of `samples`
   // (null as TrainerOptions::samples may be), forward passes alone, without the z-loss. The same on every rank. Nothing that is
   // trained or counted changes: a run with evaluations has the bits of one without. All ranks call it. Errors as Step's, but a
   // loss that is not finite is none.
-  absl::StatusOr<double> Evaluate(BatchSource* samples, int64_t first_sample);
+  absl::StatusOr<HeldOutLoss> Evaluate(BatchSource* samples, int64_t first_sample);
 
   // The next step may begin at once, but the device changes the training state (what
   // CheckpointState points to) only after `event`: a snapshot that is being copied overlaps the next
