@@ -13,8 +13,9 @@ namespace {
 // Up to here, scanning an array for the lowest rank is cheaper than keeping a heap.
 constexpr size_t kShortPiece = 64;
 
+// Never 0.
 uint64_t PairKey(int32_t left, int32_t right) {
-  return uint64_t{static_cast<uint32_t>(left)} << 32 | static_cast<uint32_t>(right);
+  return uint64_t{static_cast<uint32_t>(left) + 1} << 32 | static_cast<uint32_t>(right);
 }
 
 uint64_t Scatter(uint64_t key) {
@@ -37,7 +38,11 @@ size_t CharacterBytes(absl::string_view text, size_t at) {
 
 }  // namespace
 
-BpeModel::BpeModel(BpeVocabulary vocabulary) : vocabulary_(std::move(vocabulary)) {
+BpeModel::BpeModel(BpeVocabulary vocabulary)
+    : vocabulary_(std::move(vocabulary)),
+      may_be_pair_(absl::bit_ceil(vocabulary_.merges.size() / 4 + 1)),  // 16 bits or more for each
+      pairs_(absl::bit_ceil(vocabulary_.merges.size() * 2 + 1)),
+      pair_mask_(pairs_.size() - 1) {
   bytes_.fill(-1);
   for (size_t id = 0; id < vocabulary_.tokens.size(); ++id) {
     const absl::string_view token = vocabulary_.tokens[id];
@@ -48,21 +53,24 @@ BpeModel::BpeModel(BpeVocabulary vocabulary) : vocabulary_(std::move(vocabulary)
     if (!vocabulary_.byte_level && token.size() <= 4 && CharacterBytes(token, 0) == token.size())
       characters_.emplace(Packed(token), static_cast<int32_t>(id));
   }
-  pairs_.resize(absl::bit_ceil(vocabulary_.merges.size() * 2 + 1));
-  pair_mask_ = pairs_.size() - 1;
   for (const BpeMerge& merge : vocabulary_.merges) AddPair(merge);
 }
 
 void BpeModel::AddPair(const BpeMerge& merge) {
   const uint64_t key = PairKey(merge.left, merge.right);
-  uint64_t slot = Scatter(key) & pair_mask_;
+  const uint64_t hash = Scatter(key);
+  may_be_pair_[(hash >> 38) & (may_be_pair_.size() - 1)] |= uint64_t{1} << (hash >> 32 & 63);
+  uint64_t slot = hash & pair_mask_;
   while (pairs_[slot].key != kNoPair && pairs_[slot].key != key) slot = (slot + 1) & pair_mask_;
   pairs_[slot] = {key, merge.rank, merge.result};
 }
 
-const BpeModel::Pair* BpeModel::FindPair(int32_t left, int32_t right) const {
+inline const BpeModel::Pair* BpeModel::FindPair(int32_t left, int32_t right) const {
   const uint64_t key = PairKey(left, right);
-  uint64_t slot = Scatter(key) & pair_mask_;
+  const uint64_t hash = Scatter(key);
+  const uint64_t bits = may_be_pair_[(hash >> 38) & (may_be_pair_.size() - 1)];
+  if ((bits >> (hash >> 32 & 63) & 1) == 0) return nullptr;
+  uint64_t slot = hash & pair_mask_;
   while (true) {
     const Pair& pair = pairs_[slot];
     if (pair.key == key) return &pair;

@@ -14,6 +14,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/string_view.h"
 #include "common/status.h"
+#include "worker/data/tokenize/huge_array.h"
 
 namespace mt {
 
@@ -70,11 +71,11 @@ class BpeModel {
  private:
   // A joined pair; pairs are found by open addressing.
   struct Pair {
-    uint64_t key = kNoPair;
-    uint32_t rank = 0;
-    int32_t result = 0;
+    uint64_t key;  // kNoPair: empty
+    uint32_t rank;
+    int32_t result;
   };
-  static constexpr uint64_t kNoPair = ~uint64_t{0};
+  static constexpr uint64_t kNoPair = 0;
   static constexpr uint32_t kNoRank = ~uint32_t{0};
 
   void AddPair(const BpeMerge& merge);
@@ -87,8 +88,10 @@ class BpeModel {
   absl::flat_hash_map<absl::string_view, int32_t> ids_;  // of vocabulary_.tokens; if needed
   std::array<int32_t, 256> bytes_;                       // of tokens of one byte; -1: none
   absl::flat_hash_map<uint32_t, int32_t> characters_;    // by their bytes
-  std::vector<Pair> pairs_;
-  uint64_t pair_mask_ = 0;
+  // Most neighbours are no pair: for two of them, a bit tells, from a table that stays in the second cache.
+  HugeArray<uint64_t> may_be_pair_;
+  HugeArray<Pair> pairs_;
+  uint64_t pair_mask_;
 };
 
 }  // namespace mt

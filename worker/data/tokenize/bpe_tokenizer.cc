@@ -115,19 +115,20 @@ class BpeEncoder : public TokenEncoder {
   // `first`: the whole text begins with it.
   absl::Status EncodeSegment(absl::string_view text, bool first, std::vector<int32_t>* ids) {
     text = WithSpaces(text, first);
-    if (parts_.pre_tokenizer == nullptr) {
-      EncodeLong(text, ids);
-      return absl::OkStatus();
-    }
-    for (uint32_t at = 0; at < text.size();) {
+    used_ = 0;
+    if (parts_.pre_tokenizer == nullptr) EncodePiece(text);
+    for (uint32_t at = 0; parts_.pre_tokenizer != nullptr && at < text.size();) {
       pieces_.clear();
       MT_RETURN_IF_ERROR(parts_.pre_tokenizer->SplitSome(text, kPieces, &at, &pieces_));
       for (std::span<const Piece> rest = pieces_; !rest.empty();) {
         const std::span<const Piece> block = rest.first(std::min(kBlock, rest.size()));
-        EncodeBlock(text, block, ids);
+        EncodeBlock(text, block);
         rest = rest.subspan(block.size());
       }
+      ids->insert(ids->end(), out_.begin(), out_.begin() + static_cast<ptrdiff_t>(used_));
+      used_ = 0;
     }
+    ids->insert(ids->end(), out_.begin(), out_.begin() + static_cast<ptrdiff_t>(used_));
     return absl::OkStatus();
   }
 
@@ -147,43 +148,80 @@ class BpeEncoder : public TokenEncoder {
     return spaced_;
   }
 
-  void EncodeBlock(absl::string_view text, std::span<const Piece> block,
-                   std::vector<int32_t>* ids) {
-    PieceCache::Key keys[kBlock];
-    uint64_t hashes[kBlock];
+  // A piece, and where its cache has it.
+  struct Probe {
+    union {
+      PieceCache::Short::Key short_key;
+      PieceCache::Wide::Key wide_key;
+    };
+    uint64_t hash;
+  };
+
+  // Asks memory for all pieces of the block, then looks at each.
+  void EncodeBlock(absl::string_view text, std::span<const Piece> block) {
+    const PieceCache::Short& short_pieces = cache_.short_pieces();
+    const PieceCache::Wide& wide_pieces = cache_.wide_pieces();
+    Probe probes[kBlock];
     for (size_t i = 0; i < block.size(); ++i) {
       const auto [begin, end] = block[i];
-      if (end - begin > PieceCache::kShortBytes) continue;
-      keys[i] = PieceCache::KeyOf(text.data() + begin, end - begin, text.size() - begin);
-      hashes[i] = PieceCache::Hash(keys[i]);
-      cache_.Prefetch(hashes[i]);
-    }
-    // Every slot's ids are copied whole; what is too much is overwritten, or cut off in the end.
-    size_t used = ids->size();
-    const auto make_room = [&] { ids->resize(used + kBlock * PieceCache::kShortIds); };
-    make_room();
-    for (size_t i = 0; i < block.size(); ++i) {
-      const auto [begin, end] = block[i];
-      if (end - begin <= PieceCache::kShortBytes) {
-        if (const PieceCache::Slot* slot = cache_.Find(keys[i], hashes[i])) {
-          std::memcpy(ids->data() + used, slot->ids, sizeof(slot->ids));
-          used += slot->num_ids;
-          continue;
-        }
+      const size_t bytes = end - begin, readable = text.size() - begin;
+      if (bytes <= PieceCache::Short::kMostBytes) {
+        probes[i].short_key = PieceCache::Short::KeyOf(text.data() + begin, bytes, readable);
+        probes[i].hash = PieceCache::Short::Hash(probes[i].short_key);
+        short_pieces.Prefetch(probes[i].hash);
+      } else if (bytes <= PieceCache::Wide::kMostBytes) {
+        probes[i].wide_key = PieceCache::Wide::KeyOf(text.data() + begin, bytes, readable);
+        probes[i].hash = PieceCache::Wide::Hash(probes[i].wide_key);
+        wide_pieces.Prefetch(probes[i].hash);
       }
-      ids->resize(used);
-      EncodeLong(text.substr(begin, end - begin), ids);
-      used = ids->size();
-      make_room();
     }
-    ids->resize(used);
+    Reserve(block.size() * PieceCache::Wide::kMostIds);
+    for (size_t i = 0; i < block.size(); ++i) {
+      const auto [begin, end] = block[i];
+      if (end - begin <= PieceCache::Short::kMostBytes) {
+        if (Take(short_pieces.Find(probes[i].short_key, probes[i].hash))) continue;
+      } else if (end - begin <= PieceCache::Wide::kMostBytes) {
+        if (Take(wide_pieces.Find(probes[i].wide_key, probes[i].hash))) continue;
+      }
+      EncodePiece(text.substr(begin, end - begin));
+      Reserve((block.size() - i) * PieceCache::Wide::kMostIds);
+    }
   }
 
-  void EncodeLong(absl::string_view piece, std::vector<int32_t>* ids) {
-    if (piece.empty() || cache_.FindLong(piece, ids)) return;
-    const size_t before = ids->size();
-    model_.Encode(piece, &scratch_, ids);
-    cache_.Insert(piece, std::span(*ids).subspan(before));
+  // All ids of a slot are copied, of which so many count; the next ones overwrite the others.
+  template <typename Slot>
+  bool Take(const Slot* slot) {
+    if (slot == nullptr) return false;
+    std::memcpy(out_.data() + used_, slot->ids, sizeof(slot->ids));
+    used_ += slot->num_ids;
+    return true;
+  }
+
+  // Room for so many ids more.
+  void Reserve(size_t ids) {
+    if (out_.size() < used_ + ids) out_.resize(2 * (used_ + ids));
+  }
+
+  void Append(std::span<const int32_t> ids) {
+    Reserve(ids.size());
+    std::memcpy(out_.data() + used_, ids.data(), ids.size_bytes());
+    used_ += ids.size();
+  }
+
+  // What is in none of the tables by its size, or is new.
+  void EncodePiece(absl::string_view piece) {
+    if (piece.empty()) return;
+    if (piece.size() <= PieceCache::Short::kMostBytes) {  // with more ids than fit there?
+      const auto key = PieceCache::Wide::KeyOf(piece.data(), piece.size(), piece.size());
+      Reserve(PieceCache::Wide::kMostIds);
+      if (Take(cache_.wide_pieces().Find(key, PieceCache::Wide::Hash(key)))) return;
+    }
+    if (const std::span<const int32_t> known = cache_.FindLong(piece); !known.empty())
+      return Append(known);
+    scratch_ids_.clear();
+    model_.Encode(piece, &scratch_, &scratch_ids_);
+    cache_.Insert(piece, scratch_ids_);
+    Append(scratch_ids_);
   }
 
   const BpeParts& parts_;
@@ -191,7 +229,11 @@ class BpeEncoder : public TokenEncoder {
   const SpecialText special_;
   PieceCache cache_;
   BpeModel::Scratch scratch_;
+  std::vector<int32_t> scratch_ids_;
   std::vector<Piece> pieces_;
+  // The ids of the pieces that were cut last: used_ of them, and room behind.
+  std::vector<int32_t> out_;
+  size_t used_ = 0;
   std::string normalized_;
   std::string spaced_;
 };

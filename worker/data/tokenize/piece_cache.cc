@@ -1,75 +1,44 @@
 #include "worker/data/tokenize/piece_cache.h"
 
-#include <algorithm>
-#include <utility>
-
 #include "absl/hash/hash.h"
 
 namespace mt {
 namespace {
 
-constexpr size_t kFirstSets = 256;
-constexpr size_t kMostSets = size_t{1} << 18;
-constexpr size_t kFirstLongSlots = 256;
 constexpr size_t kMostLongSlots = size_t{1} << 17;
-constexpr size_t kMostKeyBytes = size_t{8} << 20;
+constexpr size_t kMostKeyBytes = size_t{10} << 20;
 constexpr size_t kMostLongIds = size_t{4} << 20;
 
 uint64_t HashLong(absl::string_view piece) { return absl::HashOf(piece); }
 
 }  // namespace
 
-PieceCache::PieceCache()
-    : sets_(kFirstSets), set_mask_(kFirstSets - 1), long_slots_(kFirstLongSlots) {}
-
-bool PieceCache::FindLong(absl::string_view piece, std::vector<int32_t>* ids) const {
-  if (piece.size() > kLongestKey) return false;
+std::span<const int32_t> PieceCache::FindLong(absl::string_view piece) const {
+  if (piece.size() > kLongestKey) return {};
   const uint64_t hash = HashLong(piece);
   const size_t set = (hash & (long_slots_.size() / 2 - 1)) * 2;
   for (size_t i = set; i < set + 2; ++i) {
     const LongSlot& slot = long_slots_[i];
     if (slot.hash != hash || slot.key_bytes != piece.size()) continue;
     if (std::memcmp(keys_.data() + slot.key_at, piece.data(), piece.size()) != 0) continue;
-    ids->insert(ids->end(), ids_.begin() + slot.ids_at, ids_.begin() + slot.ids_at + slot.num_ids);
-    return true;
+    return std::span(ids_).subspan(slot.ids_at, slot.num_ids);
   }
-  return false;
+  return {};
 }
 
 void PieceCache::Insert(absl::string_view piece, std::span<const int32_t> ids) {
   if (piece.empty() || piece.size() > kLongestKey) return;
-  if (piece.size() > kShortBytes || ids.size() > kShortIds) return InsertLong(piece, ids);
-  Slot slot;
-  slot.key = KeyOf(piece.data(), piece.size(), piece.size());
-  std::copy(ids.begin(), ids.end(), slot.ids);
-  slot.num_ids = static_cast<uint32_t>(ids.size());
-  if (inserted_ >= sets_.size() && sets_.size() < kMostSets) Grow();
-  InsertShort(slot, Hash(slot.key));
-}
-
-void PieceCache::InsertShort(const Slot& slot, uint64_t hash) {
-  Set& set = sets_[hash & set_mask_];
-  set.slots[1] = set.slots[0];
-  set.slots[0] = slot;
-  ++inserted_;
-}
-
-void PieceCache::Grow() {
-  std::vector<Set> old(sets_.size() * 4);
-  std::swap(old, sets_);
-  set_mask_ = sets_.size() - 1;
-  inserted_ = 0;
-  for (const Set& set : old) {
-    for (const Slot* slot : {&set.slots[1], &set.slots[0]}) {
-      if (slot->key != Key()) InsertShort(*slot, Hash(slot->key));
-    }
-  }
+  if (piece.size() <= Short::kMostBytes && ids.size() <= Short::kMostIds)
+    return short_.Insert(piece, ids);
+  if (piece.size() <= Wide::kMostBytes && ids.size() <= Wide::kMostIds)
+    return wide_.Insert(piece, ids);
+  InsertLong(piece, ids);
 }
 
 void PieceCache::InsertLong(absl::string_view piece, std::span<const int32_t> ids) {
   const bool full =
       keys_.size() + piece.size() > kMostKeyBytes || ids_.size() + ids.size() > kMostLongIds;
-  const size_t wanted = keys_.size() / 16;  // what lies in the arena has 16 bytes or more, mostly
+  const size_t wanted = keys_.size() / 16;  // few are shorter
   if (full) {
     keys_.clear();
     ids_.clear();

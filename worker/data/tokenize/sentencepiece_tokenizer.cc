@@ -8,8 +8,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "common/hash.h"
 #include "worker/data/tokenize/plain_encoder.h"
+#include "worker/data/tokenize/sentencepiece_model.h"
 #include "worker/data/tokenize/sentencepiece_plugin.h"
 #include "worker/data/tokenize/tokenizer_errors.h"
 
@@ -63,16 +65,24 @@ class SentencePieceTokenizer : public Tokenizer {
  public:
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& path,
                                                          absl::string_view serialized) {
+    const auto no_model = [&](absl::string_view why) {
+      return absl::InvalidArgumentError(absl::StrCat("data.tokenizer: ", path,
+                                                     " is not a SentencePiece model (", why,
+                                                     "); train one with spm_train, or use `byte`"));
+    };
+    const auto symbols = SentencePieceSymbols(serialized);
+    if (!symbols.ok()) return no_model(symbols.status().message());
     MT_ASSIGN_OR_RETURN(const MtSentencePieceApi* api, SentencePieceLibrary());
     std::array<char, 512> error;
     void* model = api->open(serialized.data(), serialized.size(), error.data(), error.size());
-    if (model == nullptr) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("data.tokenizer: ", path, " is not a SentencePiece model (", error.data(),
-                       "); train one with spm_train, or use `byte`"));
-    }
-    return std::unique_ptr<Tokenizer>(
+    if (model == nullptr) return no_model(error.data());
+    auto tokenizer = std::unique_ptr<SentencePieceTokenizer>(
         new SentencePieceTokenizer(api, model, path, Xxh3Hex(serialized)));
+    for (const SentencePieceSymbol& symbol : *symbols) {
+      tokenizer->ids_.emplace(symbol.text, symbol.id);
+      if (symbol.control) tokenizer->controls_.emplace(symbol.id, symbol.text);
+    }
+    return tokenizer;
   }
   ~SentencePieceTokenizer() override { api_->close(model_); }
 
@@ -90,23 +100,30 @@ class SentencePieceTokenizer : public Tokenizer {
       return absl::OkStatus();
     return absl::InternalError(absl::StrCat("tokenizer ", spec_, ": ", error.data()));
   }
-  absl::StatusOr<std::string> Decode(std::span<const int32_t> ids, SpecialText) const override {
+  // With kSpecial, each run of pieces between control pieces is a text of its own.
+  absl::StatusOr<std::string> Decode(std::span<const int32_t> ids,
+                                     SpecialText special) const override {
     for (const int32_t id : ids) {
       if (id < 0 || id >= vocab_size_) return NoSuchId(spec_, id, vocab_size_);
     }
     std::string text;
-    std::array<char, 512> error;
-    const auto assign = [](void* context, const char* bytes, size_t n) {
-      static_cast<std::string*>(context)->assign(bytes, n);
-    };
-    if (api_->decode(model_, ids.data(), ids.size(), assign, &text, error.data(), error.size()) ==
-        0)
-      return text;
-    return absl::InternalError(absl::StrCat("tokenizer ", spec_, ": ", error.data()));
+    size_t begin = 0;
+    for (size_t i = 0; special == SpecialText::kSpecial && i < ids.size(); ++i) {
+      const auto control = controls_.find(ids[i]);
+      if (control == controls_.end()) continue;
+      MT_RETURN_IF_ERROR(DecodeText(ids.subspan(begin, i - begin), &text));
+      text += control->second;
+      begin = i + 1;
+    }
+    MT_RETURN_IF_ERROR(DecodeText(ids.subspan(begin), &text));
+    return text;
   }
   int32_t vocab_size() const override { return vocab_size_; }
   int32_t eod() const override { return api_->eos(model_); }
-  int32_t special_id(absl::string_view) const override { return -1; }
+  int32_t special_id(absl::string_view text) const override {
+    const auto found = ids_.find(text);
+    return found == ids_.end() ? -1 : found->second;
+  }
   const std::string& spec() const override { return spec_; }
   const std::string& digest() const override { return digest_; }
 
@@ -119,11 +136,25 @@ class SentencePieceTokenizer : public Tokenizer {
         digest_(std::move(digest)),
         vocab_size_(api->size(model)) {}
 
+  // Appends.
+  absl::Status DecodeText(std::span<const int32_t> ids, std::string* text) const {
+    if (ids.empty()) return absl::OkStatus();
+    std::array<char, 512> error;
+    const auto append = [](void* context, const char* bytes, size_t n) {
+      static_cast<std::string*>(context)->append(bytes, n);
+    };
+    if (api_->decode(model_, ids.data(), ids.size(), append, text, error.data(), error.size()) == 0)
+      return absl::OkStatus();
+    return absl::InternalError(absl::StrCat("tokenizer ", spec_, ": ", error.data()));
+  }
+
   const MtSentencePieceApi* api_;
   void* model_;  // owned
   std::string spec_;
   std::string digest_;
   int32_t vocab_size_;
+  absl::flat_hash_map<std::string, int32_t> ids_;       // of control and user-defined pieces
+  absl::flat_hash_map<int32_t, std::string> controls_;  // by id
 };
 
 }  // namespace

@@ -39,12 +39,15 @@ std::string TokenText(absl::string_view token, const std::vector<DecoderStep>& s
 
 std::string TokenDecoder::Decode(std::span<const int32_t> ids, SpecialText special) const {
   std::string text;
+  bool first = !first_texts.empty();
   for (const int32_t id : ids) {
-    if (special == SpecialText::kSpecial) {
-      if (const auto found = specials.find(id); found != specials.end()) text += found->second;
+    if (special == SpecialText::kSpecial || first) {
+      const auto found = specials.find(id);
+      if (found != specials.end() && special == SpecialText::kSpecial) text += found->second;
+      if (found != specials.end()) continue;
     }
-    const bool first = text.empty() && !first_texts.empty();
     text += first ? first_texts[static_cast<size_t>(id)] : texts[static_cast<size_t>(id)];
+    first = false;
   }
   absl::string_view rest = text;
   for (int i = 0; i < strip_start && absl::ConsumePrefix(&rest, strip); ++i) {
