@@ -89,7 +89,7 @@ absl::Status Generate(Flags flags) {
   if (!backend.host_memory()) loading.device = &backend.abi();
   MT_RETURN_IF_ERROR(LoadCheckpoint(manifest, generator->LoadTargets(),
                                     FolderResolver(flags.checkpoint), loading));
-  if (tokenizer->eod() >= 0) flags.options.stop_tokens.push_back(tokenizer->eod());
+  for (const int32_t id : tokenizer->stop_ids()) flags.options.stop_tokens.push_back(id);
   MT_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, generator->Generate(prompt, flags.options));
   // The vocabulary is padded: its last ids stand for no text.
   std::erase_if(tokens, [&](int32_t token) { return token >= tokenizer->vocab_size(); });

@@ -126,8 +126,10 @@ class Importer {
     const std::string carried = JoinPath(to_, kHubSubfolder);
     MT_RETURN_IF_ERROR(CarryFiles(env_, from_, carried, /*config=*/true).status());
     // What `generate` turns text into tokens with.
-    const std::string tokenizer = JoinPath(carried, "tokenizer.model");
-    if (Exists(env_, tokenizer)) manifest_.mutable_spec()->mutable_data()->set_tokenizer(tokenizer);
+    for (const char* name : {"tokenizer.json", "tokenizer.model"}) {
+      if (Exists(env_, JoinPath(carried, name)))
+        manifest_.mutable_spec()->mutable_data()->set_tokenizer(carried);
+    }
     MT_ASSIGN_OR_RETURN(*manifest_.mutable_weights_digest(), WeightsDigest(manifest_));
     MT_RETURN_IF_ERROR(ValidateManifest(manifest_));
     MT_ASSIGN_OR_RETURN(const std::string json, ManifestToJson(manifest_));

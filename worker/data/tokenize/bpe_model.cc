@@ -167,7 +167,10 @@ size_t BpeModel::MergeShort(int32_t* symbols, size_t n) const {
 // The symbols are a linked list over their first positions; the heap has rank and position of every pair that is or was there, and
 // rank[] tells which still are: a pair that changed has another rank, or none.
 void BpeModel::MergeLong(Scratch* scratch) const {
-  auto& [symbols, next, previous, result, rank, heap] = *scratch;
+  std::vector<int32_t>&symbols = scratch->symbols, &next = scratch->next;
+  std::vector<int32_t>&previous = scratch->previous, &result = scratch->result;
+  std::vector<uint32_t>& rank = scratch->rank;
+  std::vector<uint64_t>& heap = scratch->heap;
   const uint32_t n = static_cast<uint32_t>(symbols.size());
   next.resize(n);
   previous.resize(n);

@@ -5,6 +5,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "common/hash.h"
+#include "common/log.h"
 #include "worker/data/tokenize/bpe_tokenizer.h"
 #include "worker/data/tokenize/plain_encoder.h"
 #include "worker/data/tokenize/sentencepiece_tokenizer.h"
@@ -82,16 +83,14 @@ std::unique_ptr<Tokenizer> Finish(const std::string& spec, absl::string_view con
   return NewBpeTokenizer(std::move(parts));
 }
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<Tokenizer>> NewTokenizer(Env* env, const std::string& spec) {
-  if (spec == "byte") return std::make_unique<ByteTokenizer>();
-  MT_ASSIGN_OR_RETURN(const std::string path, DefiningFile(env, spec));
+// Of the file at `path`, whatever it is.
+absl::StatusOr<std::unique_ptr<Tokenizer>> Load(Env* env, const std::string& spec,
+                                                const std::string& path) {
   absl::StatusOr<std::string> contents = ReadFile(env, path, kMaxFileBytes);
-  if (!contents.ok()) return Annotate(contents.status(), "data.tokenizer");
   const auto annotate = [](const absl::Status& status) {
     return Annotate(status, "data.tokenizer");
   };
+  if (!contents.ok()) return annotate(contents.status());
   const bool json = absl::StartsWith(absl::StripLeadingAsciiWhitespace(*contents), "{");
   if (!json && !IsTiktokenFile(*contents)) return NewSentencePieceTokenizer(spec, *contents);
   const absl::StatusOr<TokenizerConfig> config = ReadTokenizerConfig(env, path);
@@ -100,6 +99,20 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> NewTokenizer(Env* env, const std::str
       json ? ParseTokenizerJson(path, *contents) : ParseTiktokenFile(path, *contents);
   if (!parts.ok()) return annotate(parts.status());
   return Finish(spec, *contents, *config, *std::move(parts));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> NewTokenizer(Env* env, const std::string& spec) {
+  if (spec == "byte") return std::make_unique<ByteTokenizer>();
+  MT_ASSIGN_OR_RETURN(const std::string path, DefiningFile(env, spec));
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Load(env, spec, path);
+  // Models of Unigram have both files, of which only the second says what is needed.
+  const std::string model = JoinPath(spec, "tokenizer.model");
+  if (!absl::IsUnimplemented(tokenizer.status()) || path == model || !Exists(env, model))
+    return tokenizer;
+  MT_LOG(Info) << tokenizer.status().message() << "; taking " << model;
+  return Load(env, spec, model);
 }
 
 }  // namespace mt
