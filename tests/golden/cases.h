@@ -18,4 +18,8 @@ inline constexpr const char* kGoldenCases[] = {"llama",
                                                "deepseek_v3_mtp",
                                                "gpt_oss"};
 
+// Those with samples of several documents as well.
+inline constexpr const char* kPackedGoldenCases[] = {"llama", "qwen3", "gpt2", "deepseek_v3",
+                                                     "gpt_oss"};
+
 }  // namespace mt

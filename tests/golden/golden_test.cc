@@ -2,6 +2,7 @@
 // by make_golden.py, which tells what is in them; they are read by the importer itself, and gradients are compared under the names
 // and in the layout that an export would write. In bf16 they are met as far as eight bits of mantissa go: every gradient's
 // direction and length, and the losses; where a rounding may send a token to another expert, all gradients taken as one vector.
+// Some are trained on packed samples too: documents that see only themselves, and labels without a loss.
 // "emulated" is the CUDA kernels on the processor; where there is a CUDA device, the same
 // runs on it.
 #include <gmock/gmock.h>
@@ -21,11 +22,13 @@
 namespace mt {
 namespace {
 
-// tokens, logits, losses and gradients of one case.
+constexpr int64_t kBatches = 2;  // make_golden.py's BATCHES: they take turns
+
+// tokens, losses and gradients of one case, and logits or what packed samples have.
 class Expected {
  public:
-  static std::unique_ptr<Expected> Open(const std::string& folder) {
-    auto file = SafetensorsReader::Open(Env::Real(), JoinPath(folder, "expected.safetensors"));
+  static std::unique_ptr<Expected> Open(const std::string& folder, const std::string& name) {
+    auto file = SafetensorsReader::Open(Env::Real(), JoinPath(folder, name));
     EXPECT_TRUE(file.ok()) << file.status();
     return file.ok() ? std::unique_ptr<Expected>(new Expected(*std::move(file))) : nullptr;
   }
@@ -55,19 +58,33 @@ class GoldenSamples : public BatchSource {
   explicit GoldenSamples(const Expected& expected)
       : tokens_(expected.Values<int32_t>("tokens")),
         samples_(expected.Shape("tokens")[0]),
-        width_(expected.Shape("tokens")[1]) {}
+        width_(expected.Shape("tokens")[1]) {
+    if (!expected.Has("document_start")) return;
+    document_start_ = expected.Values<int32_t>("document_start");
+    loss_mask_ = expected.Values<int32_t>("loss_mask");
+  }
   absl::Status Fetch(std::span<const int64_t> sample_ids, const Batch& batch) override {
-    const std::span<int32_t> out = batch.tokens;
     for (size_t i = 0; i < sample_ids.size(); ++i) {
-      std::copy_n(tokens_.begin() + sample_ids[i] % samples_ * width_, width_,
-                  out.begin() + i * width_);
+      const int64_t sample = sample_ids[i] % samples_;
+      Copy(tokens_, sample, width_, i, batch.tokens);
+      Copy(document_start_, sample, width_ - 1, i, batch.document_start);
+      Copy(loss_mask_, sample, width_ - 1, i, batch.loss_mask);
     }
     return absl::OkStatus();
   }
+  bool masks_loss() const override { return !loss_mask_.empty(); }
 
  private:
+  template <typename T>
+  static void Copy(const std::vector<int32_t>& from, int64_t sample, int64_t width, size_t place,
+                   std::span<T> out) {
+    if (!out.empty())
+      std::copy_n(from.begin() + sample * width, width, out.begin() + place * width);
+  }
+
   const std::vector<int32_t> tokens_;
   const int64_t samples_, width_;
+  std::vector<int32_t> document_start_, loss_mask_;  // empty: whole samples
 };
 
 // As make_golden.py trains.
@@ -75,10 +92,13 @@ v1::JobSpec SpecOf(const v1::ModelSpec& model, const Expected& expected) {
   v1::JobSpec spec;
   *spec.mutable_model() = model;
   spec.mutable_data()->set_sequence_length(expected.Shape("tokens")[1] - 1);
+  spec.mutable_data()->set_document_mask(expected.Has("document_start"));
+  spec.mutable_data()->set_reset_positions(expected.Has("document_start"));
   v1::TrainingSpec& training = *spec.mutable_training();
-  training.set_global_batch(expected.Shape("logits")[0]);
+  const int64_t batch = expected.Shape("tokens")[0] / kBatches;
+  training.set_global_batch(batch);
   // Two micro-batches a step.
-  training.set_micro_batch(expected.Shape("logits")[0] / 2);
+  training.set_micro_batch(batch / 2);
   training.set_steps(expected.Shape("losses")[0]);
   training.set_clip_grad_norm(-1);
   training.set_loss_chunk(10);
@@ -104,6 +124,7 @@ constexpr auto kFp32 = v1::TrainingSpec::PRECISION_FP32, kBf16 = v1::TrainingSpe
 
 class GoldenTest : public testing::TestWithParam<std::tuple<const char*, Target>> {
  protected:
+  virtual const char* file() const { return "expected.safetensors"; }
   void SetUp() override {
     const auto& [name, target] = GetParam();
     if (target.backend == std::string("cuda") && !LoadBackend("cuda").ok())
@@ -111,7 +132,7 @@ class GoldenTest : public testing::TestWithParam<std::tuple<const char*, Target>
     const char* root = std::getenv("MT_GOLDEN_FOLDER");  // where there is no source tree
     const std::string folder =
         JoinPath(root != nullptr ? root : MT_SOURCE_DIR "/tests/golden", name);
-    expected_ = Expected::Open(folder);
+    expected_ = Expected::Open(folder, file());
     ASSERT_NE(expected_, nullptr);
     auto hub = HubFolder::Open(Env::Real(), folder);
     ASSERT_TRUE(hub.ok()) << hub.status();
@@ -148,6 +169,7 @@ class GoldenTest : public testing::TestWithParam<std::tuple<const char*, Target>
       EXPECT_EQ(operation.backend(), backend) << operation.operation();
   }
   void ExpectGradients(const std::vector<TensorBox>& boxes);
+  void ExpectTraining();
   bool narrow() const { return spec_.training().precision() == kBf16; }
 
   std::unique_ptr<Expected> expected_;
@@ -245,7 +267,7 @@ void GoldenTest::ExpectGradients(const std::vector<TensorBox>& boxes) {
   EXPECT_EQ(compared, expected_->CountOf("gradient."));
 }
 
-TEST_P(GoldenTest, GradientsAndTenLosses) {
+void GoldenTest::ExpectTraining() {
   GoldenSamples samples(*expected_);
   auto trainer = Trainer::Create({.spec = spec_,
                                   .mesh = *Mesh::Create(1, 1, 1),
@@ -278,6 +300,14 @@ TEST_P(GoldenTest, GradientsAndTenLosses) {
   ExpectNothingElsewhere();
 }
 
+TEST_P(GoldenTest, GradientsAndTenLosses) { ExpectTraining(); }
+
+class PackedGoldenTest : public GoldenTest {
+ protected:
+  const char* file() const override { return "packed.safetensors"; }
+};
+TEST_P(PackedGoldenTest, GradientsAndTenLosses) { ExpectTraining(); }
+
 std::string NameOf(const testing::TestParamInfo<std::tuple<const char*, Target>>& info) {
   const Target& target = std::get<1>(info.param);
   return absl::StrCat(std::get<0>(info.param), "_", target.backend,
@@ -290,6 +320,21 @@ INSTANTIATE_TEST_SUITE_P(
                      testing::Values(Target{"reference", kFp32}, Target{"cpu", kFp32},
                                      Target{"emulated", kFp32}, Target{"cuda", kFp32})),
     NameOf);
+
+INSTANTIATE_TEST_SUITE_P(
+    Packed, PackedGoldenTest,
+    testing::Combine(testing::ValuesIn(kPackedGoldenCases),
+                     testing::Values(Target{"reference", kFp32}, Target{"cpu", kFp32},
+                                     Target{"emulated", kFp32}, Target{"cuda", kFp32})),
+    NameOf);
+
+// Without experts: a quarter of the labels have no loss, and a token with another expert is too much of what is left.
+INSTANTIATE_TEST_SUITE_P(PackedBf16, PackedGoldenTest,
+                         testing::Combine(testing::Values("llama", "qwen3", "gpt2"),
+                                          testing::Values(Target{"cpu", kBf16},
+                                                          Target{"emulated", kBf16},
+                                                          Target{"cuda", kBf16})),
+                         NameOf);
 
 INSTANTIATE_TEST_SUITE_P(
     Bf16, GoldenTest,

@@ -11,6 +11,14 @@ A folder is what save_pretrained writes (config.json, model.safetensors, generat
                    and sinks)
   gradient.<name>  F32: of the first step, by the name the weight has in model.safetensors
 
+CASE packed/NAME adds packed.safetensors to the folder NAME: the same model on samples of several documents, in which a token sees only
+its own document, positions begin anew with each, and some labels have no loss:
+
+  tokens           as above
+  document_start   I32 (batches * batch, sequence): where the document of an input token begins
+  loss_mask        I32 (batches * batch, sequence): whether a label has a loss; a batch's loss is the mean over those
+  losses, gradient.<name>
+
 The same is computed once more in float64. If that tells another loss or gradient, or another choice of experts, the case would test
 luck: then, and where a choice is nearly a tie, the script fails, and the case needs another seed.
 """
@@ -67,6 +75,9 @@ CASES = {
     "gpt_oss": ("GptOss", 14, dict(head_dim=8, num_local_experts=4, num_experts_per_tok=2, intermediate_size=24,
                                    sliding_window=4, rope_theta=100.0, rope_scaling=YARN | dict(truncate=False))),
 }
+# Samples of several documents, of these lengths; models whose attention or positions differ.
+PACKED = {"llama": 21, "qwen3": 22, "gpt2": 23, "deepseek_v3": 30, "gpt_oss": 25}
+DOCUMENTS = [[16], [5, 11], [1, 7, 8], [3, 3, 3, 7], [10, 6], [1, 1, 1, 13], [6, 5, 5], [15, 1]]
 
 
 class MultiTokenPrediction(torch.nn.Module):
@@ -178,7 +189,23 @@ class Choices:
         self.chosen.append(chosen.sort(-1).values)
 
 
-def train(model, mtp, tokens):
+def packed_inputs(model, starts):
+    """What makes a model see the documents that begin at `starts` (batch, sequence): positions, and a mask for every layer."""
+    at = torch.arange(SEQUENCE)
+    distance = at[:, None] - at[None, :]
+    seen = (distance >= 0) & (at[None, None, :] >= starts[:, :, None])
+    kind = next(model.parameters()).dtype
+
+    def mask(visible):
+        return torch.zeros(visible.shape, dtype=kind).masked_fill(~visible, torch.finfo(kind).min)[:, None]
+
+    masks = mask(seen)
+    if model.config.model_type == "gpt_oss":
+        masks = {"full_attention": masks, "sliding_attention": mask(seen & (distance < model.config.sliding_window))}
+    return {"position_ids": at[None] - starts, "attention_mask": masks}
+
+
+def train(model, mtp, tokens, starts=None, loss_mask=None):
     """Logits and gradients of the first batch, and the losses of all steps."""
     named = list(model.named_parameters())
     if mtp:
@@ -190,11 +217,14 @@ def train(model, mtp, tokens):
     choices = Choices(model, mtp)
     losses = []
     for step in range(STEPS):
-        batch = tokens[step % BATCHES * BATCH:][:BATCH].long()
+        samples = slice(step % BATCHES * BATCH, (step % BATCHES + 1) * BATCH)
+        batch = tokens[samples].long()
+        labels = batch[:, 1:] if loss_mask is None else batch[:, 1:].masked_fill(loss_mask[samples] == 0, -100)
         inner = model.transformer if hasattr(model, "transformer") else model.model
-        hidden = inner(input_ids=batch[:, :-1]).last_hidden_state
+        documents = {} if starts is None else packed_inputs(model, starts[samples].long())
+        hidden = inner(input_ids=batch[:, :-1], use_cache=False, **documents).last_hidden_state
         logits = model.lm_head(hidden)
-        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         if mtp:  # the last position has a next token but none after it
             second = mtp(model, hidden, batch[:, 1:])
             loss = loss + MTP_COEFFICIENT * F.cross_entropy(second[:, :-1].flatten(0, 1), batch[:, 2:].flatten())
@@ -264,7 +294,39 @@ def make(folder, name):
     save_file(expected, folder / name / "expected.safetensors", {"format": "pt"})
 
 
+def check_documents(model, tokens, starts):
+    """The masks do what they are for: a document of a sample has the hidden states that it has alone."""
+    inner = model.transformer if hasattr(model, "transformer") else model.model
+    with torch.no_grad():
+        packed = inner(input_ids=tokens[:, :-1].long(), use_cache=False, **packed_inputs(model, starts.long())).last_hidden_state
+        for sample, lengths in enumerate(DOCUMENTS):
+            for begin, length in zip([sum(lengths[:i]) for i in range(len(lengths))], lengths):
+                alone = inner(input_ids=tokens[sample:sample + 1, begin:begin + length].long(), use_cache=False).last_hidden_state
+                torch.testing.assert_close(packed[sample, begin:begin + length], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def make_packed(folder, name):
+    torch.manual_seed(PACKED[name])
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / name, attn_implementation="eager").float().train()
+    scale_softmax(model)
+    tokens = torch.randint(0, VOCABULARY, (BATCHES * BATCH, SEQUENCE + 1), dtype=torch.int32)
+    starts = torch.tensor([[sum(lengths[:i]) for i, length in enumerate(lengths) for _ in range(length)]
+                           for lengths in DOCUMENTS], dtype=torch.int32)
+    # No loss where the label is another document's first token, and here and there.
+    mask = (torch.rand(starts.shape) > 0.2) & (F.pad(starts[:, 1:], (0, 1)) <= torch.arange(SEQUENCE))
+    mask = mask.int()
+    check_documents(model, tokens, starts)
+    exact = copy.deepcopy((model, None))
+    single = train(model, None, tokens, starts, mask)
+    check("packed/" + name, single, train(*widened(*exact), tokens, starts, mask))
+    _, gradients, losses, _ = single
+    expected = {"tokens": tokens, "document_start": starts, "loss_mask": mask, "losses": torch.tensor(losses)}
+    expected |= {"gradient." + n: g.contiguous() for n, g in gradients.items()}
+    save_file(expected, folder / name / "packed.safetensors", {"format": "pt"})
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for case in sys.argv[2:] or CASES:
-        make(pathlib.Path(sys.argv[1]), case)
+    for case in sys.argv[2:] or [*CASES, *("packed/" + name for name in PACKED)]:
+        packed = case.removeprefix("packed/")
+        (make if packed == case else make_packed)(pathlib.Path(sys.argv[1]), packed)
