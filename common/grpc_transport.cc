@@ -347,7 +347,7 @@ class GrpcCoordinatorDialer : public CoordinatorDialer {
       std::function<void(absl::Status)> on_closed) override {
     auto call =
         std::make_shared<WorkerSideCall>(loop_, std::move(on_message), std::move(on_closed));
-    const absl::StatusOr<std::string> address = Address();
+    const absl::StatusOr<std::string> address = CoordinatorAddress(env_, address_);
     const absl::StatusOr<std::shared_ptr<grpc::Channel>> channel =
         address.ok() ? NewChannel(env_, *address, files_, kCoordinatorTargetName)
                      : absl::StatusOr<std::shared_ptr<grpc::Channel>>(address.status());
@@ -360,12 +360,6 @@ class GrpcCoordinatorDialer : public CoordinatorDialer {
   }
 
  private:
-  absl::StatusOr<std::string> Address() const {
-    if (address_.empty() || address_[0] != '@') return address_;
-    MT_ASSIGN_OR_RETURN(const std::string text, ReadFile(env_, address_.substr(1), 4096));
-    return std::string(absl::StripAsciiWhitespace(text));
-  }
-
   EventLoop* const loop_;
   Env* const env_;
   const std::string address_;
@@ -373,6 +367,12 @@ class GrpcCoordinatorDialer : public CoordinatorDialer {
 };
 
 }  // namespace
+
+absl::StatusOr<std::string> CoordinatorAddress(Env* env, const std::string& address) {
+  if (address.empty() || address[0] != '@') return address;
+  MT_ASSIGN_OR_RETURN(const std::string text, ReadFile(env, address.substr(1), 4096));
+  return std::string(absl::StripAsciiWhitespace(text));
+}
 
 std::unique_ptr<grpc::Service> NewWorkerControlService(EventLoop* loop,
                                                        WorkerStreamHandler* handler) {

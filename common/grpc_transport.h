@@ -27,8 +27,10 @@ inline constexpr size_t kMaxQueuedBytes = 256 << 20;
 std::unique_ptr<grpc::Service> NewWorkerControlService(EventLoop* loop,
                                                        WorkerStreamHandler* handler);
 
-// `address` may be @FILE: the file holds host:port and is read at every Dial, because a coordinator
-// may come back elsewhere. The worker's side. Every Dial makes a new channel and reads the
+// host:port of `address`, which may be @FILE: the file holds it, because a coordinator may come back elsewhere.
+absl::StatusOr<std::string> CoordinatorAddress(Env* env, const std::string& address);
+
+// `address` as for CoordinatorAddress, which is asked at every Dial. The worker's side. Every Dial makes a new channel and reads the
 // certificate files again. `loop` outlives the dialer and its connections; call Dial and destroy
 // connections on the loop.
 std::unique_ptr<CoordinatorDialer> NewGrpcCoordinatorDialer(EventLoop* loop, Env* env,

@@ -1,6 +1,7 @@
 #include "common/worker_command.h"
 
 #include "absl/strings/numbers.h"
+#include "common/disk_size.h"
 
 namespace mt {
 
@@ -20,6 +21,7 @@ std::vector<std::string> FormatWorkerCommand(const WorkerCommand& command) {
   add("--tls", command.tls_folder);
   add("--bundle-digest", command.bundle_digest);
   add("--listen", command.listen);
+  add("--data-cache", command.data_cache_bytes == 0 ? "" : std::to_string(command.data_cache_bytes));
   if (command.tls_folder.empty()) arguments.push_back("--insecure");
   return arguments;
 }
@@ -27,7 +29,7 @@ std::vector<std::string> FormatWorkerCommand(const WorkerCommand& command) {
 absl::StatusOr<WorkerCommand> ParseWorkerCommand(const std::vector<std::string>& arguments) {
   WorkerCommand command;
   bool insecure = false;
-  std::string slots;
+  std::string slots, data_cache;
   for (size_t i = 0; i < arguments.size(); ++i) {
     const std::string& flag = arguments[i];
     if (flag == "--insecure") {
@@ -42,13 +44,14 @@ absl::StatusOr<WorkerCommand> ParseWorkerCommand(const std::vector<std::string>&
                                : flag == "--tls"           ? &command.tls_folder
                                : flag == "--bundle-digest" ? &command.bundle_digest
                                : flag == "--listen"        ? &command.listen
+                               : flag == "--data-cache"    ? &data_cache
                                                            : nullptr;
     if (value == nullptr) {
       return absl::InvalidArgumentError(
           absl::StrCat("unknown flag \"", flag,
                        "\"; a daemon takes --node, --coordinator, --state, --slots, --interface, "
                        "--tls or --insecure, "
-                       "--bundle-digest and --listen"));
+                       "--bundle-digest, --listen and --data-cache"));
     }
     if (++i == arguments.size())
       return absl::InvalidArgumentError(absl::StrCat(flag, " needs a value"));
@@ -58,6 +61,12 @@ absl::StatusOr<WorkerCommand> ParseWorkerCommand(const std::vector<std::string>&
       (!absl::SimpleAtoi(slots, &command.slots) || command.slots < 1 || command.slots > 1024)) {
     return absl::InvalidArgumentError(
         absl::StrCat("--slots is \"", slots, "\"; write a whole number from 1 to 1024"));
+  }
+  if (!data_cache.empty()) {
+    const auto bytes = ParseDiskSize(data_cache);
+    if (!bytes.ok())
+      return absl::InvalidArgumentError(absl::StrCat("--data-cache: ", bytes.status().message()));
+    command.data_cache_bytes = *bytes;
   }
   if (command.node.empty() || command.coordinator.empty() || command.state_folder.empty()) {
     return absl::InvalidArgumentError("a daemon needs --node, --coordinator and --state");

@@ -2,7 +2,7 @@
 // line.
 //   mt-worker daemon --node NAME --coordinator HOST:PORT|@FILE --state FOLDER [--slots N]
 //   [--interface IF]
-//                    [--tls FOLDER | --insecure] [--bundle-digest HEX] [--listen HOST]
+//                    [--tls FOLDER | --insecure] [--bundle-digest HEX] [--listen HOST] [--data-cache SIZE]
 #pragma once
 
 #include <string>
@@ -22,6 +22,7 @@ struct WorkerCommand {
   std::string interface;     // data interface; empty = the daemon chooses
   std::string tls_folder;    // holds ca.crt, node.crt and node.key; empty = --insecure
   std::string bundle_digest;  // of the bundle it runs from; empty = none
+  int64_t data_cache_bytes = 0;  // limit of the cache of datasets; 0 = the daemon decides
   std::string listen;         // address of the Shards service; empty = that of the data interface
 
   TlsFiles tls() const {

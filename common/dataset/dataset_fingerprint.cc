@@ -1,4 +1,4 @@
-#include "worker/data/dataset_fingerprint.h"
+#include "common/dataset/dataset_fingerprint.h"
 
 #include <algorithm>
 #include <map>
