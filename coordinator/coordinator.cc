@@ -45,6 +45,7 @@ class CoordinatorCore : public NodeListener {
                             .nodes = nodes.get(),
                             .checkpoints = checkpoints.get(),
                             .logs = &logs,
+                            .digester = options.digester,
                             .down_after = options.tunables.down_after});
     return absl::OkStatus();
   }
@@ -369,6 +370,10 @@ absl::Status Coordinator::MarkCheckpointBad(const v1::CheckpointRef& ref,
   return core_->ledger.Flush();
 }
 
+absl::StatusOr<v1::DatasetFile> Coordinator::FindDatasetFile(const std::string& digest) {
+  return core_->jobs->FindDatasetFile(digest);
+}
+
 MetricsSnapshot Coordinator::Metrics() {
   MetricsSnapshot snapshot;
   snapshot.nodes = ListNodes();
@@ -378,6 +383,8 @@ MetricsSnapshot Coordinator::Metrics() {
   snapshot.store_full_errors = core_->ledger.full_errors();
   snapshot.stale_messages = core_->nodes->stale_messages() + core_->jobs->stale_events();
   snapshot.node_restarts = core_->nodes->restarts();
+  snapshot.data_bytes_from_coordinator = core_->jobs->data_metrics().bytes_from_coordinator;
+  snapshot.data_bytes_from_nodes = core_->jobs->data_metrics().bytes_from_nodes;
   for (const auto& [id, record] : core_->ledger.state().jobs) {
     MetricsSnapshot::JobMetrics& job = snapshot.jobs.emplace_back();
     job.job = core_->jobs->Describe(record, false);

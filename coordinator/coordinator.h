@@ -17,6 +17,7 @@
 #include "common/event_loop.h"
 #include "common/random.h"
 #include "common/transport.h"
+#include "coordinator/jobs/dataset_digester.h"
 #include "coordinator/jobs/log_store.h"
 #include "coordinator/nodes/launcher.h"
 #include "coordinator/nodes/node_config.h"
@@ -35,6 +36,7 @@ struct CoordinatorOptions {
   Random* random = Random::Real();
   StateStore* store = nullptr;       // outlives the coordinator
   NodeLauncher* launcher = nullptr;  // may be null: workers are started by somebody else
+  DatasetDigester* digester = nullptr;  // null: jobs cannot distribute their data; outlives the coordinator
   std::vector<NodeConfig> nodes;     // in hostfile order
   std::string state_directory;       // logs go to <state_directory>/logs
   std::string
@@ -72,6 +74,8 @@ struct MetricsSnapshot {
   int64_t store_full_errors = 0;
   int64_t stale_messages = 0;  // of an old incarnation or generation, answered or dropped
   int64_t node_restarts = 0;   // a known node registered with a new incarnation
+  int64_t data_bytes_from_coordinator = 0;  // fetched by nodes
+  int64_t data_bytes_from_nodes = 0;
 };
 
 class CoordinatorCore;
@@ -125,6 +129,9 @@ class Coordinator : public WorkerStreamHandler {
   std::string ShardsEndpoint(const std::string& node);
   // A verification found that no whole copy of a file is left: later restarts use the checkpoint before it.
   absl::Status MarkCheckpointBad(const v1::CheckpointRef& ref, const std::string& reason);
+
+  // A file that a job which has not ended distributes; NOT_FOUND.
+  absl::StatusOr<v1::DatasetFile> FindDatasetFile(const std::string& digest);
 
   MetricsSnapshot Metrics();
 

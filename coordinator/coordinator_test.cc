@@ -24,6 +24,20 @@ class FakeStream : public WorkerStream {
   std::string authenticated;
 };
 
+// Answers when the test lets it.
+class FakeDigester : public DatasetDigester {
+ public:
+  void Digest(std::vector<std::string> prefixes, std::function<void(int64_t, int64_t)> progress,
+              std::function<void(absl::StatusOr<std::vector<v1::DatasetFile>>)> done) override {
+    asked.push_back(prefixes);
+    this->progress = std::move(progress);
+    this->done = std::move(done);
+  }
+  std::vector<std::vector<std::string>> asked;
+  std::function<void(int64_t, int64_t)> progress;
+  std::function<void(absl::StatusOr<std::vector<v1::DatasetFile>>)> done;
+};
+
 class CoordinatorTest : public ::testing::Test {
  protected:
   CoordinatorTest() : random_(NewSeededRandom(1)), disk_(std::make_shared<MemoryDisk>()) {
@@ -41,6 +55,7 @@ class CoordinatorTest : public ::testing::Test {
     options.env = &env_;
     options.random = random_.get();
     options.store = store_.get();
+    options.digester = &digester_;
     for (const char* name : {"n1", "n2"}) {
       if (name != removed_) options.nodes.push_back({.name = name, .slots = 2});
     }
@@ -118,6 +133,30 @@ class CoordinatorTest : public ::testing::Test {
     shard->mutable_file()->set_size_bytes(10);
     Tell(node, event);
   }
+  void Checked(const std::string& node, const std::string& job, int generation, int rank,
+               const std::string& fingerprint) {
+    v1::WorkerEvent event = Event(job, generation, rank);
+    (*event.mutable_data_checked()->mutable_fingerprint_of_prefix())["/data/text"] = fingerprint;
+    Tell(node, event);
+  }
+  std::string SubmitFar(int data) {
+    v1::SubmitRequest request = Request(data);
+    request.mutable_spec()->mutable_data()->set_distribute(true);
+    request.mutable_spec()->mutable_data()->add_train()->set_prefix("/far/text");
+    const auto job = coordinator_->Submit(request, "me");
+    EXPECT_TRUE(job.ok()) << job.status();
+    Run();
+    return job.ok() ? job->id() : "";
+  }
+  std::vector<v1::DatasetFile> FarFiles() {
+    std::vector<v1::DatasetFile> files(2);
+    for (int i = 0; i < 2; ++i) {
+      files[i].set_path(i == 0 ? "/far/text.idx" : "/far/text.bin");
+      files[i].set_bytes(100);
+      files[i].set_xxh3_128(std::string(32, i == 0 ? 'a' : 'b'));
+    }
+    return files;
+  }
   // The newest message of a kind that was sent to the node, or null.
   const v1::CoordinatorMessage* Newest(const std::string& node,
                                        v1::CoordinatorMessage::BodyCase kind) {
@@ -151,6 +190,7 @@ class CoordinatorTest : public ::testing::Test {
 
   SimScheduler scheduler_;
   MemEnv env_;
+  FakeDigester digester_;
   std::unique_ptr<Random> random_;
   std::shared_ptr<MemoryDisk> disk_;
   std::unique_ptr<SimEventLoop> loop_;
@@ -303,6 +343,142 @@ TEST_F(CoordinatorTest, RefusedDataEndsTheJobAtOnce) {
   EXPECT_EQ(Get(id).exit_code(), kExitPrecondition);
   EXPECT_EQ(Get(id).failure().cause(), "data");
   EXPECT_THAT(Get(id).failure().message(), HasSubstr("was not started: NOT_FOUND data.train"));
+}
+
+TEST_F(CoordinatorTest, RanksRunWhenAllNodesHaveTheSameData) {
+  Register("n1");
+  Register("n2");
+  const std::string id = Submit(4);
+  Checked("n1", id, 1, 0, "idx:8:aa bin:64:bb");
+  EXPECT_EQ(Newest("n1", Body::kLaunchRanks), nullptr) << "the other node has not told yet";
+  Checked("n2", id, 1, 2, "idx:8:aa bin:64:bb");
+  for (const char* node : {"n1", "n2"}) {
+    ASSERT_NE(Newest(node, Body::kLaunchRanks), nullptr) << node;
+    EXPECT_EQ(Newest(node, Body::kLaunchRanks)->launch_ranks().generation(), 1);
+  }
+}
+
+TEST_F(CoordinatorTest, DifferentDataEndsTheJobNamingNodeAndFile) {
+  Register("n1");
+  Register("n2");
+  const std::string id = Submit(4);
+  Checked("n2", id, 1, 2, "idx:8:aa bin:64:cc");
+  Checked("n1", id, 1, 0, "idx:8:aa bin:64:bb");
+  EXPECT_EQ(Newest("n1", Body::kLaunchRanks), nullptr);
+  ASSERT_NE(Newest("n1", Body::kStopRanks), nullptr);
+  v1::WorkerMessage stopped;
+  stopped.mutable_command_result()->set_command_id(Newest("n1", Body::kStopRanks)->command_id());
+  Say("n1", stopped);
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_FAILED);
+  EXPECT_EQ(Get(id).exit_code(), kExitPrecondition);
+  EXPECT_EQ(Get(id).failure().cause(), "data");
+  EXPECT_EQ(Get(id).failure().node(), "n2");
+  EXPECT_THAT(Get(id).reason(),
+              HasSubstr("the data /data/text on node n2 is not that of n1: /data/text.bin has 64 "
+                        "bytes on both, but not the same (XXH3 cc here, bb there); copy the same"));
+}
+
+TEST_F(CoordinatorTest, DistributedDataIsDigestedOnceThenToldToNodes) {
+  Register("n1");
+  Register("n2");
+  const std::string id = SubmitFar(4);
+  EXPECT_EQ(digester_.asked.size(), 1u);
+  digester_.progress(50, 200);
+  Run();
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_QUEUED);
+  EXPECT_THAT(Get(id).reason(), HasSubstr("its data is being digested: 25 % of 200 bytes"));
+  EXPECT_EQ(Get(id).data().digested_bytes(), 50);
+  EXPECT_EQ(Newest("n1", Body::kStartRanks), nullptr);
+  digester_.done(FarFiles());
+  Run();
+  ASSERT_NE(Newest("n1", Body::kStartRanks), nullptr);
+  const v1::StartRanks& start = Newest("n1", Body::kStartRanks)->start_ranks();
+  EXPECT_EQ(start.dataset_files_size(), 2);
+  ASSERT_EQ(start.dataset_endpoints_size(), 1);
+  EXPECT_EQ(start.dataset_endpoints(0), "n2:1");
+  // What the coordinator gives, and what is told to people meanwhile.
+  ASSERT_TRUE(coordinator_->FindDatasetFile(std::string(32, 'b')).ok());
+  EXPECT_TRUE(absl::IsNotFound(coordinator_->FindDatasetFile(std::string(32, 'c')).status()));
+  v1::WorkerMessage beat;
+  v1::DataFetch& fetch = *beat.mutable_heartbeat()->add_data_fetches();
+  fetch.set_job_id(id);
+  fetch.set_generation(1);
+  fetch.set_bytes_done(60);
+  fetch.set_bytes_total(200);
+  fetch.set_waits_for("n2:1: busy");
+  Say("n1", beat);
+  Checked("n2", id, 1, 2, "idx:8:aa bin:64:bb");
+  EXPECT_EQ(Get(id).reason(),
+            "1 of 2 nodes have its data; n1 has 30 % of 200 bytes and waits: n2:1: busy");
+  // A coordinator that starts again knows the digests.
+  Restart();
+  Register("n1", "i1", {}, 1);
+  EXPECT_EQ(digester_.asked.size(), 1u);
+  EXPECT_EQ(Newest("n1", Body::kStartRanks)->start_ranks().dataset_files_size(), 2);
+  v1::JobActionRequest request;
+  request.set_job_id(id);
+  ASSERT_TRUE(coordinator_->Cancel(request).ok());
+}
+
+TEST_F(CoordinatorTest, DataThatTheCoordinatorCannotReadEndsTheJob) {
+  Register("n1");
+  const std::string id = SubmitFar(1);
+  digester_.done(absl::FailedPreconditionError("data.distribute: /far/text.idx: no such file"));
+  Run();
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_FAILED);
+  EXPECT_EQ(Get(id).exit_code(), kExitPrecondition);
+  EXPECT_THAT(Get(id).reason(), HasSubstr("/far/text.idx"));
+}
+
+TEST_F(CoordinatorTest, AJobCancelledWhileItsDataIsDigestedStaysCancelled) {
+  Register("n1");
+  const std::string id = SubmitFar(1);
+  v1::JobActionRequest request;
+  request.set_job_id(id);
+  ASSERT_TRUE(coordinator_->Cancel(request).ok());
+  digester_.done(FarFiles());
+  Run();
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_CANCELLED);
+  EXPECT_EQ(Newest("n1", Body::kStartRanks), nullptr);
+  EXPECT_TRUE(absl::IsNotFound(coordinator_->FindDatasetFile(std::string(32, 'b')).status()));
+}
+
+TEST_F(CoordinatorTest, ADaemonThatStartedAnewIsComparedAnew) {
+  Register("n1");
+  Register("n2");
+  const std::string id = Submit(4);
+  Checked("n1", id, 1, 0, "idx:8:aa bin:64:bb");
+  Checked("n2", id, 1, 2, "idx:8:aa bin:64:bb");
+  Register("n2", "i2");  // before its ranks had started
+  EXPECT_NE(Newest("n2", Body::kStartRanks), nullptr);
+  Checked("n2", id, 1, 2, "idx:8:aa bin:64:cc");
+  ASSERT_NE(Newest("n1", Body::kStopRanks), nullptr);
+  EXPECT_THAT(Newest("n1", Body::kStopRanks)->stop_ranks().reason(), HasSubstr("on node n2"));
+}
+
+TEST_F(CoordinatorTest, ALostLaunchIsSentAgain) {
+  Register("n1");
+  const std::string id = Submit(1);
+  Checked("n1", id, 1, 0, "idx:8:aa bin:64:bb");
+  Register("n1", "i1", {}, 2);
+  ASSERT_NE(Newest("n1", Body::kLaunchRanks), nullptr);
+}
+
+TEST_F(CoordinatorTest, PauseBeforeRanksRunStopsThem) {
+  Register("n1");
+  const std::string id = Submit(2);
+  v1::JobActionRequest request;
+  request.set_job_id(id);
+  ASSERT_TRUE(coordinator_->Pause(request).ok());
+  Run();
+  EXPECT_EQ(Newest("n1", Body::kCheckpointNow), nullptr);
+  ASSERT_NE(Newest("n1", Body::kStopRanks), nullptr);
+  v1::WorkerMessage stopped;
+  stopped.mutable_command_result()->set_command_id(Newest("n1", Body::kStopRanks)->command_id());
+  Say("n1", stopped);
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_PAUSED);
+  EXPECT_EQ(Get(id).attempts_without_progress(), 0);
+  EXPECT_FALSE(Get(id).has_failure());
 }
 
 TEST_F(CoordinatorTest, ProgressResetsTheCountOfAttempts) {

@@ -135,6 +135,7 @@ class Process {
   std::string metrics_address_;
   std::shared_ptr<Telemetry> telemetry_;
   LateLauncher launcher_;
+  std::unique_ptr<DatasetDigester> digester_;
   std::unique_ptr<Coordinator> coordinator_;
   std::vector<std::unique_ptr<grpc::Service>> services_;
   std::unique_ptr<grpc::Server> server_;
@@ -235,6 +236,7 @@ absl::Status Process::StartServer() {
   services_.push_back(NewJobsService(loop_.get(), coordinator_.get()));
   services_.push_back(NewClusterService(loop_.get(), coordinator_.get(), [] { RequestStop('c'); }));
   services_.push_back(NewCheckpointsService(loop_.get(), env_, coordinator_.get(), tls_));
+  services_.push_back(NewCoordinatorDatasetsService(loop_.get(), env_, coordinator_.get()));
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   MT_ASSIGN_OR_RETURN(const auto credentials, NewServerCredentials(env_, tls_));
@@ -261,7 +263,8 @@ absl::Status Process::StartServer() {
                      "; is the port taken? Choose another by --listen HOST:PORT"));
   }
   for (const char* service :
-       {"mt.v1.Jobs", "mt.v1.Cluster", "mt.v1.Checkpoints", "mt.v1.WorkerControl"}) {
+       {"mt.v1.Jobs", "mt.v1.Cluster", "mt.v1.Checkpoints", "mt.v1.WorkerControl",
+        "mt.v1.Datasets"}) {
     server_->GetHealthCheckService()->SetServingStatus(service, true);
   }
   return WriteFileAtomically(env_, JoinPath(flags_.state, "listen-port"),
@@ -320,6 +323,8 @@ absl::Status Process::Start() {
   options.env = env_;
   options.store = store_.get();
   options.launcher = &launcher_;
+  digester_ = NewDatasetDigester(loop_.get(), env_);
+  options.digester = digester_.get();
   options.nodes = nodes_;
   options.state_directory = flags_.state;
   options.version = MT_VERSION;
@@ -377,6 +382,7 @@ Process::~Process() {
       launcher_.Set(nullptr);
       telemetry_->Detach();
       coordinator_.reset();
+      digester_.reset();
     });
   }
   services_.clear();

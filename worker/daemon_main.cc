@@ -15,8 +15,8 @@
 #include <future>
 #include <memory>
 
-#include "absl/strings/strip.h"
 #include "common/clock.h"
+#include "common/dataset/datasets_service.h"
 #include "common/env.h"
 #include "common/exit_codes.h"
 #include "common/grpc_transport.h"
@@ -25,6 +25,9 @@
 #include "worker/agent/agent.h"
 #include "worker/agent/data_checker.h"
 #include "worker/agent/data_interface.h"
+#include "worker/agent/dataset_cache.h"
+#include "worker/agent/dataset_client.h"
+#include "worker/agent/dataset_store.h"
 #include "worker/agent/device_monitor.h"
 #include "worker/agent/process_host.h"
 #include "worker/agent/shards_client.h"
@@ -56,13 +59,17 @@ class Daemon {
   std::unique_ptr<FileLock> lock_;
   int signal_fd_ = -1, ended_fd_ = -1;
   absl::Status end_status_;
-  std::unique_ptr<grpc::Service> shards_;
+  std::unique_ptr<DatasetCache> dataset_cache_;
+  std::unique_ptr<grpc::Service> shards_, datasets_service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<EventLoop> loop_;  // destroyed after all that posts to it
+  std::unique_ptr<EventLoop> datasets_loop_;
   std::unique_ptr<CoordinatorDialer> dialer_;
   std::unique_ptr<RankHost> host_;
   std::unique_ptr<FileFetcher> fetcher_;
   std::unique_ptr<DataChecker> data_checker_;
+  std::unique_ptr<DatasetTransport> dataset_transport_;
+  std::unique_ptr<DatasetStore> datasets_;
   std::unique_ptr<DeviceMonitor> device_monitor_;
   std::unique_ptr<Agent> agent_;
 };
@@ -90,11 +97,8 @@ absl::Status Daemon::Start() {
                                          absl::StrCat(getpid(), "\n")));
 
   const TlsFiles tls = command_.tls();
-  std::string coordinator = command_.coordinator;
-  if (coordinator.starts_with('@')) {
-    MT_ASSIGN_OR_RETURN(coordinator, ReadFile(env_, coordinator.substr(1), /*max_bytes=*/4096));
-    coordinator = std::string(absl::StripAsciiWhitespace(coordinator));
-  }
+  MT_ASSIGN_OR_RETURN(const std::string coordinator,
+                      CoordinatorAddress(env_, command_.coordinator));
   const bool is_address = !command_.listen.empty() && command_.interface.empty();
   MT_ASSIGN_OR_RETURN(
       const DataInterface data,
@@ -104,6 +108,15 @@ absl::Status Daemon::Start() {
 
   MT_ASSIGN_OR_RETURN(const auto credentials, NewServerCredentials(env_, tls));
   shards_ = NewShardsService(env_, JoinPath(command_.state_folder, "checkpoints"));
+  MT_ASSIGN_OR_RETURN(dataset_cache_,
+                      DatasetCache::Open(env_, JoinPath(command_.state_folder, "datasets"),
+                                         command_.data_cache_bytes));
+  datasets_service_ = NewDatasetsService(
+      env_, [cache = dataset_cache_.get()](const std::string& digest) -> absl::StatusOr<ServedFile> {
+        const std::string path = cache->FindServed(digest);
+        if (path.empty()) return absl::NotFoundError("not in the cache of this node");
+        return ServedFile{path};
+      });
   const std::string listen = command_.listen.empty() ? data.address : command_.listen;
   const std::string host =
       listen.find(':') == std::string::npos ? listen : absl::StrCat("[", listen, "]");
@@ -112,6 +125,7 @@ absl::Status Daemon::Start() {
   SetServerDefaults(builder);
   builder.AddListeningPort(absl::StrCat(host, ":0"), credentials, &port);
   builder.RegisterService(shards_.get());
+  builder.RegisterService(datasets_service_.get());
   server_ = builder.BuildAndStart();
   if (server_ == nullptr || port == 0) {
     return absl::UnavailableError(
@@ -148,6 +162,11 @@ absl::Status Daemon::Start() {
   dialer_ = NewGrpcCoordinatorDialer(loop_.get(), env_, command_.coordinator, tls);
   fetcher_ = NewShardsFetcher(loop_.get(), env_, tls);
   data_checker_ = NewDataChecker(loop_.get(), env_);
+  datasets_loop_ = NewThreadEventLoop("datasets");
+  dataset_transport_ =
+      NewGrpcDatasetTransport(datasets_loop_.get(), env_, command_.coordinator, tls);
+  datasets_ = std::make_unique<DatasetStore>(datasets_loop_.get(), loop_.get(), env_, Random::Real(),
+                                             dataset_transport_.get(), dataset_cache_.get());
   std::promise<absl::Status> done;
   // Ranks are forked on the loop's thread: their parent-death signal is tied to the thread that
   // forks.
@@ -163,7 +182,7 @@ absl::Status Daemon::Start() {
     }
     host_ = std::move(*process_host);
     agent_ = std::make_unique<Agent>(options, loop_.get(), env_, Random::Real(), dialer_.get(),
-                                     host_.get(), fetcher_.get(), data_checker_.get(),
+                                     host_.get(), fetcher_.get(), data_checker_.get(), datasets_.get(),
                                      [this](absl::Status status) {
                                        end_status_ = std::move(status);
                                        const uint64_t one = 1;
@@ -197,6 +216,12 @@ absl::Status Daemon::Wait() {
     done.set_value();
   });
   done.get_future().get();
+  std::promise<void> no_datasets;
+  datasets_loop_->Post([&] {
+    datasets_ = nullptr;
+    no_datasets.set_value();
+  });
+  no_datasets.get_future().get();
   fetcher_ = nullptr;
   data_checker_ = nullptr;
   server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));

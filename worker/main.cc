@@ -20,6 +20,7 @@ constexpr char kUsage[] =
     "  mt-worker daemon --node NAME --coordinator HOST:PORT|@FILE --state FOLDER [--slots N] "
     "[--interface IF]\n"
     "                   [--tls FOLDER | --insecure] [--bundle-digest HEX] [--listen ADDRESS]\n"
+    "                   [--data-cache SIZE]\n"
     "  mt-worker rank      one rank of a job; the daemon starts it with a socket as descriptor 3\n"
     "  mt-worker generate --checkpoint=FOLDER --prompt=TEXT [--max-tokens=N] [--temperature=T] "
     "[--top-k=K] [--top-p=P] "

@@ -60,7 +60,7 @@ class TrainingTest : public ::testing::Test {
       options.identity.set_cores(kRanks);
       agent_ = std::make_unique<Agent>(options, loop_.get(), Env::Real(), Random::Real(),
                                        coordinator_.get(), host_.get(), fetcher_.get(),
-                                       data_checker_.get(), nullptr);
+                                       data_checker_.get(), nullptr, nullptr);
       ASSERT_TRUE(agent_->Start().ok());
     });
     EXPECT_TRUE(coordinator_->WaitFor([this] { return coordinator_->registered; }));

@@ -36,4 +36,8 @@ std::unique_ptr<grpc::Service> NewClusterService(EventLoop* loop, Coordinator* c
 std::unique_ptr<grpc::Service> NewCheckpointsService(EventLoop* loop, Env* env,
                                                      Coordinator* coordinator, TlsFiles tls);
 
+// Datasets.Read of the files of jobs that distribute their data; for nodes.
+std::unique_ptr<grpc::Service> NewCoordinatorDatasetsService(EventLoop* loop, Env* env,
+                                                             Coordinator* coordinator);
+
 }  // namespace mt

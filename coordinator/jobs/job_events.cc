@@ -88,6 +88,9 @@ void JobManager::OnWorkerEvent(const std::string& node, const v1::WorkerEvent& e
     case v1::WorkerEvent::kRankExited:
       OnRankExited(*attempt, event);
       break;
+    case v1::WorkerEvent::kDataChecked:
+      OnDataChecked(*attempt, node, event.data_checked());
+      break;
     case v1::WorkerEvent::kRankHung: {
       RankRecord& edited = *ledger_->EditAttempt(id, generation).mutable_ranks(event.rank());
       *edited.mutable_hung() = event.rank_hung();

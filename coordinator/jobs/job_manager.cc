@@ -18,13 +18,15 @@ bool IsOver(const RankRecord& rank) {
   return rank.state() == RankRecord::STATE_EXITED || rank.state() == RankRecord::STATE_LOST;
 }
 
+bool HasBegun(const RankRecord& rank) { return rank.state() != RankRecord::STATE_ASSIGNED; }
+
+}  // namespace
+
 std::set<std::string> NodesOf(const AttemptRecord& attempt) {
   std::set<std::string> nodes;
   for (const RankRecord& rank : attempt.ranks()) nodes.insert(rank.placement().node());
   return nodes;
 }
-
-}  // namespace
 
 bool HasEnded(v1::JobState state) {
   return state == v1::JOB_STATE_SUCCEEDED || state == v1::JOB_STATE_FAILED ||
@@ -118,6 +120,7 @@ void JobManager::Reconcile(const std::string& job_id) {
 // The attempt runs or is being stopped.
 void JobManager::WatchAttempt(const JobRecord& job, const AttemptRecord& attempt) {
   const std::string& id = job.job().id();
+  if (!attempt.failed() && !attempt.stopping() && !attempt.data_agreed()) CompareData(attempt);
   if (!attempt.failed()) {
     const auto failed = std::find_if(attempt.ranks().begin(), attempt.ranks().end(), IsFailure);
     if (failed != attempt.ranks().end() && !attempt.stopping()) {
@@ -130,8 +133,15 @@ void JobManager::WatchAttempt(const JobRecord& job, const AttemptRecord& attempt
     }
   }
   if (job.wish() == store::WISH_CANCEL && !attempt.stopping()) BeginStop(id, "cancelled");
-  if (!attempt.stopping() && (job.wish() == store::WISH_PAUSE || MustMove(attempt)))
-    AskForCheckpoint(attempt);
+  if (!attempt.stopping() && (job.wish() == store::WISH_PAUSE || MustMove(attempt))) {
+    const bool may_run = attempt.data_agreed() || attempt.stepped() || std::any_of(attempt.ranks().begin(), attempt.ranks().end(), HasBegun);
+    if (may_run) {
+      AskForCheckpoint(attempt);
+    } else {  // there is nobody who could write one
+      BeginStop(id, job.wish() == store::WISH_PAUSE ? "paused before its ranks started"
+                                                    : "leaves a node that is drained");
+    }
+  }
   if (job.wish() == store::WISH_RUN && job.job().state() == v1::JOB_STATE_PAUSING &&
       !attempt.stopping()) {
     SetReason(id, v1::JOB_STATE_RECOVERING, "resumed while pausing: goes on after its checkpoint");
@@ -253,6 +263,7 @@ void JobManager::SendStart(const AttemptRecord& attempt, const std::string& node
       }
     }
   }
+  AddDatasets(attempt, node, start);
   nodes_->Send(
       node, std::move(message),
       [this, id = attempt.job_id(), generation = attempt.generation(), node](absl::Status status) {
@@ -298,7 +309,7 @@ void JobManager::EndAttempt(const std::string& job_id, int generation) {
   AttemptRecord& attempt = ledger_->EditAttempt(job_id, generation);
   SetTime(attempt.mutable_ended(), loop_->clock()->Now());
   const JobRecord& job = *Find(job_id);
-  if (!attempt.failed() && job.wish() != store::WISH_CANCEL &&
+  if (!attempt.failed() && !attempt.stopping() && job.wish() != store::WISH_CANCEL &&
       std::any_of(attempt.ranks().begin(), attempt.ranks().end(), IsFailure)) {
     attempt.set_failed(true);
   }
@@ -450,6 +461,7 @@ void JobManager::OnNodeSettled(const std::string& node,
       SendStop(*attempt, node);
     } else if (start) {
       SendStart(*attempt, node);
+      if (attempt->data_agreed()) SendLaunch(*attempt, node);
     }
     Touch(id);
   }

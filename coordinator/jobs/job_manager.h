@@ -8,11 +8,14 @@
 //    generation starts after that, so two generations never run side by side where the coordinator can reach them.
 //  - All ranks of an attempt are placed in one transaction, or none.
 //  - A terminal state is never left. A cancellation that was answered ends in CANCELLED.
+//  - Ranks run only when every node of the attempt has told what its data is and all have told the same
+//    (docs/spec/dataset-distribution.md).
 //  - Silence is not failure: ranks on a node that is down are given up only when the job stands still or fails anyway, and
 //    only while the coordinator itself can reach at least half of the cluster.
 #pragma once
 
 #include <map>
+#include <memory>
 #include <set>
 #include <string>
 #include <vector>
@@ -20,6 +23,7 @@
 #include "common/event_loop.h"
 #include "common/random.h"
 #include "coordinator/jobs/checkpoint_catalogue.h"
+#include "coordinator/jobs/dataset_digester.h"
 #include "coordinator/jobs/log_store.h"
 #include "coordinator/jobs/placement.h"
 #include "coordinator/jobs/rendezvous.h"
@@ -48,9 +52,11 @@ class JobManager {
     NodeTable* nodes = nullptr;
     CheckpointCatalogue* checkpoints = nullptr;
     LogStore* logs = nullptr;
+    DatasetDigester* digester = nullptr;  // null: jobs cannot distribute their data
     absl::Duration down_after;
   };
   explicit JobManager(Options options);
+  ~JobManager() { *alive_ = false; }
 
   // Looks at every stored job; call once.
   void Start();
@@ -64,6 +70,13 @@ class JobManager {
   // Slots in use and the jobs that use them, by node.
   std::map<std::string, std::pair<int, std::set<std::string>>> Usage() const;
   const Metrics* MetricsOf(const std::string& job_id) const;
+  // What nodes fetched, since this coordinator started.
+  struct DataMetrics {
+    int64_t bytes_from_coordinator = 0, bytes_from_nodes = 0;
+  };
+  const DataMetrics& data_metrics() const { return data_metrics_; }
+  // A file that a job which has not ended distributes; NOT_FOUND.
+  absl::StatusOr<v1::DatasetFile> FindDatasetFile(const std::string& digest) const;
 
   // At shutdown: no job starts any more; graceful: running ones are paused and resumed at the next start.
   absl::Status BeginShutdown(bool graceful);
@@ -101,6 +114,16 @@ class JobManager {
   void End(const std::string& job_id, v1::JobState state, int exit_code, const std::string& reason);
   void SetReason(const std::string& job_id, v1::JobState state, const std::string& reason);
   bool MustMove(const store::AttemptRecord& attempt) const;
+  // job_data.cc
+  void OnDataChecked(const store::AttemptRecord& attempt, const std::string& node,
+                     const v1::DataChecked& checked);
+  void CompareData(const store::AttemptRecord& attempt);
+  void SendLaunch(const store::AttemptRecord& attempt, const std::string& node);
+  void DigestData(const store::JobRecord& job);  // unless that is done or under way
+  absl::Status DataIsDigested(const store::JobRecord& job) const;  // not OK: what it waits for
+  void AddDatasets(const store::AttemptRecord& attempt, const std::string& node,
+                   v1::StartRanks& start) const;
+  void DescribeData(const store::JobRecord& record, v1::Job& job) const;
   // job_scheduler.cc
   void Schedule();
   absl::Status TryStart(const std::string& job_id);  // not OK: why it waits
@@ -126,11 +149,15 @@ class JobManager {
   std::map<std::string, absl::Duration> last_progress_;  // monotonic; by job
   std::map<std::string, absl::Duration> failed_at_;      // for recovery_seconds
   std::map<std::string, Metrics> metrics_;
+  DataMetrics data_metrics_;
+  std::map<std::string, std::pair<int64_t, int64_t>> digesting_;  // by job: bytes done and in all
   std::set<std::string> log_complaints_;
   std::map<std::string, std::string> by_request_;
   int64_t stale_events_ = 0;
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // for callbacks that outlive the manager
 };
 
 bool HasEnded(v1::JobState state);
+std::set<std::string> NodesOf(const store::AttemptRecord& attempt);
 
 }  // namespace mt

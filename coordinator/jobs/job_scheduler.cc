@@ -218,6 +218,7 @@ v1::Job JobManager::Describe(const JobRecord& record, bool with_ranks) const {
     }
     *job.mutable_operations() = attempt->operations();
   }
+  DescribeData(record, job);
   job.set_restarts(std::max(0, job.attempt() - 1));
   if (job.has_started()) {
     const absl::Time end = job.has_ended() ? ToTime(job.ended()) : loop_->clock()->Now();
@@ -294,6 +295,7 @@ void JobManager::Schedule() {
   std::string ahead;
   for (const JobRecord* job : queue) {
     const std::string id = job->job().id();
+    DigestData(*job);  // also of one that still waits for others
     if (!ahead.empty()) {
       SetReason(id, v1::JOB_STATE_QUEUED,
                 absl::StrCat("behind ", ahead, ", which waits for slots"));
@@ -314,6 +316,7 @@ absl::Status JobManager::TryStart(const std::string& job_id) {
   const v1::JobSpec& spec = job.job().spec();
   const AttemptRecord* last = Attempt(job_id);
   MT_ASSIGN_OR_RETURN(const Mesh mesh, Mesh::FromSpec(spec.parallel()));
+  MT_RETURN_IF_ERROR(DataIsDigested(job));
 
   const store::CheckpointRecord* restore = checkpoints_->NewestCommitted(job_id);
   if (restore == nullptr && !job.resume_job_id().empty()) {

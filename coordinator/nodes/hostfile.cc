@@ -11,6 +11,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "common/disk_size.h"
 
 namespace mt {
 namespace {
@@ -312,6 +313,11 @@ absl::Status LineParser::ParseKey(Token token, std::map<std::string, size_t>& se
       return Error(value.column, absl::StrCat("\"", address, "\" is not a host name or address"));
     }
     base.address = Canonical(address);
+  } else if (key == "data_cache") {
+    const auto bytes = ParseDiskSize(value.text);
+    if (!bytes.ok())
+      return Error(value.column, absl::StrCat("data_cache=: ", bytes.status().message()));
+    base.data_cache_bytes = *bytes;
   } else if (key == "type" || key == "rack") {
     if (value.text.size() > 63 || !AllOf(value.text, IsWord)) {
       return Error(value.column, absl::StrCat(key, " \"", value.text,
@@ -325,7 +331,7 @@ absl::Status LineParser::ParseKey(Token token, std::map<std::string, size_t>& se
     return Error(
         token.column,
         absl::StrCat("unknown key \"", key,
-                     "\"; known are slots, max_slots, addr, user, port, ifname, type and rack"));
+                     "\"; known are slots, max_slots, addr, user, port, ifname, data_cache, type and rack"));
   }
   return absl::OkStatus();
 }

@@ -147,5 +147,17 @@ TEST(HostfileTest, NonsenseIsRefusedByLineAndColumn) {
   EXPECT_THAT(Refusal("ab addr=" + std::string(300, 'a')), HasSubstr("not a host name"));
 }
 
+TEST(HostfileTest, DataCacheIsASize) {
+  const auto nodes = ParseHostfile("a slots=1 data_cache=200G\nb data_cache=1.5T\nc", "hosts");
+  ASSERT_TRUE(nodes.ok()) << nodes.status();
+  EXPECT_EQ((*nodes)[0].data_cache_bytes, 200'000'000'000);
+  EXPECT_EQ((*nodes)[1].data_cache_bytes, 1'500'000'000'000);
+  EXPECT_EQ((*nodes)[2].data_cache_bytes, 0);
+  for (const char* bad : {"-5G", "G", "12X", "0", "1e30", "1..5G"}) {
+    const auto refused = ParseHostfile(absl::StrCat("a data_cache=", bad), "hosts");
+    EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument) << bad;
+  }
+}
+
 }  // namespace
 }  // namespace mt

@@ -91,6 +91,7 @@ class LocalLauncher : public NodeLauncher {
     command.coordinator = absl::StrCat("@", root, "/coordinator");
     command.state_folder = JoinPath(root, "state");
     command.slots = node.slots;
+    command.data_cache_bytes = node.data_cache_bytes;
     command.interface = node.interface;
     command.bundle_digest = options_.bundle_digest;
     if (options_.ca != nullptr) {

@@ -110,6 +110,9 @@ void NodeTable::OnMessage(std::shared_ptr<WorkerStream> stream, v1::WorkerMessag
       node.disk_free_bytes = message.heartbeat().disk_free_bytes();
       node.devices.assign(message.heartbeat().devices().begin(),
                           message.heartbeat().devices().end());
+      node.data_fetches.assign(message.heartbeat().data_fetches().begin(),
+                               message.heartbeat().data_fetches().end());
+      node.data_cache_bytes = message.heartbeat().data_cache_bytes();
       UpdateUnwanted(node,
                      {message.heartbeat().running().begin(), message.heartbeat().running().end()});
       // Kept events are sent right after Registered, and this stream is ordered.
@@ -492,6 +495,16 @@ std::string NodeTable::ShardsEndpoint(const std::string& name) const {
   return record == nullptr || !IsConnected(name) ? "" : record->registered().shards_endpoint();
 }
 
+const v1::DataFetch* NodeTable::DataFetchOf(const std::string& name, const std::string& job_id,
+                                            int generation) const {
+  const Node* node = Find(name);
+  if (node == nullptr) return nullptr;
+  for (const v1::DataFetch& fetch : node->data_fetches) {
+    if (fetch.job_id() == job_id && fetch.generation() == generation) return &fetch;
+  }
+  return nullptr;
+}
+
 int NodeTable::NumReady() const {
   return static_cast<int>(std::count_if(names_.begin(), names_.end(),
                                         [&](const std::string& name) { return IsReady(name); }));
@@ -521,6 +534,7 @@ v1::Node NodeTable::Describe(const std::string& name) const {
     result.set_data_interface_reason(registered.data_interface_reason());
     result.set_cores(registered.cores());
     result.set_memory_bytes(registered.memory_bytes());
+    result.set_data_cache_limit_bytes(registered.data_cache_limit_bytes());
     result.set_worker_version(registered.version());
     result.set_bundle_digest(registered.bundle_digest());
     *result.mutable_backends() = registered.backends();
@@ -529,6 +543,7 @@ v1::Node NodeTable::Describe(const std::string& name) const {
     SetTime(result.mutable_last_heartbeat(), node->last_heartbeat);
   result.set_disk_free_bytes(node->disk_free_bytes);
   for (const v1::Device& device : node->devices) *result.add_devices() = device;
+  result.set_data_cache_bytes(node->data_cache_bytes);
   return result;
 }
 

@@ -84,6 +84,9 @@ class NodeTable {
   std::string DataAddress(const std::string& node) const;
   std::string DataInterface(const std::string& node) const;
   std::string ShardsEndpoint(const std::string& node) const;  // empty unless connected
+  // What the node's newest heartbeat says of the data of this attempt, or null.
+  const v1::DataFetch* DataFetchOf(const std::string& node, const std::string& job_id,
+                                   int generation) const;
   int NumReady() const;
   // False while (and for a while after) fewer than half of the nodes are reachable: then it is probably the coordinator that is
   // cut off, and nothing is to be concluded from a node's silence.
@@ -122,6 +125,8 @@ class NodeTable {
     std::set<RankKey> unwanted;            // running there although they should not
     int64_t disk_free_bytes = 0;
     std::vector<v1::Device> devices;  // of the newest heartbeat
+    std::vector<v1::DataFetch> data_fetches;
+    int64_t data_cache_bytes = 0;
     bool launching = false;
     int failed_launches = 0;
     absl::Duration next_launch;

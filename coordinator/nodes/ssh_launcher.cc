@@ -209,6 +209,7 @@ class SshLauncher : public NodeLauncher {
     command.coordinator = absl::StrCat("@", root, "/coordinator");
     command.state_folder = root + "/state";
     command.slots = node.slots;
+    command.data_cache_bytes = node.data_cache_bytes;
     command.interface = node.interface;
     command.bundle_digest = options_.bundle.digest;
     if (options_.ca != nullptr) {

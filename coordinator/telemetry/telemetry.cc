@@ -408,10 +408,21 @@ class TelemetryImpl : public Telemetry,
                                   UnixSeconds(node.last_heartbeat())));
       out.Gauge("mt_node_disk_free_bytes", "Where the node keeps checkpoints and logs", labels,
                 static_cast<double>(node.disk_free_bytes()));
+      out.Gauge("mt_node_data_cache_bytes", "Distributed datasets in the node's cache", labels,
+                static_cast<double>(node.data_cache_bytes()));
+      out.Gauge("mt_node_data_cache_limit_bytes", "What its cache may hold", labels,
+                static_cast<double>(node.data_cache_limit_bytes()));
       for (const v1::Device& device : node.devices()) BuildDevice(node, device, out);
     }
     for (const auto& [state, count] : by_state)
       out.Gauge("mt_nodes", "Nodes by state", {{"state", state}}, count);
+    const std::pair<const char*, int64_t> fetched[] = {
+        {"coordinator", snapshot.data_bytes_from_coordinator},
+        {"node", snapshot.data_bytes_from_nodes}};
+    for (const auto& [source, bytes] : fetched) {
+      out.Counter("mt_data_fetched_bytes_total", "Data of jobs that nodes fetched, by who gave it",
+                  {{"source", source}}, static_cast<double>(bytes));
+    }
     out.Gauge("mt_slots", "Slots of all nodes", {}, static_cast<double>(slots));
     out.Gauge("mt_slots_used", "Slots with a rank", {}, static_cast<double>(used));
   }

@@ -2,6 +2,7 @@
 # that run within in_sandbox.sh, which takes everything away again.
 #   make_hosts N      h1..hN at 10.77.0.1..N; we are 10.77.0.254; keys and known_hosts in $MT_SCENARIO_FOLDER/ssh
 #   start_sshd hK     (again, after kill_host)
+#   HOST_PREPARE      a script that each host runs first, with its name, in a mount namespace of its own
 #   kill_host hK      kill -9 of every process in the namespace: the machine's power is cut
 ssh_folder=$MT_SCENARIO_FOLDER/ssh
 
@@ -39,7 +40,8 @@ EOF
 
 # nsenter and not `ip netns exec`, which remounts /sys.
 start_sshd() {
-  nsenter --net="/run/netns/$1" unshare --uts sh -c 'hostname "$1"; exec /usr/sbin/sshd -f "$2" -E "$3"' \
+  nsenter --net="/run/netns/$1" unshare --uts ${HOST_PREPARE:+--mount} \
+    sh -c 'hostname "$1"; [ -z "${HOST_PREPARE:-}" ] || sh "$HOST_PREPARE" "$1"; exec /usr/sbin/sshd -f "$2" -E "$3"' \
     start_sshd "$1" "$ssh_folder/$1.conf" "$ssh_folder/$1.log"
 }
 

@@ -9,6 +9,9 @@
 #include "common/exit_codes.h"
 #include "common/hash.h"
 #include "common/proto_time.h"
+#include "tests/simulation/sim_datasets.h"
+#include "worker/agent/dataset_cache.h"
+#include "worker/agent/dataset_store.h"
 #include "worker/checkpoint/loader.h"
 #include "worker/checkpoint/manifest.h"
 
@@ -17,6 +20,8 @@ namespace {
 
 constexpr char kSharedFolder[] = "/shared";
 constexpr char kStateFolder[] = "/node";
+// Room for two or three of the simulated datasets, so that they drive each other out.
+constexpr int64_t kDataCacheBytes = 50'000;
 
 // A node's files: its own disk, and the shared folder under /shared.
 class NodeEnv : public Env {
@@ -82,6 +87,8 @@ v1::JobSpec RandomSpec(Random& random, int number) {
   spec.mutable_checkpoint()->set_keep_last(1 + pick(3));
   spec.mutable_checkpoint()->set_replicas(1 + pick(2));
   if (pick(3) == 0) spec.mutable_checkpoint()->set_path(kSharedFolder);
+  spec.mutable_data()->add_train()->set_prefix("/far/" + spec.name());
+  spec.mutable_data()->set_distribute(pick(2) == 0);
   // Enough that chance alone never ends a job; poisoned ones end by the default.
   spec.mutable_fault()->set_max_attempts_without_progress(poison ? 3 : 1000);
   SetDuration(spec.mutable_fault()->mutable_min_step_deadline(), absl::Seconds(10));
@@ -104,6 +111,9 @@ struct SimCluster::Node {
   std::unique_ptr<RankHost> host;
   std::unique_ptr<FileFetcher> fetcher;
   std::unique_ptr<DataChecker> data_checker;
+  std::unique_ptr<DatasetCache> dataset_cache;
+  std::unique_ptr<DatasetTransport> dataset_transport;
+  std::unique_ptr<DatasetStore> datasets;
   std::unique_ptr<Agent> agent;
   uint64_t life = 0;
 };
@@ -119,9 +129,10 @@ struct SimCluster::JobOfPeople {
 class SimCluster::DataLook : public DataChecker {
  public:
   DataLook(SimCluster* cluster, EventLoop* loop) : cluster_(cluster), loop_(loop) {}
-  void Check(const v1::JobSpec&, std::function<void(absl::Status)> done) override {
+  void Check(const v1::JobSpec&,
+             std::function<void(absl::StatusOr<DataFingerprints>)> done) override {
     loop_->After(absl::Milliseconds(50 * cluster_->Uniform()),
-                 [done = std::move(done)] { done(absl::OkStatus()); });
+                 [done = std::move(done)] { done(DataFingerprints()); });
   }
 
  private:
@@ -196,6 +207,7 @@ struct SimCluster::CoordinatorProcess {
   Launcher launcher;
   std::unique_ptr<Random> random;
   std::unique_ptr<StateStore> store;
+  std::unique_ptr<DatasetDigester> digester;
   std::unique_ptr<Coordinator> coordinator;
   bool dying = false;
   CoordinatorProcess(SimCluster* cluster, SimScheduler* scheduler)
@@ -209,6 +221,9 @@ SimCluster::SimCluster(SimOptions options)
       ranks_(&scheduler_, random_.get()),
       disk_(std::make_shared<MemoryDisk>()) {
   MT_CHECK_OK(shared_.CreateDirectories(kSharedFolder));
+  ranks_.on_spawn = [this](const std::string& node, const RankLaunch& launch) {
+    CheckDataOfRank(node, launch);
+  };
   for (int i = 0; i < options_.nodes; ++i) {
     auto node = std::make_unique<Node>();
     node->config.name = absl::StrFormat("n%03d", i);
@@ -242,6 +257,8 @@ void SimCluster::StartCoordinator() {
   options.random = process->random.get();
   options.store = process->store.get();
   options.launcher = &process->launcher;
+  process->digester = std::make_unique<SimDigester>(&process->loop, process->random.get());
+  options.digester = process->digester.get();
   for (const auto& node : nodes_) options.nodes.push_back(node->config);
   options.state_directory = "/state";
   options.on_fatal = [this, process](absl::Status) {
@@ -286,6 +303,19 @@ bool SimCluster::StartDaemon(Node& node) {
   node.host = ranks_.NewHost(node.config.name, node.loop.get(), node.env.get());
   node.fetcher = std::make_unique<Fetcher>(this, &node);
   node.data_checker = std::make_unique<DataLook>(this, node.loop.get());
+  // What a disk that was full or cut off left behind is put away by the real daemon's successor too: it tries until it starts.
+  auto cache = DatasetCache::Open(node.env.get(), JoinPath(kStateFolder, "datasets"), kDataCacheBytes);
+  if (!cache.ok()) Violation(absl::StrCat("cache of datasets: ", cache.status().ToString()));
+  MT_CHECK_OK(cache.status());
+  node.dataset_cache = std::move(*cache);
+  node.dataset_transport = std::make_unique<SimDatasetTransport>(
+      node.loop.get(), node.random.get(),
+      [this, &node](const std::string& endpoint, const std::string& digest) {
+        return GiveDatasetFile(node, endpoint, digest);
+      });
+  node.datasets = std::make_unique<DatasetStore>(node.loop.get(), node.loop.get(), node.env.get(),
+                                                 node.random.get(), node.dataset_transport.get(),
+                                                 node.dataset_cache.get());
   AgentOptions options;
   options.node = node.config.name;
   options.state_folder = kStateFolder;
@@ -295,7 +325,7 @@ bool SimCluster::StartDaemon(Node& node) {
   const uint64_t life = ++node.life;
   node.agent = std::make_unique<Agent>(options, node.loop.get(), node.env.get(), node.random.get(),
                                        node.dialer.get(), node.host.get(), node.fetcher.get(),
-                                       node.data_checker.get(), [this, &node, life](absl::Status) {
+                                       node.data_checker.get(), node.datasets.get(), [this, &node, life](absl::Status) {
                                          After(absl::ZeroDuration(), [this, &node, life] {
                                            if (node.life == life) KillDaemon(node);
                                          });
@@ -315,12 +345,65 @@ void SimCluster::KillDaemon(Node& node) {
   ranks_.KillNode(node.config.name);
   network_.WorkerDied(node.config.name);
   node.agent.reset();
+  node.datasets.reset();
+  node.dataset_transport.reset();
+  node.dataset_cache.reset();
   node.fetcher.reset();
   node.data_checker.reset();
   node.host.reset();
   node.dialer.reset();
   node.loop.reset();
   node.disk.KillProcess();
+}
+
+// What `endpoint` gives `reader` now: the coordinator is reached as the worker streams are, nodes always see each other.
+absl::StatusOr<std::string> SimCluster::GiveDatasetFile(const Node& reader,
+                                                        const std::string& endpoint,
+                                                        const std::string& digest) {
+  if (endpoint.empty()) {
+    if (coordinator_ == nullptr || coordinator_->coordinator == nullptr ||
+        network_.IsPartitioned(reader.config.name))
+      return absl::UnavailableError("no route to host");
+    MT_ASSIGN_OR_RETURN(const v1::DatasetFile file,
+                        coordinator_->coordinator->FindDatasetFile(digest));
+    statistics.data_from_coordinator += 1;
+    return SimDatasetFile(file.path());
+  }
+  Node& source = *by_name_.at(endpoint.substr(0, endpoint.find(':')));
+  if (source.agent == nullptr) return absl::UnavailableError("connection refused");
+  const std::string path = source.dataset_cache->FindServed(digest);
+  if (path.empty()) return absl::NotFoundError("not in the cache of this node");
+  statistics.data_from_nodes += 1;
+  return ReadFile(source.env.get(), path);
+}
+
+// A rank of a job that distributes its data finds all of it, as it is.
+void SimCluster::CheckDataOfRank(const std::string& node, const RankLaunch& launch) {
+  const v1::JobSpec& spec = launch.start.spec();
+  if (!spec.data().distribute()) return;
+  for (const char* suffix : {".idx", ".bin"}) {
+    const auto contents =
+        ReadFile(by_name_.at(node)->env.get(), spec.data().train(0).prefix() + suffix);
+    if (!contents.ok() || *contents != SimDatasetFile("/far/" + spec.name() + suffix)) {
+      Violation(absl::StrCat(launch.id.ToString(), " on ", node, " was started on data that is not its own: ",
+                             spec.data().train(0).prefix(), suffix, " ", contents.status().ToString()));
+    }
+  }
+}
+
+// Somebody writes to a cached file that no job uses.
+void SimCluster::TamperWithCache(Node& node) {
+  const auto folders = node.env->List(JoinPath(kStateFolder, "datasets"));
+  if (!folders.ok() || folders->empty()) return;
+  const std::string& folder = (*folders)[Pick(static_cast<int>(folders->size()))];
+  for (const auto& rank : ranks_.alive()) {
+    if (rank.node == node.config.name) return;
+  }
+  const std::string path = absl::StrCat(kStateFolder, "/datasets/", folder, "/data.bin");
+  auto contents = ReadFile(node.env.get(), path);
+  if (!contents.ok() || contents->empty()) return;
+  (*contents)[contents->size() / 2] ^= 1;
+  if (WriteFileAtomically(node.env.get(), path, *contents).ok()) ++statistics.corruptions;
 }
 
 void SimCluster::ScheduleFaults() {
@@ -434,7 +517,9 @@ void SimCluster::InjectNodeFault() {
       break;
     }
     case 7:
-      if (Uniform() < 0.5) {
+      if (Uniform() < 0.3) {
+        for (const auto& each : nodes_) TamperWithCache(*each);
+      } else if (Uniform() < 0.5) {
         network_.Break(node.config.name, absl::UnavailableError("connection reset"));
       } else {
         Corrupt();

@@ -43,6 +43,7 @@ class SimCluster {
     int rank_kills = 0, hangs = 0, daemon_kills = 0, machine_crashes = 0, partitions = 0,
         coordinator_deaths = 0;
     int succeeded = 0, failed = 0, cancelled = 0, restarts = 0, full_disks = 0, corruptions = 0;
+    int64_t data_from_coordinator = 0, data_from_nodes = 0;  // pieces
   } statistics;
 
  private:
@@ -62,6 +63,10 @@ class SimCluster {
   void InjectNodeFault();
   void InjectCoordinatorFault();
   void Corrupt();
+  absl::StatusOr<std::string> GiveDatasetFile(const Node& reader, const std::string& endpoint,
+                                              const std::string& digest);
+  void CheckDataOfRank(const std::string& node, const RankLaunch& launch);
+  void TamperWithCache(Node& node);
   void SubmitLater(JobOfPeople& job, absl::Duration at);
   void TrySubmit(JobOfPeople& job);
   void Act(JobOfPeople& job, const std::string& what);

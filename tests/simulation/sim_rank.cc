@@ -87,6 +87,7 @@ class SimRankHost : public RankHost {
   absl::StatusOr<int32_t> Spawn(RankLaunch launch) override {
     if (!ranks_->ever_.insert(launch.id).second)
       ranks_->violations.push_back("spawned twice: " + launch.id.ToString());
+    if (ranks_->on_spawn) ranks_->on_spawn(node_, launch);
     auto rank = std::make_shared<SimRank>();
     rank->handler = handler_;
     rank->node = node_;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -47,6 +48,9 @@ class SimRanks {
   // Faults. False if there is nobody to hit.
   bool KillRandomRank();
   bool HangRandomRank();
+
+  // Called before each rank's process begins.
+  std::function<void(const std::string& node, const RankLaunch& launch)> on_spawn;
 
   struct Alive {
     RankId id;

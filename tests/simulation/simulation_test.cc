@@ -31,6 +31,8 @@ void Add(SimCluster::Statistics& total, const SimCluster::Statistics& s) {
   total.failed += s.failed;
   total.cancelled += s.cancelled;
   total.restarts += s.restarts;
+  total.data_from_coordinator += s.data_from_coordinator;
+  total.data_from_nodes += s.data_from_nodes;
 }
 
 // Each seed is a world of its own, so the seeds share the machine's cores; one seed runs in one thread.
@@ -72,7 +74,8 @@ void RunSeeds(const std::string& test, uint64_t seeds, const SimOptions& given) 
             << " coordinator deaths, " << s.full_disks << " full disks, " << s.corruptions
             << " corrupt files; jobs: " << s.succeeded << " succeeded, " << s.failed
             << " failed (poisoned), " << s.cancelled << " cancelled, " << s.restarts
-            << " restarts\n";
+            << " restarts; pieces of data: " << s.data_from_coordinator << " from the coordinator, "
+            << s.data_from_nodes << " from nodes\n";
 }
 
 TEST(SimulationTest, EverythingAtOnce) {

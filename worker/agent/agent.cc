@@ -21,7 +21,8 @@ constexpr absl::Duration kDefaultStopGrace = absl::Seconds(10);
 
 Agent::Agent(AgentOptions options, EventLoop* loop, Env* env, Random* random,
              CoordinatorDialer* dialer, RankHost* host, FileFetcher* fetcher,
-             DataChecker* data_checker, std::function<void(absl::Status)> on_ended)
+             DataChecker* data_checker, DatasetProvider* datasets,
+             std::function<void(absl::Status)> on_ended)
     : options_(std::move(options)),
       loop_(loop),
       env_(env),
@@ -30,6 +31,7 @@ Agent::Agent(AgentOptions options, EventLoop* loop, Env* env, Random* random,
       host_(host),
       fetcher_(fetcher),
       data_checker_(data_checker),
+      datasets_(datasets),
       on_ended_(std::move(on_ended)),
       incarnation_(random->Id(16)) {
   host_->SetHandler(this);
@@ -59,13 +61,14 @@ absl::Status Agent::Start() {
 
 // The record `<state>/running.pb` is a Registered message whose `keep` names the ranks that run,
 // written before they start and after they have ended; an entry with rank -1 remembers the newest
-// generation of a job.
+// generation of a job whose ranks this node started or refused: after a crash the one that waited
+// for its data is begun anew.
 absl::Status Agent::SaveRecord() {
   v1::Registered record;
   for (const auto& [job_id, job] : jobs_) {
     auto* entry = record.add_keep();
     entry->set_job_id(job_id);
-    entry->set_generation(job.generation);
+    entry->set_generation(job.generation - (job.waiting_to_start ? 1 : 0));
     entry->set_rank(-1);
   }
   for (const auto& running : Running()) *record.add_keep() = running;
@@ -136,29 +139,11 @@ void Agent::Emit(v1::WorkerEvent event) {
 }
 
 void Agent::LaunchIfReady(Job& job) {
-  if (!job.waiting_to_start || !job.data_checked || ending_) return;
+  if (!job.waiting_to_start || !job.data_checked || !job.may_launch || ending_) return;
   const bool older = std::any_of(ranks_.begin(), ranks_.end(), [&](const auto& entry) {
     return entry.first.job_id == job.start.job_id();
   });
   if (!older) Launch(job);
-}
-
-// The job's data is missing or broken as this node sees it: its ranks end before they start.
-void Agent::RefuseData(Job& job, const absl::Status& why) {
-  job.waiting_to_start = false;
-  for (const auto& slot : job.start.rank_table()) {
-    if (slot.node() != options_.node) continue;
-    v1::WorkerEvent event = NewEvent({job.start.job_id(), job.generation, slot.rank()});
-    auto* exited = event.mutable_rank_exited();
-    exited->set_cause("data");
-    exited->set_exit_code(kExitPrecondition);
-    exited->set_status_code(absl::StatusCodeToString(why.code()));
-    exited->set_message(std::string(why.message()));
-    Emit(std::move(event));
-  }
-  if (absl::Status saved = SaveRecord(); !saved.ok()) {
-    MT_LOG(Warning) << "record of running ranks: " << saved.ToString();
-  }
 }
 
 // Starts this node's ranks of the job's newest generation. The record names them before the first
@@ -189,8 +174,10 @@ void Agent::Launch(Job& job) {
       absl::StrCat(options_.state_folder, "/logs/", start.job_id(), "/", start.generation());
   const std::string scratch =
       absl::StrCat(options_.state_folder, "/scratch/", start.job_id(), "/", start.generation());
+  const std::string sample_index = JoinPath(options_.state_folder, "sample-index");
   if (status.ok()) status = env_->CreateDirectories(log_folder);
   if (status.ok()) status = env_->CreateDirectories(scratch);
+  if (status.ok()) status = env_->CreateDirectories(sample_index);
   for (const RankId& id : ids) {
     Rank& rank = ranks_[id];
     RankLaunch launch;
@@ -214,6 +201,7 @@ void Agent::Launch(Job& job) {
       threads = std::max(1, options_.identity.cores() / std::max(1, options_.identity.slots()));
     message.set_threads(threads);
     message.set_scratch_directory(scratch);
+    message.set_index_cache(sample_index);
     absl::StatusOr<int32_t> pid =
         status.ok() ? host_->Spawn(std::move(launch)) : absl::StatusOr<int32_t>(status);
     if (!pid.ok()) {
@@ -236,6 +224,7 @@ void Agent::Launch(Job& job) {
   if (absl::Status saved = SaveRecord(); !saved.ok()) {
     MT_LOG(Warning) << "record of running ranks: " << saved.ToString();
   }
+  ReleaseData(start.job_id(), start.generation());  // if none could be started
 }
 
 void Agent::StopRank(const RankId& id, Rank& rank, absl::Duration grace,
@@ -416,6 +405,7 @@ void Agent::OnRankExited(const RankId& id, RankExit exit) {
     MT_LOG(Warning) << "record of running ranks: " << saved.ToString();
   }
 
+  ReleaseData(id.job_id, id.generation);
   Job& job = jobs_[id.job_id];
   const bool any_left = std::any_of(ranks_.begin(), ranks_.end(), [&](const auto& entry) {
     return entry.first.job_id == id.job_id;
@@ -436,6 +426,7 @@ void Agent::OnRankExited(const RankId& id, RankExit exit) {
 
 void Agent::Shutdown(absl::Duration grace, const std::string& reason) {
   ending_ = true;
+  for (auto& [job_id, job] : jobs_) ReleaseData(job_id, job.generation);
   for (auto& [id, rank] : ranks_) StopRank(id, rank, grace, reason);
   EndIfDone();
 }

@@ -16,6 +16,8 @@
 //  a new incarnation reports
 //    the ranks that the record of the last one names as running (they ended with it), with status
 //    ABORTED.
+//  - Ranks of a job on several nodes start when the coordinator has compared the data of all of them
+//  (LaunchRanks). Nothing is fetched, read or digested on the loop.
 //  - A coordinator with a smaller epoch than one seen before is not obeyed: its stream is closed.
 #pragma once
 
@@ -33,6 +35,7 @@
 #include "common/random.h"
 #include "common/transport.h"
 #include "worker/agent/data_checker.h"
+#include "worker/agent/dataset_provider.h"
 #include "worker/agent/device_monitor.h"
 #include "worker/agent/file_fetcher.h"
 #include "worker/agent/hang_detector.h"
@@ -55,12 +58,12 @@ struct AgentOptions {
 
 class Agent : public RankHandler {
  public:
-  // Everything passed in outlives the agent. `on_ended` runs on the loop when the daemon should
+  // Everything passed in outlives the agent. `datasets` may be null where no job distributes its data. `on_ended` runs on the loop when the daemon should
   // exit: OK after Shutdown or ShutdownWorker, ABORTED when another incarnation of this node has
   // registered. No rank is alive then.
   Agent(AgentOptions options, EventLoop* loop, Env* env, Random* random, CoordinatorDialer* dialer,
         RankHost* host, FileFetcher* fetcher, DataChecker* data_checker,
-        std::function<void(absl::Status)> on_ended);
+        DatasetProvider* datasets, std::function<void(absl::Status)> on_ended);
   ~Agent() override;
 
   // Opens the spool, reports what the last incarnation left, dials. Call on the loop. Errors: the
@@ -105,8 +108,11 @@ class Agent : public RankHandler {
   struct Job {
     int32_t generation = 0;
     v1::StartRanks start;
-    bool waiting_to_start = false;  // older ranks are still ending, or the data is being checked
-    bool data_checked = false;      // and found good
+    // Older ranks are still ending, or the data is not here, not checked or not compared.
+    bool waiting_to_start = false;
+    bool data_checked = false;  // found good, and told
+    bool may_launch = false;    // the coordinator has compared it
+    absl::Duration data_asked;
     std::map<std::string, std::string> puts;        // rendezvous values of this node's ranks
     std::map<std::string, std::set<int32_t>> gets;  // keys asked for, and by whom
   };
@@ -125,6 +131,7 @@ class Agent : public RankHandler {
 
   // Commands (agent_commands.cc).
   absl::Status StartRanks(v1::StartRanks start);
+  absl::Status LaunchRanks(const v1::LaunchRanks& launch);
   absl::Status StopRanks(const v1::StopRanks& stop);
   absl::Status CheckpointNow(const v1::CheckpointNow& command);
   absl::Status CommitManifest(const v1::CommitManifest& commit);
@@ -136,12 +143,19 @@ class Agent : public RankHandler {
   void OnRendezvousGet(const RankId& id, const std::string& key);
   void OnRendezvousValue(const v1::RendezvousValue& value);
 
+  // The job's data (agent_data.cc).
+  Job* WaitingJob(const std::string& job_id, int32_t generation);  // null: it no longer waits
+  void PrepareData(Job& job);
+  void CheckData(Job& job, ProvidedDatasets provided);
+  void ReportData(Job& job, const ProvidedDatasets& provided, const DataFingerprints& fingerprints);
+  void RefuseData(Job& job, const absl::Status& why);
+  void ReleaseData(const std::string& job_id, int32_t generation);  // unless it is in use
+
   // Ranks (agent.cc).
   absl::Status ReportLastIncarnation();
   absl::Status SaveRecord();
   void LaunchIfReady(Job& job);
   void Launch(Job& job);
-  void RefuseData(Job& job, const absl::Status& why);
   void StopRank(const RankId& id, Rank& rank, absl::Duration grace, const std::string& reason);
   void KillRank(const RankId& id, Rank& rank);
   void CheckHangs();
@@ -160,6 +174,7 @@ class Agent : public RankHandler {
   RankHost* const host_;
   FileFetcher* const fetcher_;
   DataChecker* const data_checker_;
+  DatasetProvider* const datasets_;
   std::function<void(absl::Status)> on_ended_;
   std::string incarnation_;
   std::unique_ptr<Spool> spool_;

@@ -40,31 +40,18 @@ absl::Status Agent::StartRanks(v1::StartRanks start) {
           "slot ", rank.slot, " of node ", options_.node, " is still held by ", id.ToString()));
     }
   }
-  job.generation = start.generation();
+  const int32_t before = std::exchange(job.generation, start.generation());
   job.start = std::move(start);
   job.puts.clear();
   job.gets.clear();
   job.waiting_to_start = true;
-  job.data_checked = false;
+  job.data_checked = job.may_launch = false;
+  ReleaseData(job_id, before);
   for (auto& [id, rank] : ranks_) {
     if (id.job_id != job_id) continue;
     StopRank(id, rank, absl::ZeroDuration(), "a newer generation of the job starts");
   }
-  v1::JobSpec to_check = job.start.spec();
-  // Who goes on from a checkpoint of its own no longer needs what it began with.
-  if (job.start.has_restore()) to_check.clear_initial_checkpoint();
-  data_checker_->Check(
-      to_check, [this, alive = alive_, job_id, generation = job.generation](absl::Status status) {
-        if (!*alive) return;
-        Job& job = jobs_[job_id];
-        if (job.generation != generation || !job.waiting_to_start) return;
-        if (!status.ok()) {
-          RefuseData(job, status);
-          return;
-        }
-        job.data_checked = true;
-        LaunchIfReady(job);
-      });
+  PrepareData(job);
   return absl::OkStatus();
 }
 
@@ -74,6 +61,7 @@ absl::Status Agent::StopRanks(const v1::StopRanks& stop) {
   if (stop.generation() < job.generation)
     return Stale(stop.job_id(), stop.generation(), job.generation);
   job.waiting_to_start = false;  // what has not started by now never will
+  ReleaseData(stop.job_id(), job.generation);
   if (stop.at_step_boundary()) {
     v1::CheckpointNow command;
     command.set_job_id(stop.job_id());

@@ -47,6 +47,7 @@ v1::Register Agent::MakeRegister() {
   }
   if (auto free = env_->FreeBytes(options_.state_folder); free.ok())
     message.set_disk_free_bytes(static_cast<int64_t>(*free));
+  if (datasets_ != nullptr) message.set_data_cache_limit_bytes(datasets_->LimitBytes());
   return message;
 }
 
@@ -134,6 +135,9 @@ void Agent::OnMessage(uint64_t attempt, v1::CoordinatorMessage message) {
     case v1::CoordinatorMessage::kStartRanks:
       result = StartRanks(std::move(*message.mutable_start_ranks()));
       break;
+    case v1::CoordinatorMessage::kLaunchRanks:
+      result = LaunchRanks(message.launch_ranks());
+      break;
     case v1::CoordinatorMessage::kStopRanks:
       result = StopRanks(message.stop_ranks());
       break;
@@ -193,6 +197,7 @@ void Agent::OnRegistered(const v1::Registered& registered) {
           return id.job_id == job_id && id.generation == job.generation;
         })) {
       job.waiting_to_start = false;
+      ReleaseData(job_id, job.generation);
     }
   }
   sent_sequence_ = 0;
@@ -228,6 +233,11 @@ void Agent::SendHeartbeat() {
   for (auto& running : Running()) *heartbeat->add_running() = std::move(running);
   if (auto free = env_->FreeBytes(options_.state_folder); free.ok())
     heartbeat->set_disk_free_bytes(static_cast<int64_t>(*free));
+  if (datasets_ != nullptr) {
+    for (v1::DataFetch& fetch : datasets_->Progress())
+      *heartbeat->add_data_fetches() = std::move(fetch);
+    heartbeat->set_data_cache_bytes(datasets_->CachedBytes());
+  }
   if (options_.device_monitor != nullptr) {
     for (v1::Device& device : options_.device_monitor->Sample())
       *heartbeat->add_devices() = std::move(device);

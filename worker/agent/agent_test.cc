@@ -51,20 +51,48 @@ class FakeFetcher : public FileFetcher {
 class FakeDataChecker : public DataChecker {
  public:
   explicit FakeDataChecker(EventLoop* loop) : loop_(loop) {}
-  void Check(const v1::JobSpec&, std::function<void(absl::Status)> done) override {
+  void Check(const v1::JobSpec& spec,
+             std::function<void(absl::StatusOr<DataFingerprints>)> done) override {
+    specs.push_back(spec);
     waiting.push_back(std::move(done));
     if (!held) Answer();
   }
   void Answer() {
     for (auto& done : std::exchange(waiting, {}))
-      loop_->Post([done = std::move(done), status = status] { done(status); });
+      loop_->Post([done = std::move(done), status = status, prints = fingerprints] {
+        if (status.ok()) {
+          done(prints);
+        } else {
+          done(status);
+        }
+      });
   }
   absl::Status status;
+  DataFingerprints fingerprints;
+  std::vector<v1::JobSpec> specs;
   bool held = false;
-  std::vector<std::function<void(absl::Status)>> waiting;
+  std::vector<std::function<void(absl::StatusOr<DataFingerprints>)>> waiting;
 
  private:
   EventLoop* const loop_;
+};
+
+class FakeDatasets : public DatasetProvider {
+ public:
+  void Provide(DatasetRequest request,
+               std::function<void(absl::StatusOr<ProvidedDatasets>)> done) override {
+    requests.emplace_back(std::move(request), std::move(done));
+  }
+  void Release(const std::string& job_id, int32_t generation) override {
+    released.emplace(job_id, generation);
+  }
+  std::vector<v1::DataFetch> Progress() const override { return progress; }
+  int64_t CachedBytes() const override { return 7; }
+  int64_t LimitBytes() const override { return 70; }
+  std::vector<std::pair<DatasetRequest, std::function<void(absl::StatusOr<ProvidedDatasets>)>>>
+      requests;
+  std::set<std::pair<std::string, int32_t>> released;
+  std::vector<v1::DataFetch> progress;
 };
 
 class AgentTest : public ::testing::Test {
@@ -82,7 +110,7 @@ class AgentTest : public ::testing::Test {
     options.identity.set_cores(4);
     host_ = std::make_unique<FakeHost>();
     agent_ = std::make_unique<Agent>(options, &loop_, &env_, random_.get(), &coordinator_,
-                                     host_.get(), &fetcher_, &data_checker_,
+                                     host_.get(), &fetcher_, &data_checker_, &datasets_,
                                      [this](absl::Status status) { ended_.push_back(status); });
     ASSERT_TRUE(agent_->Start().ok());
     Run();
@@ -105,7 +133,16 @@ class AgentTest : public ::testing::Test {
     EXPECT_FALSE(coordinator_.results.empty());
     return coordinator_.results.empty() ? v1::CommandResult() : coordinator_.results.back();
   }
-  v1::CommandResult StartRanks(int generation, int num_ranks = 2) {
+  v1::CommandResult StartRanks(int generation, int num_ranks = 2, bool elsewhere = true) {
+    return Command(StartMessage(generation, num_ranks, elsewhere));
+  }
+  v1::CommandResult LaunchRanks(int generation) {
+    v1::CoordinatorMessage message;
+    message.mutable_launch_ranks()->set_job_id("job-1");
+    message.mutable_launch_ranks()->set_generation(generation);
+    return Command(std::move(message));
+  }
+  v1::CoordinatorMessage StartMessage(int generation, int num_ranks, bool with_elsewhere) {
     v1::CoordinatorMessage message;
     auto* start = message.mutable_start_ranks();
     start->set_job_id("job-1");
@@ -119,10 +156,11 @@ class AgentTest : public ::testing::Test {
       slot->set_slot(rank);
       slot->set_node("n0");
     }
+    if (!with_elsewhere) return message;
     auto* elsewhere = start->add_rank_table();
     elsewhere->set_rank(num_ranks);
     elsewhere->set_node("n1");
-    return Command(std::move(message));
+    return message;
   }
   v1::CommandResult StopRanks(int generation) {
     v1::CoordinatorMessage message;
@@ -155,6 +193,7 @@ class AgentTest : public ::testing::Test {
   FakeCoordinator coordinator_{&loop_};
   FakeFetcher fetcher_;
   FakeDataChecker data_checker_{&loop_};
+  FakeDatasets datasets_;
   std::unique_ptr<FakeHost> host_;
   std::unique_ptr<Agent> agent_;
   std::vector<absl::Status> ended_;
@@ -235,6 +274,107 @@ TEST_F(AgentTest, RanksWaitForTheDataCheckOfTheirOwnGeneration) {
   EXPECT_EQ(host_->spawned.size(), 2u) << "stopped while its data was being checked";
 }
 
+TEST_F(AgentTest, RanksOfSeveralNodesWaitUntilTheirDataIsCompared) {
+  coordinator_.agree = false;
+  data_checker_.held = true;
+  data_checker_.fingerprints = {{"/data/text", "idx:1:aa"}};
+  StartRanks(1);
+  EXPECT_EQ(LaunchRanks(1).code(), 0);
+  EXPECT_THAT(coordinator_.EventsOf(v1::WorkerEvent::kDataChecked), IsEmpty());
+  data_checker_.Answer();
+  Run();
+  const auto checked = coordinator_.EventsOf(v1::WorkerEvent::kDataChecked);
+  ASSERT_EQ(checked.size(), 1u);
+  EXPECT_EQ(checked[0].data_checked().fingerprint_of_prefix().at("/data/text"), "idx:1:aa");
+  EXPECT_THAT(host_->spawned, IsEmpty()) << "the launch came before the data was told";
+  LaunchRanks(1);
+  LaunchRanks(1);
+  EXPECT_THAT(host_->spawned, ElementsAre(Id(1, 0), Id(1, 1)));
+  EXPECT_EQ(host_->launches[Id(1, 0)].start.index_cache(), "/state/sample-index");
+  EXPECT_TRUE(env_.Stat("/state/sample-index").ok());
+}
+
+TEST_F(AgentTest, AJobOnOneNodeHasNobodyToWaitFor) {
+  coordinator_.agree = false;
+  StartRanks(1, 2, /*elsewhere=*/false);
+  EXPECT_EQ(host_->spawned.size(), 2u);
+  EXPECT_EQ(coordinator_.EventsOf(v1::WorkerEvent::kDataChecked).size(), 1u);
+}
+
+TEST_F(AgentTest, AnAttemptThatWaitedWhenTheDaemonDiedIsBegunAnew) {
+  StartRanks(1);
+  coordinator_.agree = false;
+  StartRanks(2);
+  Exit(1, 0);  // writes the record of ranks while the next generation waits
+  Exit(1, 1);
+  CrashDaemon();
+  StartDaemon();
+  coordinator_.agree = true;
+  EXPECT_EQ(StartRanks(1).code(), 0);
+  EXPECT_THAT(host_->spawned, IsEmpty()) << "the one before never starts again";
+  EXPECT_EQ(StartRanks(2).code(), 0);
+  EXPECT_THAT(host_->spawned, ElementsAre(Id(2, 0), Id(2, 1)));
+}
+
+TEST_F(AgentTest, DistributedDataIsGivenToRanksByItsLocalPrefix) {
+  v1::CoordinatorMessage message = StartMessage(1, 2, true);
+  v1::StartRanks& start = *message.mutable_start_ranks();
+  start.mutable_spec()->mutable_data()->add_train()->set_prefix("/far/text");
+  start.add_dataset_files()->set_path("/far/text.bin");
+  start.add_dataset_endpoints("n1:1");
+  data_checker_.fingerprints = {{"/state/datasets/k/data", "idx:1:aa"}};
+  Command(std::move(message));
+  ASSERT_EQ(datasets_.requests.size(), 1u);
+  EXPECT_THAT(datasets_.requests[0].first.endpoints, ElementsAre("n1:1"));
+  EXPECT_THAT(data_checker_.specs, IsEmpty()) << "nothing to look at yet";
+  datasets_.released.clear();
+  datasets_.requests[0].second(ProvidedDatasets{{{"/far/text", "/state/datasets/k/data"}}, 5, 3});
+  Run();
+  ASSERT_EQ(data_checker_.specs.size(), 1u);
+  EXPECT_EQ(data_checker_.specs[0].data().train(0).prefix(), "/state/datasets/k/data");
+  const auto checked = coordinator_.EventsOf(v1::WorkerEvent::kDataChecked);
+  ASSERT_EQ(checked.size(), 1u);
+  EXPECT_EQ(checked[0].data_checked().fingerprint_of_prefix().count("/far/text"), 1u);
+  EXPECT_EQ(checked[0].data_checked().bytes_from_nodes(), 3);
+  ASSERT_EQ(host_->spawned.size(), 2u);
+  EXPECT_EQ(host_->launches[Id(1, 1)].start.spec().data().train(0).prefix(),
+            "/state/datasets/k/data");
+  Exit(1, 0);
+  EXPECT_THAT(datasets_.released, IsEmpty()) << "a rank still reads it";
+  Exit(1, 1);
+  EXPECT_THAT(datasets_.released, ElementsAre(std::pair<std::string, int32_t>("job-1", 1)));
+}
+
+TEST_F(AgentTest, DataThatDoesNotComeIsRefusedAndAStopEndsTheFetch) {
+  v1::CoordinatorMessage message = StartMessage(1, 2, true);
+  message.mutable_start_ranks()->add_dataset_files()->set_path("/far/text.bin");
+  Command(message);
+  datasets_.requests[0].second(absl::ResourceExhaustedError("too small"));
+  Run();
+  ASSERT_EQ(Exits().size(), 2u);
+  EXPECT_EQ(Exits()[0].rank_exited().cause(), "data");
+  message.mutable_start_ranks()->set_generation(2);
+  Command(message);
+  datasets_.released.clear();
+  StopRanks(2);
+  EXPECT_THAT(datasets_.released, ElementsAre(std::pair<std::string, int32_t>("job-1", 2)));
+  datasets_.requests[1].second(ProvidedDatasets());
+  Run();
+  EXPECT_THAT(host_->spawned, IsEmpty());
+}
+
+TEST_F(AgentTest, HeartbeatsTellOfFetches) {
+  v1::DataFetch fetch;
+  fetch.set_job_id("job-1");
+  fetch.set_bytes_done(5);
+  datasets_.progress = {fetch};
+  Run(absl::Seconds(2));
+  ASSERT_EQ(coordinator_.last_heartbeat.data_fetches_size(), 1);
+  EXPECT_EQ(coordinator_.last_heartbeat.data_fetches(0).bytes_done(), 5);
+  EXPECT_EQ(coordinator_.last_heartbeat.data_cache_bytes(), 7);
+  EXPECT_EQ(coordinator_.registrations[0].data_cache_limit_bytes(), 70);
+}
+
 TEST_F(AgentTest, RankThatIgnoresTerminateIsKilledAfterTheGrace) {
   StartRanks(1, 1);
   StopRanks(1);
@@ -304,12 +444,12 @@ TEST_F(AgentTest, WhatIsNotAcknowledgedIsSentAgain) {
   coordinator_.acknowledge = false;
   StartRanks(1);
   const std::vector<v1::WorkerEvent> first = coordinator_.events;
-  ASSERT_EQ(first.size(), 2u);
-  coordinator_.acknowledged_sequence = first[0].sequence();
+  ASSERT_EQ(first.size(), 3u) << "the data, and two ranks";
+  coordinator_.acknowledged_sequence = first[1].sequence();
   coordinator_.Break(absl::UnavailableError("reset"));
   Run(absl::Seconds(5));
-  ASSERT_EQ(coordinator_.events.size(), 3u);
-  EXPECT_EQ(coordinator_.events[2].sequence(), first[1].sequence());
+  ASSERT_EQ(coordinator_.events.size(), 4u);
+  EXPECT_EQ(coordinator_.events[3].sequence(), first[2].sequence());
 }
 
 TEST_F(AgentTest, ARestartedDaemonReportsTheRanksThatEndedWithIt) {

@@ -62,6 +62,7 @@ class FakeCoordinator : public CoordinatorDialer {
   // What the test sets.
   bool up = true;
   bool acknowledge = true;
+  bool agree = true;  // a node's data is that of all others: its ranks are launched when it tells
   int64_t epoch = 1;
   int64_t acknowledged_sequence = 0;
   std::vector<v1::RunningRank> keep;
@@ -77,6 +78,7 @@ class FakeCoordinator : public CoordinatorDialer {
   std::vector<v1::WorkerEvent> events;
   std::vector<v1::CommandResult> results;
   int heartbeats = 0;
+  v1::Heartbeat last_heartbeat;
   std::map<std::string, std::string> values;  // rendezvous
 
  private:
@@ -107,7 +109,7 @@ class FakeCoordinator : public CoordinatorDialer {
   };
 
   void OnMessage(const v1::WorkerMessage& message) {
-    v1::CoordinatorMessage answer;
+    v1::CoordinatorMessage answer, launch;
     {
       const std::lock_guard lock(mutex);
       switch (message.body_case()) {
@@ -124,10 +126,15 @@ class FakeCoordinator : public CoordinatorDialer {
         }
         case v1::WorkerMessage::kEvent:
           events.push_back(message.event());
+          if (agree && message.event().has_data_checked()) {
+            launch.mutable_launch_ranks()->set_job_id(message.event().job_id());
+            launch.mutable_launch_ranks()->set_generation(message.event().generation());
+          }
           if (acknowledge) answer.mutable_acknowledge()->set_sequence(message.event().sequence());
           break;
         case v1::WorkerMessage::kHeartbeat:
           ++heartbeats;
+          last_heartbeat = message.heartbeat();
           break;
         case v1::WorkerMessage::kCommandResult:
           results.push_back(message.command_result());
@@ -150,6 +157,7 @@ class FakeCoordinator : public CoordinatorDialer {
     }
     changed.notify_all();
     if (answer.body_case() != v1::CoordinatorMessage::BODY_NOT_SET) Send(std::move(answer));
+    if (launch.has_launch_ranks()) Send(std::move(launch));
   }
 
   EventLoop* const loop_;
