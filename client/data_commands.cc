@@ -6,8 +6,9 @@
 #include <cstdio>
 
 #include "absl/strings/str_format.h"
+#include "client/data_edit_commands.h"
+#include "client/data_inspect_commands.h"
 #include "worker/data/build/dataset_builder.h"
-#include "worker/data/dataset_verifier.h"
 #include "worker/data/tokenize/tokenizer.h"
 
 namespace mt::client {
@@ -19,17 +20,7 @@ constexpr int64_t kBadLinesShown = 10;
 struct Options {
   BuildOptions build;
   std::string tokenizer = "byte";
-  std::string prefix;
-  int64_t documents = 3;
-  int64_t characters = 300;
-  int64_t vocab_size = 0;
 };
-
-// JSON is UTF-8: a cut text, or a file's name, need not be.
-std::string Utf8(const std::string& text) {
-  return Json::parse(Json(text).dump(-1, ' ', false, Json::error_handler_t::replace))
-      .get<std::string>();
-}
 
 std::string ProgressText(const BuildProgress& progress) {
   const double seconds = std::max(absl::ToDoubleSeconds(progress.elapsed), 1e-9);
@@ -89,108 +80,6 @@ absl::StatusOr<ExitCode> Build(Session* session, Options& options) {
   return kExitOk;
 }
 
-Json ReportJson(const std::string& prefix, const DatasetReport& report) {
-  Json json = {{"prefix", Utf8(prefix)},
-               {"token_type", std::string(TokenTypeName(report.type))},
-               {"documents", report.num_documents},
-               {"sequences", report.num_sequences},
-               {"tokens", report.num_tokens},
-               {"bin_bytes", report.bin_bytes},
-               {"largest_id", report.largest_id},
-               {"shortest_sequence", report.shortest},
-               {"longest_sequence", report.longest},
-               {"empty_sequences", report.empty_sequences}};
-  if (report.manifest.has_value()) {
-    json["tokenizer"] = Utf8(report.manifest->tokenizer);
-    json["vocab_size"] = report.manifest->vocab_size;
-  }
-  return json;
-}
-
-// The text of the first documents, or their ids where no tokenizer is known.
-absl::StatusOr<std::vector<std::string>> FirstDocuments(const Options& options,
-                                                        const Tokenizer* tokenizer) {
-  MT_ASSIGN_OR_RETURN(const auto data, IndexedDataset::Open(Env::Real(), options.prefix));
-  std::vector<std::string> texts;
-  for (int64_t document = 0; document < std::min(options.documents, data->num_documents());
-       ++document) {
-    const int64_t first = data->DocumentStart(document);
-    std::vector<int32_t> ids;
-    if (first < data->DocumentStart(document + 1)) {
-      ids.resize(std::min<int64_t>(options.characters, data->Length(first)));
-      MT_RETURN_IF_ERROR(data->Read(first, 0, ids));
-    }
-    if (tokenizer != nullptr) {
-      MT_ASSIGN_OR_RETURN(const std::string text, tokenizer->Decode(ids));
-      texts.push_back(Utf8(text.substr(0, options.characters)));
-      continue;
-    }
-    std::string numbers;
-    for (const int32_t id : ids) absl::StrAppend(&numbers, numbers.empty() ? "" : " ", id);
-    texts.push_back(numbers.substr(0, options.characters));
-  }
-  return texts;
-}
-
-absl::StatusOr<ExitCode> Inspect(Session* session, const Options& options, bool tokenizer_given) {
-  MT_ASSIGN_OR_RETURN(const DatasetReport report, ScanDataset(Env::Real(), options.prefix));
-  // The manifest's tokenizer may not be on this machine: then ids are shown.
-  std::unique_ptr<Tokenizer> tokenizer;
-  if (tokenizer_given) {
-    MT_ASSIGN_OR_RETURN(tokenizer, NewTokenizer(Env::Real(), options.tokenizer));
-  } else if (report.manifest.has_value()) {
-    absl::StatusOr<std::unique_ptr<Tokenizer>> found =
-        NewTokenizer(Env::Real(), report.manifest->tokenizer);
-    if (found.ok()) {
-      tokenizer = *std::move(found);
-    } else {
-      Note(absl::StrCat("ids are shown, not text: ", found.status().message()));
-    }
-  }
-  MT_ASSIGN_OR_RETURN(const std::vector<std::string> texts,
-                      FirstDocuments(options, tokenizer.get()));
-  if (session->json()) {
-    Json json = ReportJson(options.prefix, report);
-    json["first_documents"] = texts;
-    session->Print(json);
-    return kExitOk;
-  }
-  Table table({{"WHAT"}, {"VALUE"}});
-  table.AddRow({"documents", absl::StrCat(report.num_documents)});
-  table.AddRow({"tokens", absl::StrCat(report.num_tokens, " (",
-                                       Count(static_cast<double>(report.num_tokens)), ")")});
-  table.AddRow({"token type", std::string(TokenTypeName(report.type))});
-  table.AddRow({"size", Bytes(static_cast<int64_t>(report.bin_bytes))});
-  table.AddRow({"largest id", report.largest_id < 0 ? "" : absl::StrCat(report.largest_id)});
-  table.AddRow(
-      {"sequence length", absl::StrCat(report.shortest, " to ", report.longest, " tokens")});
-  table.AddRow({"empty sequences", absl::StrCat(report.empty_sequences)});
-  if (report.manifest.has_value()) {
-    table.AddRow({"tokenizer", absl::StrCat(Safe(report.manifest->tokenizer), ", vocabulary ",
-                                            report.manifest->vocab_size)});
-    table.AddRow({"made from", absl::StrCat(report.manifest->inputs.size(), " files")});
-  }
-  table.Print(session->wide());
-  for (size_t i = 0; i < texts.size(); ++i)
-    std::printf("\n[document %zu] %s\n", i, Safe(texts[i]).c_str());
-  return kExitOk;
-}
-
-absl::StatusOr<ExitCode> Verify(Session* session, const Options& options) {
-  MT_ASSIGN_OR_RETURN(const DatasetReport report,
-                      VerifyDataset(Env::Real(), options.prefix, options.vocab_size));
-  if (session->json()) {
-    session->Print(ReportJson(options.prefix, report));
-    return kExitOk;
-  }
-  std::printf("%s: whole; %lld documents, %lld tokens, largest id %d; %s\n", options.prefix.c_str(),
-              static_cast<long long>(report.num_documents),
-              static_cast<long long>(report.num_tokens), report.largest_id,
-              report.manifest.has_value() ? "digests equal the manifest's"
-                                          : "no manifest, so no digests to compare");
-  return kExitOk;
-}
-
 void AddBuild(CLI::App* data, Session* session, Options& o) {
   CLI::App* build =
       data->add_subcommand("build", "Turn .txt and .jsonl files into a Megatron .bin/.idx pair");
@@ -231,36 +120,12 @@ void AddBuild(CLI::App* data, Session* session, Options& o) {
 
 void AddDataCommands(CLI::App* app, Session* session) {
   static Options o;
-  CLI::App* data = app->add_subcommand("data", "Training data: build, inspect and verify");
+  CLI::App* data = app->add_subcommand(
+      "data", "Training data: build, look into, check, merge, split and decode it");
   data->require_subcommand(1);
   AddBuild(data, session, o);
-
-  CLI::App* inspect = data->add_subcommand("inspect", "What is in a .bin/.idx pair");
-  inspect->add_option("PREFIX", o.prefix, "The path without .bin or .idx")->required();
-  CLI::Option* tokenizer =
-      inspect->add_option("--tokenizer", o.tokenizer, "Default: the one in the manifest");
-  inspect->add_option("--documents", o.documents, "Show this many")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  inspect->add_option("--characters", o.characters, "Of each document, at most")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  AddFormatOption(inspect, session);
-  inspect->callback([session, tokenizer] {
-    session->action = [session, given = tokenizer->count() > 0] {
-      return Inspect(session, o, given);
-    };
-  });
-
-  CLI::App* verify =
-      data->add_subcommand("verify", "Check all of a .bin/.idx pair: structure, ids, digests");
-  verify->add_option("PREFIX", o.prefix, "The path without .bin or .idx")->required();
-  verify
-      ->add_option("--vocab", o.vocab_size,
-                   "Ids must be below this; default: the manifest's vocabulary")
-      ->check(CLI::NonNegativeNumber);
-  AddFormatOption(verify, session);
-  verify->callback([session] { session->action = [session] { return Verify(session, o); }; });
+  AddDataInspectCommands(data, session);
+  AddDataEditCommands(data, session);
 }
 
 }  // namespace mt::client

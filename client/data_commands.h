@@ -1,4 +1,4 @@
-// mtctl data build, inspect, verify. They work on files here and need no coordinator.
+// mtctl data: build, inspect, verify, merge, split, decode. They work on files here and need no coordinator.
 #pragma once
 
 #include "client/session.h"

@@ -42,6 +42,9 @@ bool ColourIsOn();
 // Without control characters: what a remote side said is shown, never obeyed.
 std::string Safe(absl::string_view text);
 
+// JSON is UTF-8; a cut text, or a file's name, need not be.
+std::string Utf8(const std::string& text);
+
 size_t DisplayWidth(absl::string_view text);
 std::string Bytes(int64_t bytes);          // "1.5 GiB"
 std::string Count(double count);           // "12.3k", "1.24M"

@@ -2,6 +2,7 @@
 // tokens.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -23,14 +24,18 @@ struct DatasetReport {
   int64_t empty_sequences = 0;
   int32_t shortest = 0;
   int32_t longest = 0;
+  // documents_of_length[i]: documents of 2^(i-1) to 2^i - 1 tokens; [0]: of none.
+  std::array<int64_t, 64> documents_of_length = {};
+  int64_t documents_with_eod = 0;           // that end with the id asked for
+  std::optional<int64_t> tokens_with_loss;  // if there is a PREFIX.loss
   std::optional<DatasetManifest> manifest;
 };
 
-// Reads everything. Errors as IndexedDataset::Open and ::Read.
-absl::StatusOr<DatasetReport> ScanDataset(Env* env, const std::string& prefix);
+// Reads everything. `eod`: -1, or the id that documents should end with. Errors as IndexedDataset::Open and ::Read, and LossFile's.
+absl::StatusOr<DatasetReport> ScanDataset(Env* env, const std::string& prefix, int32_t eod = -1);
 
 // ScanDataset, and: no id reaches `vocab_size` (0: the manifest's, if there is one), and counts,
-// sizes and digests are the manifest's. DATA_LOSS otherwise.
+// sizes and digests are the manifest's, of PREFIX.loss too, whose unused bits are 0. DATA_LOSS otherwise.
 absl::StatusOr<DatasetReport> VerifyDataset(Env* env, const std::string& prefix,
                                             int64_t vocab_size = 0);
 

@@ -61,7 +61,7 @@ absl::StatusOr<DecodeCounts> DecodeDocuments(
       MT_RETURN_IF_ERROR(write(piece));
       continue;
     }
-    absl::StatusOr<std::string> text = tokenizer->Decode(ids);
+    absl::StatusOr<std::string> text = tokenizer->Decode(ids, options.special);
     if (!text.ok()) {
       return Annotate(text.status(), absl::StrCat(data.prefix(), ": document ", document));
     }

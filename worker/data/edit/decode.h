@@ -24,6 +24,8 @@ struct DecodeOptions {
   DecodeForm form = DecodeForm::kJsonl;
   std::string text_key = "text";
   std::string separator;  // with kText: a line between two documents; empty: none
+  SpecialText special =
+      SpecialText::kOrdinary;  // kSpecial: special tokens are written as their text
 };
 
 struct DecodeCounts {
