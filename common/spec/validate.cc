@@ -359,6 +359,17 @@ std::vector<std::string> SpecNotes(const v1::JobSpec& spec) {
                                  ", the longest context that the model is made for "
                                  "(model.max_positions)"));
   }
+  // A rank that is silent for five times as long as its steps is taken for hung (worker/agent/hang_detector.h).
+  constexpr int64_t kSafeGrowth = 4;
+  if (const v1::BatchRampup& rampup = spec.training().batch_rampup();
+      rampup.start() > 0 && rampup.start() + rampup.increment() > kSafeGrowth * rampup.start()) {
+    notes.push_back(absl::StrCat(
+        "training.batch_rampup.increment = ", rampup.increment(),
+        ": from one step to the next the "
+        "batch grows from ",
+        rampup.start(), " to ", rampup.start() + rampup.increment(),
+        "; set fault.min_step_deadline to more than such a step takes, or a smaller increment"));
+  }
   return notes;
 }
 

@@ -171,6 +171,17 @@ TEST(ValidateSpec, DocumentsBlendsAndRampsThatAreWholeHaveNoProblems) {
               IsEmpty());
 }
 
+TEST(SpecNotes, TellOfABatchThatGrowsFasterThanTheLearnedDeadline) {
+  v1::JobSpec spec = Good();
+  SetRampup(&spec, 4, 12, 100);
+  EXPECT_THAT(SpecNotes(spec), IsEmpty());
+  SetRampup(&spec, 2, 14, 100);
+  EXPECT_THAT(SpecNotes(spec),
+              ElementsAre("training.batch_rampup.increment = 14: from one step to the next the "
+                          "batch grows from 2 to 16; set fault.min_step_deadline to more than such "
+                          "a step takes, or a smaller increment"));
+}
+
 struct Case {
   const char* name;
   std::function<void(v1::JobSpec*)> change;

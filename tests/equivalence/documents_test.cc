@@ -12,42 +12,8 @@ namespace mt::equivalence {
 namespace {
 
 constexpr int64_t kSteps = 3;
+constexpr int64_t kLength = 8;  // of SmallJob's samples
 constexpr Layout kAll = {.tensor = 2, .data = 2, .pipeline = 2, .sequence = true, .zero = true};
-
-uint64_t Hash(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
-// HashedSamples with documents of hashed lengths. Every sixth sample has no label at all, and the others keep a share of their own,
-// so that ranks and micro-batches count differently.
-class MaskedSamples : public HashedSamples {
- public:
-  MaskedSamples(const v1::JobSpec& spec)
-      : HashedSamples(spec.model().vocab(), spec.data().sequence_length()),
-        sequence_(spec.data().sequence_length()) {}
-
-  absl::Status Fetch(std::span<const int64_t> sample_ids, const Batch& batch) override {
-    if (!batch.tokens.empty()) MT_RETURN_IF_ERROR(HashedSamples::Fetch(sample_ids, batch));
-    for (size_t i = 0; i < sample_ids.size(); ++i) {
-      int32_t start = 0;
-      for (int64_t t = 0; t < sequence_; ++t) {
-        const uint64_t hash = Hash(static_cast<uint64_t>(sample_ids[i] % 24 * sequence_ + t) + 77);
-        const size_t at = i * static_cast<size_t>(sequence_) + static_cast<size_t>(t);
-        if (t > 0 && hash % 3 == 0) start = static_cast<int32_t>(t);
-        if (!batch.document_start.empty()) batch.document_start[at] = start;
-        const auto share = static_cast<uint64_t>(sample_ids[i] % 6);
-        if (!batch.loss_mask.empty()) batch.loss_mask[at] = hash / 8 % 6 < share ? 1 : 0;
-      }
-    }
-    return absl::OkStatus();
-  }
-  bool masks_loss() const override { return true; }
-
- private:
-  const int64_t sequence_;
-};
 
 v1::JobSpec JobOf(const SmallModel& model) {
   v1::JobSpec spec = SmallJobOf(model);
@@ -73,7 +39,7 @@ const Outcome& OneRank(const SmallModel& model) {
   static std::map<std::string, Outcome> runs;
   if (!runs.contains(model.name)) {
     const v1::JobSpec spec = JobOf(model);
-    MaskedSamples samples(spec);
+    MaskedSamples samples(spec.model().vocab(), kLength);
     absl::StatusOr<Outcome> run = Trained(spec, {}, &samples);
     EXPECT_TRUE(run.ok()) << run.status();
     if (run.ok()) DropRounding(model, &run->gradients);
@@ -104,7 +70,7 @@ class DocumentLayoutTest : public testing::TestWithParam<std::tuple<SmallModel, 
 TEST_P(DocumentLayoutTest, EqualsOneRank) {
   const auto& [model, layout] = GetParam();
   const v1::JobSpec spec = JobOf(model);
-  MaskedSamples samples(spec);
+  MaskedSamples samples(spec.model().vocab(), kLength);
   absl::StatusOr<Outcome> run = Trained(spec, layout, &samples);
   ASSERT_TRUE(run.ok()) << run.status();
   DropRounding(model, &run->gradients);
@@ -139,7 +105,7 @@ TEST_P(DocumentBitsTest, RecomputingAndResumingChangeNoBitAndAnEvaluationSeesThe
       .spec = JobOf(GetParam()), .layout = kAll, .backend = "cpu", .steps = 4, .evaluate = true};
   options.spec.mutable_training()->set_precision(v1::TrainingSpec::PRECISION_FP32);
   options.spec.mutable_training()->set_z_loss(0);
-  MaskedSamples samples(options.spec);
+  MaskedSamples samples(options.spec.model().vocab(), kLength);
   options.samples = &samples;
   const absl::StatusOr<Outcome> undisturbed = RunJob(options);
   ASSERT_TRUE(undisturbed.ok()) << undisturbed.status();
@@ -162,7 +128,6 @@ INSTANTIATE_TEST_SUITE_P(Few, DocumentBitsTest, testing::ValuesIn(FewModels()),
 // ---- a packed sample and its documents
 
 constexpr int32_t kEod = 0, kPadding = 3;
-constexpr int64_t kLength = 8;
 
 // Samples of whole documents; what is behind the last one is padding, a document of its own. Neither it nor what follows an end of
 // document has a loss.
@@ -252,9 +217,13 @@ TEST_P(PackedTest, WithoutTheMaskOrTheResetItDoesNot) {
   spec.mutable_data()->set_document_mask(true);
   spec.mutable_data()->set_reset_positions(false);
   const absl::StatusOr<Outcome> in_place = Of(spec, packed_);
-  ASSERT_TRUE(alone.ok() && unmasked.ok() && in_place.ok())
-      << alone.status() << unmasked.status() << in_place.status();
+  spec.mutable_data()->set_document_mask(false);
+  const absl::StatusOr<Outcome> neither = Of(spec, packed_);
+  ASSERT_TRUE(alone.ok() && unmasked.ok() && in_place.ok() && neither.ok())
+      << alone.status() << unmasked.status() << in_place.status() << neither.status();
   EXPECT_GT(std::abs(unmasked->losses[0] - alone->losses[0]), 1e-6);
+  EXPECT_GT(std::abs(unmasked->losses[0] - neither->losses[0]), 1e-9)
+      << "where documents see each other, distances change";
   // Rotations know distances only.
   const double moved = std::abs(in_place->losses[0] - alone->losses[0]);
   if (spec.model().position() == v1::ModelSpec::POSITION_LEARNED) {
@@ -358,7 +327,7 @@ TEST(Documents, ThatDoNotFollowEachOtherAreRefused) {
     }
   };
   const v1::JobSpec spec = JobOf(Models()[0]);
-  Broken samples(spec);
+  Broken samples(spec.model().vocab(), kLength);
   const absl::StatusOr<Outcome> run = Trained(spec, {}, &samples);
   EXPECT_EQ(run.status().code(), absl::StatusCode::kInternal);
   EXPECT_THAT(run.status().message(),

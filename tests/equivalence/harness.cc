@@ -128,17 +128,36 @@ absl::Status FillBoxes(const LogicalState& state, const std::vector<TensorBox>& 
   return absl::OkStatus();
 }
 
+uint64_t Hash(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
 absl::Status HashedSamples::Fetch(std::span<const int64_t> sample_ids, const Batch& batch) {
   const std::span<int32_t> tokens = batch.tokens;
   for (size_t i = 0; i < sample_ids.size(); ++i) {
     for (int64_t t = 0; t <= sequence_; ++t) {
-      uint64_t x =
-          static_cast<uint64_t>(sample_ids[i] % 24 * (sequence_ + 1) + t) + 0x9e3779b97f4a7c15u;
-      x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-      x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-      x ^= x >> 31;
+      const uint64_t x = Hash(static_cast<uint64_t>(sample_ids[i] % 24 * (sequence_ + 1) + t) +
+                              0x9e3779b97f4a7c15u);
       tokens[i * static_cast<size_t>(sequence_ + 1) + static_cast<size_t>(t)] =
           static_cast<int32_t>(x % static_cast<uint64_t>(vocab_));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MaskedSamples::Fetch(std::span<const int64_t> sample_ids, const Batch& batch) {
+  if (!batch.tokens.empty()) MT_RETURN_IF_ERROR(HashedSamples::Fetch(sample_ids, batch));
+  for (size_t i = 0; i < sample_ids.size(); ++i) {
+    int32_t start = 0;
+    for (int64_t t = 0; t < sequence_; ++t) {
+      const uint64_t hash = Hash(static_cast<uint64_t>(sample_ids[i] % 24 * sequence_ + t) + 77);
+      const size_t at = i * static_cast<size_t>(sequence_) + static_cast<size_t>(t);
+      if (t > 0 && hash % 3 == 0) start = static_cast<int32_t>(t);
+      if (!batch.document_start.empty()) batch.document_start[at] = start;
+      const auto share = static_cast<uint64_t>(sample_ids[i] % 6);
+      if (!batch.loss_mask.empty()) batch.loss_mask[at] = hash / 8 % 6 < share ? 1 : 0;
     }
   }
   return absl::OkStatus();

@@ -62,6 +62,21 @@ class HashedSamples : public BatchSource {
   const int64_t vocab_, sequence_;
 };
 
+// The same text with documents of hashed lengths. Every sixth sample has no label, and the others a share of theirs, so that ranks
+// and micro-batches count differently.
+class MaskedSamples : public HashedSamples {
+ public:
+  MaskedSamples(int64_t vocab, int64_t sequence)
+      : HashedSamples(vocab, sequence), sequence_(sequence) {}
+  absl::Status Fetch(std::span<const int64_t> sample_ids, const Batch& batch) override;
+  bool masks_loss() const override { return true; }
+
+ private:
+  const int64_t sequence_;
+};
+
+uint64_t Hash(uint64_t x);
+
 // Every layout that must equal one rank: TP, PP, DP and their products up to eight ranks, each with and without sequence
 // parallelism and ZeRO-1 where they apply.
 std::vector<Layout> AllLayouts();

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # examples/moe.yaml as it is, on a loopback cluster: the loss falls, experts stay evenly used, /metrics and the step line show it;
 # a rank is killed with kill -9 behind a checkpoint, and the run that goes on ends with the digest of the run that nobody
-# disturbed. Then with the state that balancing has of its own: a selection bias, and the loads of the step before.
+# disturbed. Then with the state that balancing has of its own: a selection bias, and the loads of the step before, while the batch
+# ramps up and documents are apart.
 #   tests/scenario/in_sandbox.sh tests/scenario/experts.sh [BIN_FOLDER]
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -42,7 +43,10 @@ undisturbed_and_killed batch
 shows "^mt_train_auxiliary_loss\{job=\"$job\",loss=\"balance\"\} 0\.[0-9]"
 shows "^mt_train_auxiliary_loss\{job=\"$job\",loss=\"router_z\"\} 0\.[0-9]"
 shows "^mt_moe_load_ratio\{job=\"$job\",layer=\"3\"\} [1-3]"
-undisturbed_and_killed bias --set model.moe.selection_bias=true --set model.moe.balance=global --set model.moe.capacity_factor=1.25
+undisturbed_and_killed bias --set model.moe.selection_bias=true --set model.moe.balance=global --set model.moe.capacity_factor=1.25 \
+  --set 'training.batch_rampup={start: 4, increment: 4, samples: 160}' \
+  --set data.mask_eod=true --set data.document_mask=true --set data.reset_positions=true
+[ "$(status progress.consumed_samples)" = $((40 * 4 + 20 * 8)) ] || fail "$(status progress.consumed_samples) samples with a ramp-up"
 shows "^mt_moe_dropped_tokens_total\{job=\"$job\"\} [0-9]+"
 mtctl -q cluster down --state "$state" --now
 echo OK

@@ -17,6 +17,7 @@ namespace mt {
 namespace {
 
 using equivalence::HashedSamples;
+using equivalence::MaskedSamples;
 using equivalence::SmallJob;
 using ::testing::Contains;
 using testing::DeferredLog;
@@ -56,6 +57,17 @@ class DeviceStepTest : public ::testing::Test {
     return spec;
   }
 
+  // What each step changes of its passes is on the device: masks, documents, the number of labels.
+  v1::JobSpec MaskedJob() {
+    v1::JobSpec spec = Job(v1::TrainingSpec::PRECISION_FP32, 3);
+    spec.mutable_model()->mutable_mtp()->set_layers(1);
+    spec.mutable_model()->mutable_mtp()->set_loss_coefficient(0.3);
+    spec.mutable_data()->set_document_mask(true);
+    spec.mutable_data()->set_reset_positions(true);
+    samples_ = std::make_unique<MaskedSamples>(51, 8);
+    return spec;
+  }
+
   std::unique_ptr<Trainer> Make(const v1::JobSpec& spec, const char* backend) {
     auto operations = Operations::Create({.backend = backend, .threads = 1});
     EXPECT_TRUE(operations.ok()) << operations.status();
@@ -63,7 +75,7 @@ class DeviceStepTest : public ::testing::Test {
     auto trainer = Trainer::Create({.spec = spec,
                                     .mesh = *Mesh::Create(1, 1, 1),
                                     .operations = operations_.get(),
-                                    .samples = &samples_});
+                                    .samples = samples_.get()});
     EXPECT_TRUE(trainer.ok()) << trainer.status();
     EXPECT_TRUE((*trainer)->InitialiseWeights().ok());
     return *std::move(trainer);
@@ -96,7 +108,7 @@ class DeviceStepTest : public ::testing::Test {
     return bytes;
   }
 
-  HashedSamples samples_{51, 8};
+  std::unique_ptr<BatchSource> samples_ = std::make_unique<HashedSamples>(51, 8);
   std::unique_ptr<Operations> operations_;
   DeferredLog* log_ = nullptr;
 };
@@ -142,6 +154,37 @@ TEST_F(DeviceStepTest, RecordedPassesChangeNoBitAndAreRecordedOnce) {
   EXPECT_EQ(log_->graphs_recorded, 4);
   EXPECT_THAT(plain.enqueued[4], Contains(static_cast<int32_t>(MT_OP_MATMUL)));
   ExpectSameBits(recorded, plain);
+}
+
+TEST_F(DeviceStepTest, RecordedPassesSeeEachStepsOwnLabelsAndDocuments) {
+  v1::JobSpec spec = MaskedJob();
+  const Training recorded = Train(spec, "deferred", 5);
+  EXPECT_EQ(log_->graphs_recorded, 4);
+  EXPECT_THAT(recorded.enqueued[4], Not(Contains(static_cast<int32_t>(MT_OP_MATMUL))));
+  ExpectSameBits(recorded, Train(spec, "reference", 5));
+  spec.mutable_runtime()->set_graphs("off");
+  ExpectSameBits(recorded, Train(spec, "deferred", 5));
+}
+
+// The loss's scale is an argument of recorded passes: batches of another size need other records.
+TEST_F(DeviceStepTest, PassesAreRecordedAnewWhenTheBatchGrows) {
+  v1::JobSpec spec = Job(v1::TrainingSpec::PRECISION_FP32, 4);
+  v1::BatchRampup& rampup = *spec.mutable_training()->mutable_batch_rampup();
+  rampup.set_start(4);
+  rampup.set_increment(4);
+  rampup.set_samples(12);  // three steps of two micro-batches, then four of them
+  const Training recorded = Train(spec, "deferred", 6);
+  EXPECT_EQ(log_->graphs_recorded, 8);
+  ExpectSameBits(recorded, Train(spec, "reference", 6));
+  spec.mutable_runtime()->set_graphs("off");
+  ExpectSameBits(recorded, Train(spec, "deferred", 6));
+}
+
+// The number of labels is the host's before the step begins.
+TEST_F(DeviceStepTest, OneWaitPerStepWithMasksToo) {
+  v1::JobSpec spec = MaskedJob();
+  spec.mutable_training()->set_global_batch(2);
+  EXPECT_THAT(Train(spec, "deferred", 4).waits, ::testing::Each(1));
 }
 
 TEST_F(DeviceStepTest, WhatCannotBeRecordedIsRunAsItIs) {
