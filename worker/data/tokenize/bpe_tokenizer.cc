@@ -23,17 +23,26 @@ constexpr absl::string_view kMetaspace = "\u2581";
 class SpaceSeparator : public PreTokenizer {
  public:
   absl::Status Split(absl::string_view text, std::vector<Piece>* pieces) const override {
-    uint32_t begin = 0;
-    for (size_t at = 0; (at = text.find(kMetaspace, at)) != absl::string_view::npos;
-         at += kMetaspace.size()) {
-      if (at == begin || absl::EndsWith(text.substr(begin, at - begin), kMetaspace)) continue;
-      pieces->push_back({begin, static_cast<uint32_t>(at)});
-      begin = static_cast<uint32_t>(at);
+    uint32_t at = 0;
+    return SplitSome(text, text.size(), &at, pieces);
+  }
+  absl::Status SplitSome(absl::string_view text, size_t max_pieces, uint32_t* at,
+                         std::vector<Piece>* pieces) const override {
+    for (size_t n = 0; n < max_pieces && *at < text.size(); ++n) {
+      const uint32_t end = WordEnd(text, *at);
+      pieces->push_back({*at, end});
+      *at = end;
     }
-    if (begin < text.size()) pieces->push_back({begin, static_cast<uint32_t>(text.size())});
     return absl::OkStatus();
   }
   absl::string_view name() const override { return "words"; }
+
+ private:
+  static uint32_t WordEnd(absl::string_view text, uint32_t begin) {
+    size_t at = begin;
+    while (absl::StartsWith(text.substr(at), kMetaspace)) at += kMetaspace.size();
+    return static_cast<uint32_t>(std::min(text.find(kMetaspace, at), text.size()));
+  }
 };
 
 class BpeTokenizer : public Tokenizer {

@@ -41,6 +41,18 @@ constexpr absl::string_view kCharacters = R"({
             "vocab": {"<unk>": 0, "▁": 1, "a": 2, "b": 3, "▁a": 4, "ab": 5, "<0xC3>": 6, "<0xA9>": 7},
             "merges": [["▁", "a"], ["a", "b"]]}})";
 
+// The 256 bytes, then `tokens`.
+std::string Tiktoken(const std::vector<std::string>& tokens) {
+  std::string file;
+  int rank = 0;
+  for (int byte = 0; byte < 256; ++byte)
+    absl::StrAppend(&file, absl::Base64Escape(std::string(1, static_cast<char>(byte))), " ", rank++,
+                    "\n");
+  for (const std::string& token : tokens)
+    absl::StrAppend(&file, absl::Base64Escape(token), " ", rank++, "\n");
+  return file;
+}
+
 class BpeTokenizerTest : public ::testing::Test {
  protected:
   void SetUp() override { ASSERT_TRUE(env_.CreateDirectories("/t").ok()); }
@@ -136,6 +148,16 @@ TEST_F(BpeTokenizerTest, WhatWasEncodedBeforeChangesNothing) {
   }
 }
 
+TEST_F(BpeTokenizerTest, OfEqualRanksTheLeftmostIsJoinedInShortPiecesAndInLongOnes) {
+  const auto tokenizer = Load(Tiktoken({"aa", "aaaa"}), "x.cl100k.tiktoken").value();
+  for (const size_t letters : {7, 63, 64, 65, 1003}) {
+    std::vector<int32_t> expected(letters / 4, 257);
+    if (letters % 4 >= 2) expected.push_back(256);
+    if (letters % 2 == 1) expected.push_back('a');
+    EXPECT_EQ(Encode(*tokenizer, std::string(letters, 'a')), expected) << letters;
+  }
+}
+
 // A million letters in one piece: merging by scanning would take hours.
 TEST_F(BpeTokenizerTest, OneLongPieceIsMergedInTime) {
   const auto tokenizer = Load(kByteLevel).value();
@@ -185,18 +207,6 @@ TEST_F(BpeTokenizerTest, WhatIsNotKnownIsNamed) {
               HasSubstr("dropout"));
   EXPECT_THAT(unimplemented(R"("decoder": {"type": "ByteLevel"})", R"("decoder": {"type": "CTC"})"),
               HasSubstr("CTC"));
-}
-
-// The 256 bytes, then `tokens`.
-std::string Tiktoken(const std::vector<std::string>& tokens) {
-  std::string file;
-  int rank = 0;
-  for (int byte = 0; byte < 256; ++byte)
-    absl::StrAppend(&file, absl::Base64Escape(std::string(1, static_cast<char>(byte))), " ", rank++,
-                    "\n");
-  for (const std::string& token : tokens)
-    absl::StrAppend(&file, absl::Base64Escape(token), " ", rank++, "\n");
-  return file;
 }
 
 TEST_F(BpeTokenizerTest, TiktokenJoinsWhatHasTheLowestRank) {
