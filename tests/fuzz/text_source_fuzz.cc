@@ -15,7 +15,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   auto file = env.NewWritableFile(path, mt::Env::WriteMode::kTruncate).value();
   MT_CHECK_OK(file->Append(input.Rest()));
   int64_t line = 0;
-  auto source = mt::OpenTextSource(&env, path, options, [&](const mt::BadLine& bad) {
+  auto source = mt::TextSource::Open(&env, path, options, [&](const mt::BadLine& bad) {
                   MT_CHECK(bad.line > line && !bad.reason.empty());
                   line = bad.line;
                   return absl::OkStatus();

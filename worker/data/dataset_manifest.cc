@@ -2,6 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+
 namespace mt {
 namespace {
 
@@ -23,6 +25,10 @@ absl::Status WriteDatasetManifest(Env* env, const std::string& prefix,
                        {"vocab_size", manifest.vocab_size}};
   json["append_eod"] = manifest.append_eod;
   json["bad_lines_skipped"] = manifest.bad_lines;
+  json["duplicates_left_out"] = manifest.duplicates;
+  json["empty_left_out"] = manifest.empty_documents;
+  if (!manifest.mt_version.empty()) json["mt_version"] = manifest.mt_version;
+  if (!manifest.options.empty()) json["options"] = manifest.options;
   json["bin"] = {{"bytes", manifest.files.bin_bytes}, {"xxh3_128", manifest.files.bin_xxh3}};
   json["idx"] = {{"bytes", manifest.files.idx_bytes}, {"xxh3_128", manifest.files.idx_xxh3}};
   if (!manifest.files.loss_xxh3.empty()) {
@@ -31,7 +37,10 @@ absl::Status WriteDatasetManifest(Env* env, const std::string& prefix,
   json["inputs"] = nlohmann::ordered_json::array();
   for (const DatasetInput& input : manifest.inputs) {
     json["inputs"].push_back({{"path", input.path}, {"bytes", input.bytes}});
+    if (!input.xxh3.empty()) json["inputs"].back()["xxh3_128"] = input.xxh3;
   }
+  json["num_inputs"] = std::max<int64_t>(manifest.num_inputs, manifest.inputs.size());
+  if (!manifest.inputs_xxh3.empty()) json["inputs_xxh3_128"] = manifest.inputs_xxh3;
   // File names need not be UTF-8; what is not is replaced rather than thrown about.
   return WriteFileAtomically(
       env, DatasetManifestPath(prefix),
@@ -68,9 +77,16 @@ absl::StatusOr<DatasetManifest> ReadDatasetManifest(Env* env, const std::string&
       manifest.files.loss_xxh3 = json.at("loss").at("xxh3_128").get<std::string>();
     }
     for (const nlohmann::json& input : json.at("inputs")) {
-      manifest.inputs.push_back(
-          {input.at("path").get<std::string>(), input.at("bytes").get<uint64_t>()});
+      manifest.inputs.push_back({input.at("path").get<std::string>(),
+                                 input.at("bytes").get<uint64_t>(), input.value("xxh3_128", "")});
     }
+    // Not in the manifests of earlier versions.
+    manifest.num_inputs = json.value("num_inputs", static_cast<int64_t>(manifest.inputs.size()));
+    manifest.inputs_xxh3 = json.value("inputs_xxh3_128", "");
+    manifest.duplicates = json.value("duplicates_left_out", int64_t{0});
+    manifest.empty_documents = json.value("empty_left_out", int64_t{0});
+    manifest.mt_version = json.value("mt_version", "");
+    manifest.options = json.value("options", std::map<std::string, std::string>());
   } catch (const nlohmann::json::exception& error) {
     return broken(error.what());
   }

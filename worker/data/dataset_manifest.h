@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@ namespace mt {
 struct DatasetInput {
   std::string path;
   uint64_t bytes = 0;
+  std::string xxh3;  // XXH3-128 of the file; empty: not known
 };
 
 struct DatasetManifest {
@@ -25,8 +27,19 @@ struct DatasetManifest {
   int64_t vocab_size = 0;
   bool append_eod = false;
   int64_t bad_lines = 0;
+  int64_t duplicates = 0;       // documents left out by --deduplicate
+  int64_t empty_documents = 0;  // records whose encoding had no tokens
+  std::string mt_version;       // empty: not told
+  // By name, what else the data depends on: options of the build, the encoder.
+  std::map<std::string, std::string> options;
+  // At most kListedInputs of them. There were num_inputs; inputs_xxh3 is over all of their lines in the list of a build
+  // (docs/spec/dataset.md), if it is known.
   std::vector<DatasetInput> inputs;
+  int64_t num_inputs = 0;
+  std::string inputs_xxh3;
 };
+
+constexpr int64_t kListedInputs = 10'000;
 
 std::string DatasetManifestPath(const std::string& prefix);
 absl::Status WriteDatasetManifest(Env* env, const std::string& prefix,

@@ -1,10 +1,12 @@
 #include "worker/data/indexed_dataset_writer.h"
 
+#include <algorithm>
 #include <cstring>
-#include <filesystem>
 #include <limits>
+#include <vector>
 
 #include "common/check.h"
+#include "worker/data/dataset_commit.h"
 
 namespace mt {
 namespace {
@@ -12,77 +14,75 @@ namespace {
 constexpr size_t kBufferBytes = 1 << 20;
 
 template <typename T>
-void AppendRaw(T value, std::string* out) {
-  char raw[sizeof(T)];
-  std::memcpy(raw, &value, sizeof(T));
-  out->append(raw, sizeof(T));
+absl::string_view Raw(const T& value) {
+  return absl::string_view(reinterpret_cast<const char*>(&value), sizeof(T));
 }
 
-std::string FolderOf(const std::string& prefix) {
-  const std::string folder = std::filesystem::path(prefix).parent_path().string();
-  return folder.empty() ? "." : folder;
+absl::Status DoesNotFit(int32_t token, TokenType type) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("token id ", token, " does not fit ", TokenTypeName(type)));
 }
-
-absl::Status RemoveIfThere(Env* env, const std::string& path) {
-  const absl::Status status = env->RemoveFile(path);
-  return absl::IsNotFound(status) ? absl::OkStatus() : status;
-}
-
-// A file that is hashed on its way out, in large writes.
-class HashedFile {
- public:
-  explicit HashedFile(std::unique_ptr<WritableFile> file) : file_(std::move(file)) {}
-  template <typename T>
-  absl::Status Put(T value) {
-    AppendRaw(value, &buffer_);
-    return buffer_.size() < kBufferBytes ? absl::OkStatus() : Flush();
-  }
-  absl::Status PutBytes(absl::string_view bytes) {
-    buffer_.append(bytes.data(), bytes.size());
-    return absl::OkStatus();
-  }
-  absl::Status Finish() {
-    MT_RETURN_IF_ERROR(Flush());
-    MT_RETURN_IF_ERROR(file_->Sync());
-    return file_->Close();
-  }
-  uint64_t bytes() const { return bytes_; }
-  std::string Hex() const { return digest_.Hex(); }
-
- private:
-  absl::Status Flush() {
-    digest_.Update(buffer_.data(), buffer_.size());
-    bytes_ += buffer_.size();
-    MT_RETURN_IF_ERROR(file_->Append(buffer_));
-    buffer_.clear();
-    return absl::OkStatus();
-  }
-  std::unique_ptr<WritableFile> file_;
-  std::string buffer_;
-  Xxh3Stream digest_;
-  uint64_t bytes_ = 0;
-};
 
 }  // namespace
 
-IndexedDatasetWriter::IndexedDatasetWriter(Env* env, std::string prefix, TokenType type)
-    : env_(env), prefix_(std::move(prefix)), type_(type) {}
+absl::Status AppendTokens(TokenType type, std::span<const int32_t> tokens, std::string* bin) {
+  const size_t had = bin->size();
+  if (type == TokenType::kUint16) {
+    bin->resize(had + 2 * tokens.size());
+    uint32_t all = 0;
+    char* to = bin->data() + had;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      all |= static_cast<uint32_t>(tokens[i]);
+      const uint16_t id = static_cast<uint16_t>(tokens[i]);
+      std::memcpy(to + 2 * i, &id, sizeof(id));
+    }
+    if (all <= std::numeric_limits<uint16_t>::max()) return absl::OkStatus();
+  } else {
+    const char* from = reinterpret_cast<const char*>(tokens.data());
+    bin->append(from, tokens.size() * sizeof(int32_t));
+    if (tokens.empty() || *std::min_element(tokens.begin(), tokens.end()) >= 0)
+      return absl::OkStatus();
+  }
+  bin->resize(had);
+  const int32_t largest = type == TokenType::kUint16 ? std::numeric_limits<uint16_t>::max()
+                                                     : std::numeric_limits<int32_t>::max();
+  return DoesNotFit(*std::find_if(tokens.begin(), tokens.end(),
+                                  [&](int32_t id) { return id < 0 || id > largest; }),
+                    type);
+}
+
+IndexedDatasetWriter::IndexedDatasetWriter(Env* env, std::string prefix, TokenType type,
+                                           bool makes_loss)
+    : env_(env), prefix_(std::move(prefix)), type_(type), makes_loss_(makes_loss) {}
 
 absl::StatusOr<std::unique_ptr<IndexedDatasetWriter>> IndexedDatasetWriter::Create(
-    Env* env, const std::string& prefix, TokenType type) {
-  MT_RETURN_IF_ERROR(env->CreateDirectories(FolderOf(prefix)));
+    Env* env, const std::string& prefix, TokenType type, bool makes_loss, const State* state) {
+  MT_RETURN_IF_ERROR(env->CreateDirectories(DatasetFolder(prefix)));
   absl::StatusOr<std::unique_ptr<FileLock>> lock = env->Lock(prefix + ".lock");
   if (absl::IsFailedPrecondition(lock.status())) {
     return absl::FailedPreconditionError(
         absl::StrCat(prefix, ": another process is building this dataset"));
   }
   if (!lock.ok()) return lock.status();
-  auto writer = std::unique_ptr<IndexedDatasetWriter>(new IndexedDatasetWriter(env, prefix, type));
+  auto writer = std::unique_ptr<IndexedDatasetWriter>(
+      new IndexedDatasetWriter(env, prefix, type, makes_loss));
   writer->lock_ = *std::move(lock);
-  MT_ASSIGN_OR_RETURN(writer->bin_,
-                      env->NewWritableFile(prefix + ".bin.partial", Env::WriteMode::kTruncate));
+  writer->keep_ = state != nullptr;  // until all of it was found to be there
+  const auto open = [&](absl::string_view name, const Spool::State* from) {
+    return Spool::Open(env, absl::StrCat(prefix, name, ".partial"), from);
+  };
+  MT_ASSIGN_OR_RETURN(writer->bin_, open(".bin", state == nullptr ? nullptr : &state->bin));
   MT_ASSIGN_OR_RETURN(writer->lengths_,
-                      env->NewWritableFile(prefix + ".lengths.partial", Env::WriteMode::kTruncate));
+                      open(".lengths", state == nullptr ? nullptr : &state->lengths));
+  if (makes_loss) {
+    MT_ASSIGN_OR_RETURN(writer->loss_, open(".loss", state == nullptr ? nullptr : &state->loss));
+  }
+  if (state != nullptr) {
+    writer->packer_.set_open_byte(state->open_loss);
+    writer->num_documents_ = state->num_documents;
+    writer->num_tokens_ = state->num_tokens;
+  }
+  writer->keep_ = false;
   return writer;
 }
 
@@ -92,68 +92,96 @@ IndexedDatasetWriter::~IndexedDatasetWriter() {
   if (lock_ == nullptr) return;
   bin_.reset();
   lengths_.reset();
-  for (absl::string_view name : {".bin.partial", ".idx.partial", ".lengths.partial", ".lock"}) {
+  loss_.reset();
+  for (absl::string_view name :
+       {".bin.partial", ".idx.partial", ".lengths.partial", ".loss.partial", ".lock"}) {
+    if (keep_ && name != ".lock") continue;
     env_->RemoveFile(absl::StrCat(prefix_, name)).IgnoreError();
   }
 }
 
-absl::Status IndexedDatasetWriter::AddDocument(std::span<const int32_t> tokens) {
-  MT_CHECK(bin_ != nullptr) << "AddDocument after Seal";
+absl::Status IndexedDatasetWriter::AddDocument(std::span<const int32_t> tokens,
+                                               std::span<const uint8_t> loss) {
   if (tokens.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
     return absl::InvalidArgumentError(
-        absl::StrCat("document ", summary_.num_documents, " has ", tokens.size(),
+        absl::StrCat("document ", num_documents_, " has ", tokens.size(),
                      " tokens; one document holds at most 2147483647"));
   }
-  for (const int32_t token : tokens) {
-    if (token < 0 ||
-        (type_ == TokenType::kUint16 && token > std::numeric_limits<uint16_t>::max())) {
-      return absl::InvalidArgumentError(absl::StrCat("document ", summary_.num_documents,
-                                                     ": token id ", token, " does not fit ",
-                                                     TokenTypeName(type_)));
-    }
-    if (type_ == TokenType::kUint16) {
-      AppendRaw(static_cast<uint16_t>(token), &bin_buffer_);
-    } else {
-      AppendRaw(token, &bin_buffer_);
-    }
-    if (bin_buffer_.size() >= kBufferBytes) MT_RETURN_IF_ERROR(WriteBuffered());
-  }
-  AppendRaw(static_cast<int32_t>(tokens.size()), &lengths_buffer_);
-  if (lengths_buffer_.size() >= kBufferBytes) MT_RETURN_IF_ERROR(WriteBuffered());
-  ++summary_.num_documents;
-  summary_.num_tokens += static_cast<int64_t>(tokens.size());
+  scratch_.clear();
+  MT_RETURN_IF_ERROR(
+      Annotate(AppendTokens(type_, tokens, &scratch_), absl::StrCat("document ", num_documents_)));
+  const int32_t length = static_cast<int32_t>(tokens.size());
+  return AddEncoded(scratch_, std::span(&length, 1), loss);
+}
+
+absl::Status IndexedDatasetWriter::AddEncoded(absl::string_view bin,
+                                              std::span<const int32_t> lengths,
+                                              std::span<const uint8_t> loss) {
+  MT_CHECK(bin_ != nullptr) << "a document after Seal";
+  const int64_t num_tokens = static_cast<int64_t>(bin.size()) / TokenBytes(type_);
+  MT_CHECK(loss.empty() || (makes_loss_ && static_cast<int64_t>(loss.size()) == num_tokens));
+  MT_RETURN_IF_ERROR(bin_->Append(bin));
+  MT_RETURN_IF_ERROR(lengths_->Append(absl::string_view(
+      reinterpret_cast<const char*>(lengths.data()), lengths.size() * sizeof(int32_t))));
+  if (makes_loss_) MT_RETURN_IF_ERROR(AddLoss(num_tokens, loss));
+  num_documents_ += static_cast<int64_t>(lengths.size());
+  num_tokens_ += num_tokens;
   return absl::OkStatus();
 }
 
-absl::Status IndexedDatasetWriter::WriteBuffered() {
-  bin_digest_.Update(bin_buffer_.data(), bin_buffer_.size());
-  summary_.bin_bytes += bin_buffer_.size();
-  MT_RETURN_IF_ERROR(bin_->Append(bin_buffer_));
-  bin_buffer_.clear();
-  MT_RETURN_IF_ERROR(lengths_->Append(lengths_buffer_));
-  lengths_buffer_.clear();
-  return absl::OkStatus();
+absl::Status IndexedDatasetWriter::AddLoss(int64_t num_tokens, std::span<const uint8_t> loss) {
+  std::string packed;
+  if (loss.empty()) {
+    packer_.Append(std::vector<uint8_t>(num_tokens, 1), &packed);
+  } else {
+    packer_.Append(loss, &packed);
+  }
+  return loss_->Append(packed);
+}
+
+absl::StatusOr<IndexedDatasetWriter::State> IndexedDatasetWriter::Sync() {
+  State state{.num_documents = num_documents_, .num_tokens = num_tokens_};
+  MT_ASSIGN_OR_RETURN(state.bin, bin_->Sync());
+  MT_ASSIGN_OR_RETURN(state.lengths, lengths_->Sync());
+  if (makes_loss_) {
+    MT_ASSIGN_OR_RETURN(state.loss, loss_->Sync());
+    state.open_loss = packer_.open_byte();
+  }
+  return state;
 }
 
 absl::StatusOr<IndexedDatasetSummary> IndexedDatasetWriter::Seal() {
   MT_CHECK(bin_ != nullptr) << "Seal twice";
-  MT_RETURN_IF_ERROR(WriteBuffered());
-  MT_RETURN_IF_ERROR(bin_->Sync());
-  MT_RETURN_IF_ERROR(bin_->Close());
-  MT_RETURN_IF_ERROR(lengths_->Close());
+  IndexedDatasetSummary summary{.num_documents = num_documents_, .num_tokens = num_tokens_};
+  MT_ASSIGN_OR_RETURN(const Spool::State bin, bin_->Finish());
+  MT_RETURN_IF_ERROR(lengths_->Finish().status());
   bin_.reset();
   lengths_.reset();
-  summary_.bin_xxh3 = bin_digest_.Hex();
-  MT_RETURN_IF_ERROR(WriteIndex());
-  MT_RETURN_IF_ERROR(env_->SyncDirectory(FolderOf(prefix_)));
-  return summary_;
+  summary.bin_bytes = bin.bytes;
+  summary.bin_xxh3 = bin.xxh3;
+  if (makes_loss_) {
+    std::string last;
+    packer_.Finish(&last);
+    MT_RETURN_IF_ERROR(loss_->Append(last));
+    MT_ASSIGN_OR_RETURN(const Spool::State loss, loss_->Finish());
+    loss_.reset();
+    summary.loss_bytes = loss.bytes;
+    summary.loss_xxh3 = loss.xxh3;
+  }
+  MT_ASSIGN_OR_RETURN(const Spool::State index, WriteIndex());
+  summary.idx_bytes = index.bytes;
+  summary.idx_xxh3 = index.xxh3;
+  MT_RETURN_IF_ERROR(env_->SyncDirectory(DatasetFolder(prefix_)));
+  return summary;
 }
 
-absl::Status IndexedDatasetWriter::WriteIndex() {
-  MT_ASSIGN_OR_RETURN(auto raw,
-                      env_->NewWritableFile(prefix_ + ".idx.partial", Env::WriteMode::kTruncate));
+absl::Status IndexedDatasetWriter::Commit(const DatasetManifest* manifest) {
+  return CommitDataset(env_, prefix_, makes_loss_, manifest);
+}
+
+absl::StatusOr<Spool::State> IndexedDatasetWriter::WriteIndex() {
+  MT_ASSIGN_OR_RETURN(const auto index, Spool::Open(env_, prefix_ + ".idx.partial"));
   MT_ASSIGN_OR_RETURN(const auto lengths, env_->NewRandomAccessFile(prefix_ + ".lengths.partial"));
-  HashedFile index(std::move(raw));
   const auto for_each_length = [&](const auto& visit) -> absl::Status {
     std::string buffer(kBufferBytes, '\0');
     for (uint64_t offset = 0;; offset += buffer.size()) {
@@ -166,34 +194,21 @@ absl::Status IndexedDatasetWriter::WriteIndex() {
       if (bytes < buffer.size()) return absl::OkStatus();
     }
   };
-  MT_RETURN_IF_ERROR(index.PutBytes(kIndexMagic));
-  MT_RETURN_IF_ERROR(index.Put(kIndexVersion));
-  MT_RETURN_IF_ERROR(index.Put(static_cast<uint8_t>(type_)));
-  MT_RETURN_IF_ERROR(index.Put(static_cast<uint64_t>(summary_.num_documents)));
-  MT_RETURN_IF_ERROR(index.Put(static_cast<uint64_t>(summary_.num_documents + 1)));
-  MT_RETURN_IF_ERROR(for_each_length([&](int32_t length) { return index.Put(length); }));
+  MT_RETURN_IF_ERROR(index->Append(kIndexMagic));
+  MT_RETURN_IF_ERROR(index->Append(Raw(kIndexVersion)));
+  MT_RETURN_IF_ERROR(index->Append(Raw(type_)));
+  MT_RETURN_IF_ERROR(index->Append(Raw(num_documents_)));
+  MT_RETURN_IF_ERROR(index->Append(Raw(num_documents_ + 1)));
+  MT_RETURN_IF_ERROR(for_each_length([&](int32_t length) { return index->Append(Raw(length)); }));
   int64_t pointer = 0;
   MT_RETURN_IF_ERROR(for_each_length([&](int32_t length) {
-    const absl::Status status = index.Put(pointer);
+    const absl::Status status = index->Append(Raw(pointer));
     pointer += int64_t{length} * TokenBytes(type_);
     return status;
   }));
-  for (int64_t document = 0; document <= summary_.num_documents; ++document)
-    MT_RETURN_IF_ERROR(index.Put(document));
-  MT_RETURN_IF_ERROR(index.Finish());
-  summary_.idx_bytes = index.bytes();
-  summary_.idx_xxh3 = index.Hex();
-  return absl::OkStatus();
-}
-
-absl::Status IndexedDatasetWriter::Commit() {
-  const std::string folder = FolderOf(prefix_);
-  MT_RETURN_IF_ERROR(RemoveIfThere(env_, prefix_ + ".idx"));
-  MT_RETURN_IF_ERROR(env_->SyncDirectory(folder));
-  MT_RETURN_IF_ERROR(env_->Rename(prefix_ + ".bin.partial", prefix_ + ".bin"));
-  MT_RETURN_IF_ERROR(env_->SyncDirectory(folder));
-  MT_RETURN_IF_ERROR(env_->Rename(prefix_ + ".idx.partial", prefix_ + ".idx"));
-  return env_->SyncDirectory(folder);
+  for (int64_t document = 0; document <= num_documents_; ++document)
+    MT_RETURN_IF_ERROR(index->Append(Raw(document)));
+  return index->Finish();
 }
 
 }  // namespace mt

@@ -1,10 +1,24 @@
 #include "worker/data/build/dataset_builder.h"
 
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_split.h"
+#include "worker/data/build/build_journal.h"
+#include "worker/data/build/build_pipeline.h"
+#include "worker/data/dataset_commit.h"
 #include "worker/data/dataset_manifest.h"
+
+#ifndef MT_VERSION
+#error "MT_VERSION is given by worker/data/build/CMakeLists.txt"
+#endif
 
 namespace mt {
 namespace {
 
+using Json = nlohmann::ordered_json;
 constexpr absl::Duration kProgressInterval = absl::Seconds(1);
 
 absl::Status CheckOutput(Env* env, const BuildOptions& options) {
@@ -23,90 +37,434 @@ absl::Status CheckOutput(Env* env, const BuildOptions& options) {
   return absl::OkStatus();
 }
 
-}  // namespace
+std::string Line(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
 
-absl::StatusOr<BuildResult> BuildDataset(Env* env, Clock* clock, const Tokenizer& tokenizer,
-                                         const BuildOptions& options) {
-  MT_RETURN_IF_ERROR(CheckOutput(env, options));
-  if (options.append_eod && tokenizer.eod() < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("tokenizer ", tokenizer.spec(),
-                     " has no end-of-document id (</s>); add --no-append-eod or use another"));
+absl::Status RemoveIfThere(Env* env, const std::string& path) {
+  const absl::Status status = env->RemoveFile(path);
+  return absl::IsNotFound(status) ? absl::OkStatus() : status;
+}
+
+std::string BadLinesPath(const std::string& prefix) { return prefix + ".bad.jsonl"; }
+
+// One build, from its checks to its dataset. One thread's.
+class Build {
+ public:
+  Build(Env* env, Clock* clock, const RecordEncoderFactory& encoders, const BuildOptions& options)
+      : env_(env),
+        clock_(clock),
+        encoders_(encoders),
+        options_(options),
+        prefix_(options.output_prefix),
+        start_(clock->Monotonic()) {
+    result_.type = TokenTypeForVocabulary(encoders.tokenizer().vocab_size());
   }
-  BuildResult result;
-  result.type = TokenTypeForVocabulary(tokenizer.vocab_size());
-  BuildProgress& progress = result.progress;
-  std::vector<DatasetInput> inputs;
-  for (const std::string& path : options.inputs) {
-    MT_ASSIGN_OR_RETURN(const auto file, env->NewRandomAccessFile(path));
-    MT_ASSIGN_OR_RETURN(const uint64_t bytes, file->Size());
-    inputs.push_back({path, bytes});
-    progress.input_bytes_total += bytes;
+  ~Build();
+
+  absl::StatusOr<BuildResult> Run();
+
+ private:
+  absl::Status StatInputs();
+  std::map<std::string, std::string> Identity() const;
+  // What the data depends on and the manifest tells: all of the identity that is not told elsewhere there.
+  std::map<std::string, std::string> Options() const;
+  absl::Status Open();
+  absl::Status CheckIdentity() const;
+  absl::Status CheckFinishedInputs();
+  absl::Status LoadHashes();
+  absl::Status Pump();
+  absl::Status Write(EncodedChunk chunk);
+  absl::Status WriteDocuments(const EncodedChunk& chunk);
+  absl::Status WriteBad(const EncodedChunk& chunk);
+  absl::Status EndInput(const EncodedChunk& chunk);
+  absl::Status WriteJournal();
+  absl::Status Finish();
+  absl::StatusOr<DatasetManifest> Manifest();
+  void Report(bool always);
+  bool Full() const {
+    return options_.max_documents > 0 && writer_->num_documents() >= options_.max_documents;
   }
-  const auto on_bad_line = [&](const BadLine& bad) -> absl::Status {
-    ++result.bad_lines;
-    if (options.strict) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(bad.file, ":", bad.line, ": ", bad.reason,
-                       "; mend the line, or leave --strict out to skip it"));
+  std::string Partial(absl::string_view name) const {
+    return absl::StrCat(prefix_, ".", name, ".partial");
+  }
+
+  Env* const env_;
+  Clock* const clock_;
+  const RecordEncoderFactory& encoders_;
+  const BuildOptions& options_;
+  const std::string prefix_;
+  const absl::Duration start_;
+  absl::Duration reported_, journalled_;
+  BuildResult result_;
+  std::vector<FileInfo> infos_;  // of the inputs
+  BuildJournal journal_;         // where the build is
+  bool has_journal_ = false;     // on disk
+  bool has_files_ = false;       // under partial names
+  uint64_t finished_bytes_ = 0;  // of the inputs before the one that is read
+  DocumentHashes known_;
+  std::unique_ptr<IndexedDatasetWriter> writer_;
+  std::unique_ptr<Spool> bad_, inputs_, hashes_;
+};
+
+Build::~Build() {
+  if (has_journal_ && writer_ != nullptr) writer_->Keep();
+  if (has_journal_ || !has_files_) return;
+  bad_.reset();
+  inputs_.reset();
+  hashes_.reset();
+  for (absl::string_view name : {"bad.jsonl", "inputs", "hashes"})
+    env_->RemoveFile(Partial(name)).IgnoreError();
+}
+
+absl::Status Build::StatInputs() {
+  for (const std::string& path : options_.inputs) {
+    MT_RETURN_IF_ERROR(InputKindOf(path).status());
+    // Opened too: Stat does not follow links.
+    MT_ASSIGN_OR_RETURN(const auto file, env_->NewRandomAccessFile(path));
+    MT_ASSIGN_OR_RETURN(FileInfo info, env_->Stat(path));
+    MT_ASSIGN_OR_RETURN(info.size_bytes, file->Size());
+    result_.progress.input_bytes_total += info.size_bytes;
+    infos_.push_back(info);
+  }
+  return absl::OkStatus();
+}
+
+std::map<std::string, std::string> Build::Options() const {
+  std::map<std::string, std::string> options = {
+      {"encoder", encoders_.description()},
+      {"text_key", options_.text.text_key},
+      {"max_document_bytes", absl::StrCat(options_.text.max_document_bytes)},
+      {"deduplicate", options_.deduplicate ? "yes" : "no"}};
+  if (options_.text.document_separator.has_value())
+    options["document_separator"] = *options_.text.document_separator;
+  if (options_.max_documents > 0) options["max_documents"] = absl::StrCat(options_.max_documents);
+  return options;
+}
+
+std::map<std::string, std::string> Build::Identity() const {
+  std::map<std::string, std::string> identity = Options();
+  Xxh3Stream paths;
+  for (const std::string& path : options_.inputs) paths.Update(path.c_str(), path.size() + 1);
+  identity["mt_version"] = MT_VERSION;
+  identity["tokenizer"] = encoders_.tokenizer().digest();
+  identity["token_type"] = std::string(TokenTypeName(result_.type));
+  identity["inputs"] = absl::StrCat(options_.inputs.size(), " files, ", paths.Hex());
+  return identity;
+}
+
+absl::Status Build::CheckIdentity() const {
+  std::map<std::string, std::string> before = journal_.identity, now = Identity();
+  for (const auto& [name, value] : now) {
+    if (before[name] == value) continue;
+    return absl::FailedPreconditionError(absl::StrCat(
+        BuildJournalPath(prefix_), ": an interrupted build with another ", name, " (`",
+        before[name], "`, now `", value,
+        "`); run it as it was to go on with it, or add --restart to throw away what it did"));
+  }
+  for (const auto& [name, value] : before) {
+    if (now.contains(name)) continue;
+    return absl::FailedPreconditionError(absl::StrCat(
+        BuildJournalPath(prefix_), ": an interrupted build with ", name, " `", value,
+        "`; run it as it was to go on with it, or add --restart to throw away what it did"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Build::CheckFinishedInputs() {
+  MT_ASSIGN_OR_RETURN(const std::string list,
+                      ReadFile(env_, Partial("inputs"), journal_.inputs.bytes));
+  size_t file = 0;
+  for (absl::string_view line : absl::StrSplit(list, '\n', absl::SkipEmpty())) {
+    const std::string& path = options_.inputs[file];
+    const FileInfo& info = infos_[file++];
+    finished_bytes_ += info.size_bytes;
+    // The list is the build's own, and its digest was right.
+    const Json json = Json::parse(line.begin(), line.end());
+    bool same = json["bytes"] == info.size_bytes;
+    if (same && json["modified_ns"] != info.modified_ns) {
+      MT_ASSIGN_OR_RETURN(const std::string digest, Xxh3HexOfFile(env_, path));
+      same = json["xxh3_128"] == digest;
     }
-    if (options.on_bad_line) options.on_bad_line(bad);
+    if (!same) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(path,
+                       ": has changed since the build was interrupted; bring the old file "
+                       "back, or add --restart to begin again"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Build::LoadHashes() {
+  MT_ASSIGN_OR_RETURN(const auto file, env_->NewRandomAccessFile(Partial("hashes")));
+  std::vector<DocumentHash> hashes(1 << 16);
+  for (uint64_t at = 0; at < journal_.hashes.bytes;) {
+    MT_ASSIGN_OR_RETURN(const size_t bytes, file->Read(at, hashes.size() * sizeof(DocumentHash),
+                                                       reinterpret_cast<char*>(hashes.data())));
+    for (size_t i = 0; i < bytes / sizeof(DocumentHash); ++i) known_.Insert(hashes[i]);
+    at += bytes;
+    if (bytes == 0) break;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Build::Open() {
+  if (options_.restart) MT_RETURN_IF_ERROR(RemoveIfThere(env_, BuildJournalPath(prefix_)));
+  MT_ASSIGN_OR_RETURN(std::optional<BuildJournal> found, ReadBuildJournal(env_, prefix_));
+  // Without its files a journal is one that outlived the end of its build.
+  const bool resume = found.has_value() && Exists(env_, Partial("bin"));
+  if (resume) {
+    journal_ = *std::move(found);
+    MT_RETURN_IF_ERROR(CheckIdentity());
+  } else {
+    journal_.identity = Identity();
+  }
+  const auto state = [&](const Spool::State& of) { return resume ? &of : nullptr; };
+  MT_ASSIGN_OR_RETURN(
+      writer_, IndexedDatasetWriter::Create(env_, prefix_, result_.type, encoders_.makes_loss(),
+                                            resume ? &journal_.writer : nullptr));
+  has_journal_ = resume;
+  has_files_ = true;
+  MT_ASSIGN_OR_RETURN(bad_, Spool::Open(env_, Partial("bad.jsonl"), state(journal_.bad)));
+  MT_ASSIGN_OR_RETURN(inputs_, Spool::Open(env_, Partial("inputs"), state(journal_.inputs)));
+  if (options_.deduplicate) {
+    MT_ASSIGN_OR_RETURN(hashes_, Spool::Open(env_, Partial("hashes"), state(journal_.hashes)));
+  }
+  if (!resume) return absl::OkStatus();
+  MT_RETURN_IF_ERROR(CheckFinishedInputs());
+  if (options_.deduplicate) MT_RETURN_IF_ERROR(LoadHashes());
+  result_.bad_lines = journal_.bad_lines;
+  result_.duplicates = journal_.duplicates;
+  result_.empty_documents = journal_.empty_documents;
+  BuildProgress& progress = result_.progress;
+  progress.input_bytes_done = progress.input_bytes_resumed = journal_.input_bytes;
+  progress.documents = writer_->num_documents();
+  progress.tokens = progress.tokens_resumed = writer_->num_tokens();
+  if (options_.on_resume) options_.on_resume(progress);
+  return absl::OkStatus();
+}
+
+void Build::Report(bool always) {
+  const absl::Duration now = clock_->Monotonic();
+  result_.progress.elapsed = now - start_;
+  result_.progress.documents = writer_->num_documents();
+  result_.progress.tokens = writer_->num_tokens();
+  if (!options_.on_progress || (!always && now - reported_ < kProgressInterval)) return;
+  reported_ = now;
+  options_.on_progress(result_.progress);
+}
+
+// The documents that are not left out, in runs as long as they come.
+absl::Status Build::WriteDocuments(const EncodedChunk& chunk) {
+  const size_t token_bytes = TokenBytes(result_.type);
+  size_t from = 0;                  // the run's first document
+  size_t token = 0, run_token = 0;  // tokens before this document, before the run
+  const auto write_run = [&](size_t to) -> absl::Status {
+    const size_t tokens = token - run_token;
+    MT_RETURN_IF_ERROR(writer_->AddEncoded(
+        absl::string_view(chunk.bin).substr(run_token * token_bytes, tokens * token_bytes),
+        std::span(chunk.lengths).subspan(from, to - from),
+        chunk.loss.empty() ? std::span<const uint8_t>()
+                           : std::span(chunk.loss).subspan(run_token, tokens)));
     return absl::OkStatus();
   };
-
-  MT_ASSIGN_OR_RETURN(auto writer,
-                      IndexedDatasetWriter::Create(env, options.output_prefix, result.type));
-  const absl::Duration start = clock->Monotonic();
-  absl::Duration reported = start;
-  uint64_t finished_bytes = 0;  // of the inputs before this one
-  const auto report = [&](bool always) {
-    const absl::Duration now = clock->Monotonic();
-    progress.elapsed = now - start;
-    if (!options.on_progress || (!always && now - reported < kProgressInterval)) return;
-    reported = now;
-    options.on_progress(progress);
-  };
-  std::string document;
-  std::vector<int32_t> ids;
-  for (const DatasetInput& input : inputs) {
-    MT_ASSIGN_OR_RETURN(const auto source,
-                        OpenTextSource(env, input.path, options.text, on_bad_line));
-    while (true) {
-      MT_ASSIGN_OR_RETURN(const bool more, source->Next(&document));
-      if (!more) break;
-      ids.clear();
-      MT_RETURN_IF_ERROR(tokenizer.Encode(document, &ids));
-      if (options.append_eod) ids.push_back(tokenizer.eod());
-      MT_RETURN_IF_ERROR(Annotate(writer->AddDocument(ids), input.path));
-      ++progress.documents;
-      progress.tokens += static_cast<int64_t>(ids.size());
-      progress.input_bytes_done = finished_bytes + source->bytes_read();
-      report(false);
+  size_t document = 0;
+  for (; document < chunk.lengths.size(); ++document) {
+    if (options_.max_documents > 0 &&
+        writer_->num_documents() + static_cast<int64_t>(document - from) >=
+            options_.max_documents) {
+      break;
     }
-    finished_bytes += source->bytes_read();
-    progress.input_bytes_done = finished_bytes;
+    const DocumentHash* hash = options_.deduplicate ? &chunk.hashes[document] : nullptr;
+    const bool keep = hash == nullptr || known_.Insert(*hash);
+    if (keep && hash != nullptr) {
+      MT_RETURN_IF_ERROR(
+          hashes_->Append(absl::string_view(reinterpret_cast<const char*>(hash), sizeof(*hash))));
+    }
+    if (!keep) {
+      ++result_.duplicates;
+      MT_RETURN_IF_ERROR(write_run(document));
+    }
+    token += chunk.lengths[document];
+    if (!keep) {
+      from = document + 1;
+      run_token = token;
+    }
   }
-  if (progress.tokens == 0) {
-    return absl::InvalidArgumentError(absl::StrCat("no document with text in ", inputs.size(),
-                                                   " input file(s), ", result.bad_lines,
-                                                   " bad line(s)"));
+  return write_run(document);
+}
+
+absl::Status Build::WriteBad(const EncodedChunk& chunk) {
+  const std::string& path = options_.inputs[chunk.file];
+  for (const BadRecord& bad : chunk.bad) {
+    if (options_.strict) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ":", bad.line, ": ", bad.reason,
+                       "; mend the line, or leave --strict out to skip it"));
+    }
+    ++result_.bad_lines;
+    if (options_.on_bad_line) options_.on_bad_line({path, bad.line, bad.reason});
+    Json json = {{"file", path}, {"line", bad.line}, {"reason", bad.reason}};
+    if (!bad.found.empty()) json["record"] = bad.found;
+    MT_RETURN_IF_ERROR(bad_->Append(Line(json)));
   }
-  MT_ASSIGN_OR_RETURN(result.files, writer->Seal());
-  // Between the old pair and the new one, so that a manifest never stands beside another's files.
-  const absl::Status removed = env->RemoveFile(options.output_prefix + ".idx");
-  if (!removed.ok() && !absl::IsNotFound(removed)) return removed;
-  MT_RETURN_IF_ERROR(WriteDatasetManifest(env, options.output_prefix,
-                                          {.files = result.files,
-                                           .type = std::string(TokenTypeName(result.type)),
-                                           .tokenizer = tokenizer.spec(),
-                                           .tokenizer_digest = tokenizer.digest(),
-                                           .vocab_size = tokenizer.vocab_size(),
-                                           .append_eod = options.append_eod,
-                                           .bad_lines = result.bad_lines,
-                                           .inputs = inputs}));
-  MT_RETURN_IF_ERROR(writer->Commit());
-  report(true);
-  return result;
+  return absl::OkStatus();
+}
+
+absl::Status Build::EndInput(const EncodedChunk& chunk) {
+  const std::string& path = options_.inputs[chunk.file];
+  const FileInfo& info = infos_[chunk.file];
+  if (chunk.file_bytes != info.size_bytes) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(path, ": had ", info.size_bytes, " bytes at first and ", chunk.file_bytes,
+                     " when it was read; build again when nobody writes to it"));
+  }
+  finished_bytes_ += info.size_bytes;
+  journal_.file = chunk.file + 1;
+  journal_.position = TextPosition();
+  return inputs_->Append(Line({{"path", path},
+                               {"bytes", info.size_bytes},
+                               {"modified_ns", info.modified_ns},
+                               {"xxh3_128", chunk.file_xxh3}}));
+}
+
+absl::Status Build::Write(EncodedChunk chunk) {
+  const absl::Duration start = clock_->Monotonic();
+  const bool ended = !chunk.file_xxh3.empty();
+  if (ended) {
+    MT_RETURN_IF_ERROR(EndInput(chunk));
+  } else {
+    MT_RETURN_IF_ERROR(WriteBad(chunk));
+    MT_RETURN_IF_ERROR(WriteDocuments(chunk));
+    result_.duplicates += chunk.duplicates;
+    result_.empty_documents += chunk.empty_documents;
+    result_.progress.text_bytes += chunk.text_bytes;
+    journal_.position = std::move(chunk.end);
+  }
+  result_.progress.input_bytes_done = finished_bytes_ + (ended ? 0 : chunk.file_bytes);
+  if (clock_->Monotonic() - journalled_ >= options_.journal_interval) {
+    MT_RETURN_IF_ERROR(WriteJournal());
+  }
+  result_.write_seconds += absl::ToDoubleSeconds(clock_->Monotonic() - start);
+  return absl::OkStatus();
+}
+
+absl::Status Build::WriteJournal() {
+  MT_ASSIGN_OR_RETURN(journal_.writer, writer_->Sync());
+  MT_ASSIGN_OR_RETURN(journal_.bad, bad_->Sync());
+  MT_ASSIGN_OR_RETURN(journal_.inputs, inputs_->Sync());
+  if (hashes_ != nullptr) {
+    MT_ASSIGN_OR_RETURN(journal_.hashes, hashes_->Sync());
+  }
+  journal_.input_bytes = result_.progress.input_bytes_done;
+  journal_.bad_lines = result_.bad_lines;
+  journal_.duplicates = result_.duplicates;
+  journal_.empty_documents = result_.empty_documents;
+  MT_RETURN_IF_ERROR(WriteBuildJournal(env_, prefix_, journal_));
+  has_journal_ = true;
+  journalled_ = clock_->Monotonic();
+  return absl::OkStatus();
+}
+
+absl::Status Build::Pump() {
+  BuildPipeline pipeline(env_, clock_, encoders_, options_, result_.type, journal_.file,
+                         journal_.position, options_.deduplicate ? &known_ : nullptr);
+  journalled_ = clock_->Monotonic();
+  while (journal_.file < options_.inputs.size() && !Full()) {
+    MT_ASSIGN_OR_RETURN(std::optional<EncodedChunk> chunk, pipeline.Next(kProgressInterval));
+    if (chunk.has_value()) MT_RETURN_IF_ERROR(Write(*std::move(chunk)));
+    Report(false);
+  }
+  const BuildPipeline::StageTimes times = pipeline.times();
+  result_.read_seconds = absl::ToDoubleSeconds(times.read);
+  result_.parse_seconds = absl::ToDoubleSeconds(times.parse);
+  result_.encode_seconds = absl::ToDoubleSeconds(times.encode);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<DatasetManifest> Build::Manifest() {
+  const Tokenizer& tokenizer = encoders_.tokenizer();
+  DatasetManifest manifest{.files = result_.files,
+                           .type = std::string(TokenTypeName(result_.type)),
+                           .tokenizer = tokenizer.spec(),
+                           .tokenizer_digest = tokenizer.digest(),
+                           .vocab_size = tokenizer.vocab_size(),
+                           .append_eod = encoders_.appends_eod(),
+                           .bad_lines = result_.bad_lines,
+                           .duplicates = result_.duplicates,
+                           .empty_documents = result_.empty_documents,
+                           .mt_version = MT_VERSION,
+                           .options = Options()};
+  MT_ASSIGN_OR_RETURN(const Spool::State state, inputs_->Finish());
+  MT_ASSIGN_OR_RETURN(const std::string list, ReadFile(env_, Partial("inputs"), state.bytes));
+  Xxh3Stream digest;
+  for (absl::string_view line : absl::StrSplit(list, '\n', absl::SkipEmpty())) {
+    const Json json = Json::parse(line.begin(), line.end());
+    DatasetInput input{options_.inputs[manifest.num_inputs++], json["bytes"].get<uint64_t>(),
+                       json["xxh3_128"].get<std::string>()};
+    const std::string entry = absl::StrCat(input.path, "\t", input.bytes, "\t", input.xxh3, "\n");
+    digest.Update(entry.data(), entry.size());
+    if (manifest.num_inputs <= kListedInputs) manifest.inputs.push_back(std::move(input));
+  }
+  manifest.inputs_xxh3 = digest.Hex();
+  // With max_documents the last input is not read to its end.
+  if (journal_.file < options_.inputs.size() && journal_.position.offset > 0) {
+    const FileInfo& info = infos_[journal_.file];
+    if (manifest.num_inputs++ < kListedInputs)
+      manifest.inputs.push_back({options_.inputs[journal_.file], info.size_bytes, ""});
+  }
+  return manifest;
+}
+
+absl::Status Build::Finish() {
+  if (writer_->num_tokens() == 0) {
+    return absl::InvalidArgumentError(absl::StrCat("no document with text in ",
+                                                   options_.inputs.size(), " input file(s), ",
+                                                   result_.bad_lines, " bad line(s)"));
+  }
+  MT_ASSIGN_OR_RETURN(result_.files, writer_->Seal());
+  MT_ASSIGN_OR_RETURN(const DatasetManifest manifest, Manifest());
+  MT_RETURN_IF_ERROR(bad_->Finish().status());
+  // From here on the files lose their names one by one: nothing may go on with them. Made durable by the sync below.
+  MT_RETURN_IF_ERROR(RemoveIfThere(env_, BuildJournalPath(prefix_)));
+  has_journal_ = false;
+  // The old dataset goes before anything that describes the new one appears.
+  MT_RETURN_IF_ERROR(RemoveIfThere(env_, prefix_ + ".idx"));
+  MT_RETURN_IF_ERROR(env_->SyncDirectory(DatasetFolder(prefix_)));
+  MT_RETURN_IF_ERROR(result_.bad_lines > 0
+                         ? env_->Rename(Partial("bad.jsonl"), BadLinesPath(prefix_))
+                         : RemoveIfThere(env_, BadLinesPath(prefix_)));
+  return writer_->Commit(&manifest);
+}
+
+absl::StatusOr<BuildResult> Build::Run() {
+  MT_RETURN_IF_ERROR(CheckOutput(env_, options_));
+  MT_RETURN_IF_ERROR(StatInputs());
+  absl::Status opened = Open();
+  if (absl::IsDataLoss(opened)) {
+    return Annotate(opened,
+                    "what an interrupted build left is damaged; add --restart to throw it away");
+  }
+  MT_RETURN_IF_ERROR(opened);
+  absl::Status status = Pump();
+  if (status.ok()) status = Finish();
+  if (absl::IsResourceExhausted(status)) {
+    return Annotate(status, has_journal_ ? "the build has stopped; make room and run it again, it "
+                                           "goes on where it was"
+                                         : "the build has stopped; make room and run it again");
+  }
+  MT_RETURN_IF_ERROR(status);
+  Report(true);
+  return result_;
+}
+
+}  // namespace
+
+absl::StatusOr<BuildResult> BuildDataset(Env* env, Clock* clock,
+                                         const RecordEncoderFactory& encoders,
+                                         const BuildOptions& options) {
+  return Build(env, clock, encoders, options).Run();
 }
 
 }  // namespace mt

@@ -114,12 +114,14 @@ class DatasetBuilderTest : public ::testing::Test {
     return folder_ + "/" + name;
   }
   absl::StatusOr<BuildResult> Build(Env* env = Env::Real()) {
-    return BuildDataset(env, Clock::Real(), *tokenizer_, options_);
+    const auto encoders = NewTextEncoderFactory(tokenizer_.get(), append_eod_).value();
+    return BuildDataset(env, Clock::Real(), *encoders, options_);
   }
   std::vector<std::string> Output() { return Env::Real()->List(folder_ + "/out").value(); }
 
   std::string folder_;
   BuildOptions options_;
+  bool append_eod_ = true;
   std::unique_ptr<Tokenizer> tokenizer_ = NewTokenizer(Env::Real(), "byte").value();
 };
 
@@ -131,7 +133,7 @@ TEST_F(DatasetBuilderTest, DocumentsComeBackAsTheyWere) {
   EXPECT_EQ(result.bad_lines, 1);
   EXPECT_THAT(bad_lines, ElementsAre(2));
   EXPECT_EQ(result.progress.input_bytes_done, result.progress.input_bytes_total);
-  EXPECT_THAT(Output(), ElementsAre("set.bin", "set.idx", "set.manifest.json"));
+  EXPECT_THAT(Output(), ElementsAre("set.bad.jsonl", "set.bin", "set.idx", "set.manifest.json"));
   const auto data = IndexedDataset::Open(Env::Real(), options_.output_prefix).value();
   EXPECT_EQ(data->type(), TokenType::kUint16);
   std::vector<int32_t> tokens(5);
@@ -154,7 +156,7 @@ TEST_F(DatasetBuilderTest, OldDataIsKeptUnlessAsked) {
   ASSERT_TRUE(Build().ok());
   EXPECT_EQ(Build().status().code(), absl::StatusCode::kAlreadyExists);
   options_.overwrite = true;
-  options_.append_eod = false;
+  append_eod_ = false;
   ASSERT_TRUE(Build().ok());
   EXPECT_EQ(VerifyDataset(Env::Real(), options_.output_prefix).value().num_tokens, 4 + 3 + 1);
 }
@@ -172,9 +174,9 @@ TEST_F(DatasetBuilderTest, WhateverStopsItNothingPassesForWhole) {
   for (int changes = 0;; ++changes) {
     std::filesystem::remove_all(folder_ + "/out");
     options_.overwrite = true;
-    options_.append_eod = true;
+    append_eod_ = true;
     ASSERT_TRUE(Build().ok());
-    options_.append_eod = false;
+    append_eod_ = false;
     DyingEnv env(changes);
     const bool finished = Build(&env).ok();
     // The last changes only clear away; dying there is fine.

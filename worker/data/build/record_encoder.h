@@ -38,6 +38,8 @@ class RecordEncoderFactory {
   virtual ~RecordEncoderFactory() = default;
   virtual std::unique_ptr<RecordEncoder> NewEncoder() const = 0;
   virtual bool wants_json() const = 0;
+  // Every document ends with the end-of-document id.
+  virtual bool appends_eod() const = 0;
   // The dataset gets a PREFIX.loss file.
   virtual bool makes_loss() const = 0;
   // For the manifest, a resumed build and the digest of the result: everything that the tokens depend on besides the tokenizer.
@@ -45,8 +47,8 @@ class RecordEncoderFactory {
   virtual const Tokenizer& tokenizer() const = 0;
 };
 
-// Texts, with the end-of-document id behind each if `append_eod`. FAILED_PRECONDITION from the builder if the tokenizer has none.
-std::unique_ptr<RecordEncoderFactory> NewTextEncoderFactory(const Tokenizer* tokenizer,
-                                                            bool append_eod);
+// Texts, with the end-of-document id behind each if `append_eod`. INVALID_ARGUMENT: the tokenizer has none.
+absl::StatusOr<std::unique_ptr<RecordEncoderFactory>> NewTextEncoderFactory(
+    const Tokenizer* tokenizer, bool append_eod);
 
 }  // namespace mt

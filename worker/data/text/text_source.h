@@ -1,48 +1,49 @@
-// Documents out of .txt and .jsonl files, one at a time; memory holds one document.
+// Documents out of one file, one at a time. What a build does by chunks on many threads, in order on one.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "common/env.h"
 #include "common/status.h"
+#include "worker/data/text/chunk_reader.h"
+#include "worker/data/text/record_reader.h"
 
 namespace mt {
 
-struct TextSourceOptions {
-  std::string text_key = "text";  // of a JSONL object
-  // .txt only: a line equal to this (an empty one: any blank line) ends a document. Unset: a file
-  // is one document.
-  std::optional<std::string> document_separator;
-  uint64_t max_document_bytes = 1ull << 30;  // of text; also the longest line
-};
-
-// A line of a .jsonl file that is not an object with a string under text_key.
-struct BadLine {
-  std::string file;
-  int64_t line = 0;  // from 1
-  std::string reason;
-};
+using BadLineHandler = std::function<absl::Status(const BadLine&)>;
 
 class TextSource {
  public:
-  virtual ~TextSource() = default;
-  // The next document into `document`; false at the end of the file. Blank documents are left out.
-  // A bad line is reported to `on_bad_line`; if that returns an error, reading ends with it.
-  // RESOURCE_EXHAUSTED: a document larger than the limit.
-  virtual absl::StatusOr<bool> Next(std::string* document) = 0;
-  virtual uint64_t bytes_read() const = 0;
+  // INVALID_ARGUMENT: a file of another name.
+  static absl::StatusOr<std::unique_ptr<TextSource>> Open(Env* env, const std::string& path,
+                                                          const TextSourceOptions& options,
+                                                          BadLineHandler on_bad_line,
+                                                          size_t chunk_bytes = kChunkBytes);
+
+  // The next document into `document`; false at the end of the file. Blank documents are left out. What is no document is reported
+  // to `on_bad_line`; if that returns an error, reading ends with it. Errors of ByteSource::Read.
+  absl::StatusOr<bool> Next(std::string* document);
+  // Of the file, so far.
+  uint64_t bytes_read() const { return reader_->file_bytes(); }
+
+ private:
+  TextSource(std::string path, std::unique_ptr<ChunkReader> reader,
+             const TextSourceOptions& options, BadLineHandler on_bad_line)
+      : path_(std::move(path)),
+        reader_(std::move(reader)),
+        records_(options),
+        on_bad_line_(std::move(on_bad_line)) {
+    records_.Begin(&chunk_, reader_->format());
+  }
+
+  const std::string path_;
+  const std::unique_ptr<ChunkReader> reader_;
+  TextChunk chunk_;
+  RecordReader records_;
+  const BadLineHandler on_bad_line_;
 };
-
-using BadLineHandler = std::function<absl::Status(const BadLine&)>;
-
-// By the file's name: .jsonl (and .json: one object per line) or .txt. INVALID_ARGUMENT for other
-// names.
-absl::StatusOr<std::unique_ptr<TextSource>> OpenTextSource(Env* env, const std::string& path,
-                                                           const TextSourceOptions& options,
-                                                           BadLineHandler on_bad_line);
 
 }  // namespace mt

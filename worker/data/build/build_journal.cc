@@ -1,0 +1,88 @@
+#include "worker/data/build/build_journal.h"
+
+#include <nlohmann/json.hpp>
+
+namespace mt {
+namespace {
+
+using Json = nlohmann::ordered_json;
+constexpr int kFormatVersion = 1;
+
+Json SpoolJson(const Spool::State& state) {
+  return {{"bytes", state.bytes}, {"xxh3_128", state.xxh3}};
+}
+Spool::State SpoolOf(const Json& json) {
+  return {json.at("bytes").get<uint64_t>(), json.at("xxh3_128").get<std::string>()};
+}
+
+BuildJournal Parse(const Json& json) {
+  BuildJournal journal;
+  journal.identity = json.at("identity").get<std::map<std::string, std::string>>();
+  journal.file = json.at("file").get<size_t>();
+  journal.position.offset = json.at("offset").get<uint64_t>();
+  journal.position.line = json.at("line").get<int64_t>();
+  journal.position.xxh3 = json.at("offset_xxh3_128").get<std::string>();
+  journal.input_bytes = json.at("input_bytes").get<uint64_t>();
+  journal.writer.num_documents = json.at("documents").get<int64_t>();
+  journal.writer.num_tokens = json.at("tokens").get<int64_t>();
+  journal.writer.bin = SpoolOf(json.at("bin"));
+  journal.writer.lengths = SpoolOf(json.at("lengths"));
+  journal.writer.loss = SpoolOf(json.at("loss"));
+  journal.writer.open_loss.bits = json.at("loss").at("open_bits").get<uint8_t>();
+  journal.writer.open_loss.num_bits = json.at("loss").at("num_open_bits").get<uint8_t>();
+  journal.bad = SpoolOf(json.at("bad"));
+  journal.inputs = SpoolOf(json.at("inputs"));
+  journal.hashes = SpoolOf(json.at("hashes"));
+  journal.bad_lines = json.at("bad_lines").get<int64_t>();
+  journal.duplicates = json.at("duplicates").get<int64_t>();
+  journal.empty_documents = json.at("empty_documents").get<int64_t>();
+  return journal;
+}
+
+}  // namespace
+
+std::string BuildJournalPath(const std::string& prefix) { return prefix + ".journal.json"; }
+
+absl::Status WriteBuildJournal(Env* env, const std::string& prefix, const BuildJournal& journal) {
+  Json json;
+  json["format_version"] = kFormatVersion;
+  json["identity"] = journal.identity;
+  json["file"] = journal.file;
+  json["offset"] = journal.position.offset;
+  json["line"] = journal.position.line;
+  json["offset_xxh3_128"] = journal.position.xxh3;
+  json["input_bytes"] = journal.input_bytes;
+  json["documents"] = journal.writer.num_documents;
+  json["tokens"] = journal.writer.num_tokens;
+  json["bin"] = SpoolJson(journal.writer.bin);
+  json["lengths"] = SpoolJson(journal.writer.lengths);
+  json["loss"] = SpoolJson(journal.writer.loss);
+  json["loss"]["open_bits"] = journal.writer.open_loss.bits;
+  json["loss"]["num_open_bits"] = journal.writer.open_loss.num_bits;
+  json["bad"] = SpoolJson(journal.bad);
+  json["inputs"] = SpoolJson(journal.inputs);
+  json["hashes"] = SpoolJson(journal.hashes);
+  json["bad_lines"] = journal.bad_lines;
+  json["duplicates"] = journal.duplicates;
+  json["empty_documents"] = journal.empty_documents;
+  return WriteFileAtomically(env, BuildJournalPath(prefix),
+                             json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+absl::StatusOr<std::optional<BuildJournal>> ReadBuildJournal(Env* env, const std::string& prefix) {
+  const absl::StatusOr<std::string> text = ReadFile(env, BuildJournalPath(prefix));
+  if (absl::IsNotFound(text.status())) return std::nullopt;
+  if (!text.ok()) return text.status();
+  const Json json = Json::parse(*text, nullptr, false);
+  // The library reports a missing key or a wrong type only by exception; none leaves this function.
+  try {
+    if (!json.is_discarded() && json.at("format_version").get<int>() == kFormatVersion)
+      return Parse(json);
+  } catch (const Json::exception&) {
+  }
+  return absl::DataLossError(absl::StrCat(BuildJournalPath(prefix),
+                                          ": is not the journal of an interrupted build of this "
+                                          "version; add --restart to throw away what it did"));
+}
+
+}  // namespace mt

@@ -1,0 +1,38 @@
+// PREFIX.journal.json: how far an interrupted build got.
+//
+// It is replaced as a whole, and only after everything that it speaks of is on stable storage; so whatever is killed whenever, the
+// files begin with what the journal says, and what follows there is cut off. It goes before the finished dataset appears.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+
+#include "common/env.h"
+#include "common/status.h"
+#include "worker/data/indexed_dataset_writer.h"
+#include "worker/data/spool.h"
+#include "worker/data/text/chunk_reader.h"
+
+namespace mt {
+
+struct BuildJournal {
+  // By name, all that the result depends on: options, encoder, tokenizer, version, the list of inputs.
+  std::map<std::string, std::string> identity;
+  // What is written: all of the files before `file`, and of that one what stands before `position`.
+  size_t file = 0;
+  TextPosition position;
+  uint64_t input_bytes = 0;  // of the files themselves
+  IndexedDatasetWriter::State writer;
+  Spool::State bad, inputs, hashes;
+  int64_t bad_lines = 0;
+  int64_t duplicates = 0;
+  int64_t empty_documents = 0;
+};
+
+std::string BuildJournalPath(const std::string& prefix);
+absl::Status WriteBuildJournal(Env* env, const std::string& prefix, const BuildJournal& journal);
+// nullopt: there is none. DATA_LOSS: it is no journal.
+absl::StatusOr<std::optional<BuildJournal>> ReadBuildJournal(Env* env, const std::string& prefix);
+
+}  // namespace mt
