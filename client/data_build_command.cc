@@ -7,6 +7,8 @@
 
 #include "absl/strings/str_format.h"
 #include "worker/data/build/dataset_builder.h"
+#include "worker/data/chat/chat_encoder.h"
+#include "worker/data/chat/chat_template.h"
 #include "worker/data/text/input_files.h"
 #include "worker/data/tokenize/tokenizer.h"
 
@@ -19,7 +21,9 @@ constexpr int64_t kBadLinesShown = 10;
 struct Options {
   BuildOptions build;
   std::vector<std::string> inputs, lists;
-  std::vector<std::string> text_keys = {"text"};
+  std::vector<std::string> text_keys;  // none: "text", or "messages" of a conversation
+  std::string chat;                    // a template; empty: documents are texts
+  std::string loss = "assistant";
   std::string tokenizer = "byte";
   bool append_eod = true;
   double journal_seconds = 10;
@@ -110,6 +114,14 @@ absl::StatusOr<BuildResult> BuildOne(const BuildOptions& options,
   return result;
 }
 
+absl::StatusOr<std::unique_ptr<RecordEncoderFactory>> NewEncoders(const Tokenizer& tokenizer,
+                                                                  const Options& options) {
+  if (options.chat.empty()) return NewTextEncoderFactory(&tokenizer, options.append_eod);
+  ChatOptions chat{.template_name = options.chat, .append_eod = options.append_eod};
+  MT_ASSIGN_OR_RETURN(chat.loss, ParseChatLoss(options.loss));
+  return NewChatEncoderFactory(&tokenizer, chat);
+}
+
 absl::StatusOr<ExitCode> Build(Session* session, const Options& options) {
   MT_ASSIGN_OR_RETURN(const auto tokenizer, NewTokenizer(Env::Real(), options.tokenizer));
   BuildOptions build = options.build;
@@ -120,12 +132,13 @@ absl::StatusOr<ExitCode> Build(Session* session, const Options& options) {
   }
   MT_ASSIGN_OR_RETURN(build.inputs, ExpandInputs(Env::Real(), inputs));
   build.journal_interval = absl::Seconds(options.journal_seconds);
-  MT_ASSIGN_OR_RETURN(const auto encoders,
-                      NewTextEncoderFactory(tokenizer.get(), options.append_eod));
-  for (const std::string& key : options.text_keys) {
+  MT_ASSIGN_OR_RETURN(const auto encoders, NewEncoders(*tokenizer, options));
+  std::vector<std::string> keys = options.text_keys;
+  if (keys.empty()) keys = {options.chat.empty() ? "text" : "messages"};
+  for (const std::string& key : keys) {
     build.text.text_key = key;
     // Megatron's name for each of several.
-    if (options.text_keys.size() > 1)
+    if (keys.size() > 1)
       build.output_prefix = absl::StrCat(options.build.output_prefix, "_", key, "_document");
     MT_ASSIGN_OR_RETURN(const BuildResult result, BuildOne(build, *encoders));
     if (session->json()) {
@@ -144,11 +157,11 @@ void AddInputOptions(CLI::App* build, Options& o) {
   build->add_option("--files-from", o.lists, "A file with the path of an input on each line")
       ->type_name("LIST");
   build
-      ->add_option("--text-key", o.text_keys,
-                   "Key of the text in a JSONL object; several make a dataset each, "
-                   "PREFIX_KEY_document")
-      ->delimiter(',')
-      ->capture_default_str();
+      ->add_option(
+          "--text-key", o.text_keys,
+          "Key of the text in a JSONL object (text; with --chat, messages); several make a "
+          "dataset each, PREFIX_KEY_document")
+      ->delimiter(',');
   build
       ->add_option_function<std::string>(
           "--document-separator",
@@ -167,6 +180,21 @@ void AddInputOptions(CLI::App* build, Options& o) {
       ->capture_default_str();
   build->add_flag("--deduplicate", o.build.deduplicate,
                   "Of documents that are equal byte for byte keep the first");
+}
+
+void AddChatOptions(CLI::App* build, Options& o) {
+  CLI::Option* chat =
+      build
+          ->add_option("--chat", o.chat,
+                       absl::StrCat("Records are conversations, written by this template: ",
+                                    ChatTemplateNames()))
+          ->type_name("TEMPLATE");
+  build
+      ->add_option("--loss", o.loss,
+                   "With --chat: train on what the assistant says, or on all of it")
+      ->check(CLI::IsMember({"assistant", "all"}))
+      ->needs(chat)
+      ->capture_default_str();
 }
 
 void AddRunOptions(CLI::App* build, Options& o) {
@@ -211,6 +239,7 @@ void AddDataBuildCommand(CLI::App* data, Session* session) {
                    "byte, or the path of a tokenizer.json, a SentencePiece .model or a tiktoken "
                    "file (docs/spec/tokenizers.md)")
       ->capture_default_str();
+  AddChatOptions(build, o);
   AddRunOptions(build, o);
   AddFormatOption(build, session);
   build->callback([session] { session->action = [session] { return Build(session, o); }; });

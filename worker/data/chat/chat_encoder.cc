@@ -129,7 +129,7 @@ class ChatEncoderFactory : public RecordEncoderFactory {
   }
   bool wants_json() const override { return true; }
   bool makes_loss() const override { return shared_.options.loss == ChatOptions::Loss::kAssistant; }
-  bool appends_eod() const { return shared_.options.append_eod; }
+  bool appends_eod() const override { return shared_.options.append_eod; }
   std::string description() const override {
     return absl::StrCat("chat ", shared_.chat->name, ", loss ", makes_loss() ? "assistant" : "all",
                         appends_eod() ? ", eod" : "");
