@@ -21,7 +21,8 @@ using ::testing::HasSubstr;
 constexpr absl::string_view kByteLevel = R"({
   "added_tokens": [
     {"id": 9, "content": "<|endoftext|>", "special": true},
-    {"id": 10, "content": "<tool>", "special": false, "lstrip": true, "rstrip": true},
+    {"id": 10, "content": "<tool>", "special": false, "normalized": false,
+     "lstrip": true, "rstrip": true},
     {"id": 11, "content": "ab!", "special": false, "single_word": true}],
   "normalizer": null,
   "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
