@@ -16,7 +16,7 @@ namespace mt::client {
 namespace {
 
 struct Options {
-  std::string checkpoint, to = ".", prompt, backend, data;
+  std::string checkpoint, to = ".", prompt, backend, data, share;
   int64_t batches = 8, sequence_length = 0;
   bool digest = false;
   int tokens = 100;
@@ -174,6 +174,7 @@ absl::StatusOr<ExitCode> Evaluate(Session* session, const Options& o) {
   std::vector<std::string> command = {worker, "evaluate", absl::StrCat("--checkpoint=", folder),
                                       absl::StrCat("--batches=", o.batches)};
   if (!o.data.empty()) command.push_back(absl::StrCat("--data=", o.data));
+  if (!o.share.empty()) command.push_back(absl::StrCat("--share=", o.share));
   if (o.sequence_length > 0)
     command.push_back(absl::StrCat("--sequence-length=", o.sequence_length));
   if (!o.backend.empty()) command.push_back(absl::StrCat("--backend=", o.backend));
@@ -273,6 +274,11 @@ void AddCheckpointCommands(CLI::App* app, Session* session) {
   evaluate
       ->add_option("--data", o.data, "Of the data; by default what the checkpoint's job holds out")
       ->type_name("PREFIX");
+  evaluate
+      ->add_option("--share", o.share,
+                   "Of the job's data: validation (default) or test; not with --data")
+      ->check(CLI::IsMember({"validation", "test"}))
+      ->excludes("--data");
   evaluate->add_option("--batches", o.batches, "Global batches")
       ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();

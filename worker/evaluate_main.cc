@@ -26,6 +26,7 @@ constexpr int64_t kLongestHubSequence = 1024;  // there, unless it is asked for
 struct Flags {
   std::string checkpoint, data, backend;
   int64_t batches = 8, sequence_length = 0;
+  DataShare share = DataShare::kValidation;
   bool json = false;
 };
 
@@ -40,6 +41,9 @@ absl::StatusOr<Flags> Parse(const std::vector<std::string>& arguments) {
       flags.checkpoint = value;
     } else if (name == "--data") {
       flags.data = value;
+    } else if (name == "--share") {
+      flags.share = value == "test" ? DataShare::kTest : DataShare::kValidation;
+      good = value == "test" || value == "validation";
     } else if (name == "--backend") {
       flags.backend = value;
     } else if (name == "--batches") {
@@ -102,6 +106,7 @@ absl::StatusOr<v1::JobSpec> EvaluationSpecOf(const Flags& flags) {
   spec.set_initial_checkpoint(flags.checkpoint);
   if (!flags.data.empty()) {
     spec.mutable_data()->clear_validation();
+    spec.mutable_data()->clear_test();
     spec.mutable_data()->add_validation()->set_prefix(flags.data);
   }
   if (flags.sequence_length > 0) spec.mutable_data()->set_sequence_length(flags.sequence_length);
@@ -120,8 +125,10 @@ struct Result {
 
 absl::StatusOr<Result> Evaluate(const Flags& flags) {
   MT_ASSIGN_OR_RETURN(const v1::JobSpec spec, EvaluationSpecOf(flags));
+  // --data is the validation data of the spec.
+  const DataShare share = flags.data.empty() ? flags.share : DataShare::kValidation;
   MT_ASSIGN_OR_RETURN(const std::unique_ptr<BatchSource> samples,
-                      OpenData(Env::Real(), spec, DataShare::kValidation));
+                      OpenData(Env::Real(), spec, share));
   const bool fp64 = spec.training().precision() == v1::TrainingSpec::PRECISION_FP64;
   MT_ASSIGN_OR_RETURN(
       const std::unique_ptr<Operations> operations,

@@ -40,6 +40,7 @@ class BlendedDataset {
 
   int64_t num_samples() const;
   bool masks_loss() const;
+  bool is_blend() const { return blend_ != nullptr; }
 
   struct Origin {
     size_t dataset = 0;  // of the sources

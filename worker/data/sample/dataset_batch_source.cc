@@ -1,13 +1,15 @@
 #include "worker/data/sample/dataset_batch_source.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <optional>
 #include <vector>
 
+#include "common/hash.h"
 #include "common/spec/batch_schedule.h"
-#include "worker/data/sample/blended_dataset.h"
 #include "worker/data/sample/fim.h"
 #include "worker/data/sample/index_cache.h"
+#include "worker/data/sample/prefetch.h"
 
 namespace mt {
 namespace {
@@ -29,31 +31,6 @@ std::string KeyOf(const v1::JobSpec& spec, DataShare share) {
       return spec.data().test().empty() ? "data.split, the third share" : "data.test";
   }
   return "data";
-}
-
-BlendOptions OptionsOf(const v1::JobSpec& spec, DataShare share) {
-  const v1::DataSpec& data = spec.data();
-  const v1::TrainingSpec& training = spec.training();
-  BlendOptions options;
-  options.share_of_one_list = data.validation().empty() && data.test().empty();
-  const auto& own = share == DataShare::kTest ? data.test() : data.validation();
-  const bool of_train = share == DataShare::kTrain || own.empty();
-  for (const v1::DataSource& source : of_train ? data.train() : own)
-    options.sources.push_back({.prefix = source.prefix(), .weight = source.weight()});
-  GptDatasetOptions& dataset = options.dataset;
-  if (of_train) {
-    dataset.share = static_cast<int>(share);
-    if (!data.split().empty()) dataset.split = data.split();
-  }
-  dataset.sequence_length = data.sequence_length();
-  dataset.num_samples = share == DataShare::kTrain
-                            ? SamplesOfSteps(training, training.steps())
-                            : training.evaluation().batches() * training.global_batch();
-  dataset.seed = data.has_seed() ? data.seed() : training.seed();
-  dataset.vocab_size = spec.model().vocab();
-  dataset.pack_documents = data.packing() == v1::DataSpec::PACKING_DOCUMENTS;
-  dataset.padding = std::max(data.has_eod() ? data.eod() : 0, 0);
-  return options;
 }
 
 class DatasetBatchSource : public BatchSource {
@@ -138,6 +115,40 @@ class DatasetBatchSource : public BatchSource {
   std::vector<int32_t> document_start_;
 };
 
+// runtime.log_samples: what was asked for, in the order it was.
+class LoggingSource : public BatchSource {
+ public:
+  LoggingSource(std::unique_ptr<BatchSource> source, const BlendedDataset* dataset)
+      : source_(std::move(source)), dataset_(dataset) {}
+  absl::Status Fetch(std::span<const int64_t> sample_ids, const Batch& batch) override {
+    MT_RETURN_IF_ERROR(source_->Fetch(sample_ids, batch));
+    if (batch.tokens.empty()) return absl::OkStatus();
+    const size_t tokens = batch.tokens.size() / sample_ids.size();
+    for (size_t i = 0; i < sample_ids.size(); ++i) {
+      const BlendedDataset::Origin origin = dataset_->OriginOf(sample_ids[i]);
+      const std::string digest = Xxh3Hex({reinterpret_cast<const char*>(&batch.tokens[i * tokens]),
+                                          tokens * sizeof(batch.tokens[0])});
+      std::printf("sample %lld: dataset %zu, sample %lld, tokens %s\n",
+                  static_cast<long long>(sample_ids[i]), origin.dataset,
+                  static_cast<long long>(origin.sample), digest.c_str());
+    }
+    std::fflush(stdout);
+    return absl::OkStatus();
+  }
+  bool masks_loss() const override { return source_->masks_loss(); }
+
+ private:
+  const std::unique_ptr<BatchSource> source_;
+  const BlendedDataset* const dataset_;  // source_'s
+};
+
+// Batches that a reader is ahead, in at most 32 MiB: `stride` samples are more than one of them has.
+size_t PrefetchDepth(const v1::JobSpec& spec, int64_t stride) {
+  constexpr int64_t kBytes = 32 << 20, kBytesPerToken = 9;
+  const int64_t batch = stride * (spec.data().sequence_length() + 1) * kBytesPerToken;
+  return static_cast<size_t>(std::clamp<int64_t>(kBytes / batch, 2, 64));
+}
+
 absl::Status CheckSpec(const v1::JobSpec& spec) {
   if (spec.data().fim().rate() > 0 && spec.data().packing() == v1::DataSpec::PACKING_DOCUMENTS) {
     return absl::InvalidArgumentError(
@@ -149,6 +160,31 @@ absl::Status CheckSpec(const v1::JobSpec& spec) {
 
 }  // namespace
 
+BlendOptions BlendOptionsOf(const v1::JobSpec& spec, DataShare share) {
+  const v1::DataSpec& data = spec.data();
+  const v1::TrainingSpec& training = spec.training();
+  BlendOptions options;
+  options.share_of_one_list = data.validation().empty() && data.test().empty();
+  const auto& own = share == DataShare::kTest ? data.test() : data.validation();
+  const bool of_train = share == DataShare::kTrain || own.empty();
+  for (const v1::DataSource& source : of_train ? data.train() : own)
+    options.sources.push_back({.prefix = source.prefix(), .weight = source.weight()});
+  GptDatasetOptions& dataset = options.dataset;
+  if (of_train) {
+    dataset.share = static_cast<int>(share);
+    if (!data.split().empty()) dataset.split = data.split();
+  }
+  dataset.sequence_length = data.sequence_length();
+  dataset.num_samples = share == DataShare::kTrain
+                            ? SamplesOfSteps(training, training.steps())
+                            : training.evaluation().batches() * training.global_batch();
+  dataset.seed = data.has_seed() ? data.seed() : training.seed();
+  dataset.vocab_size = spec.model().vocab();
+  dataset.pack_documents = data.packing() == v1::DataSpec::PACKING_DOCUMENTS;
+  dataset.padding = std::max(data.has_eod() ? data.eod() : 0, 0);
+  return options;
+}
+
 absl::StatusOr<std::unique_ptr<BatchSource>> OpenData(Env* env, const v1::JobSpec& spec,
                                                       DataShare share,
                                                       const OpenDataOptions& options) {
@@ -156,9 +192,18 @@ absl::StatusOr<std::unique_ptr<BatchSource>> OpenData(Env* env, const v1::JobSpe
   std::optional<IndexCache> cache;
   if (!options.index_cache.empty()) cache.emplace(env, options.index_cache);
   absl::StatusOr<std::unique_ptr<BlendedDataset>> dataset =
-      BlendedDataset::Open(env, OptionsOf(spec, share), cache.has_value() ? &*cache : nullptr);
+      BlendedDataset::Open(env, BlendOptionsOf(spec, share), cache.has_value() ? &*cache : nullptr);
   if (!dataset.ok()) return NotTheCheckpoint(Annotate(dataset.status(), KeyOf(spec, share)));
-  return std::make_unique<DatasetBatchSource>(spec, share, *std::move(dataset));
+  const BlendedDataset* const blended = dataset->get();
+  std::unique_ptr<BatchSource> source =
+      std::make_unique<DatasetBatchSource>(spec, share, *std::move(dataset));
+  if (options.prefetch_stride > 0) {
+    source = std::make_unique<PrefetchingSource>(std::move(source), options.prefetch_stride,
+                                                 PrefetchDepth(spec, options.prefetch_stride));
+  }
+  if (spec.runtime().log_samples() && share == DataShare::kTrain)
+    source = std::make_unique<LoggingSource>(std::move(source), blended);
+  return source;
 }
 
 absl::Status CheckTrainingData(Env* env, const v1::JobSpec& spec) {
@@ -166,7 +211,7 @@ absl::Status CheckTrainingData(Env* env, const v1::JobSpec& spec) {
   for (const DataShare share : {DataShare::kTrain, DataShare::kValidation}) {
     if (share == DataShare::kValidation && spec.training().evaluation().every_steps() <= 0) break;
     MT_RETURN_IF_ERROR(NotTheCheckpoint(
-        Annotate(BlendedDataset::Check(env, OptionsOf(spec, share)), KeyOf(spec, share))));
+        Annotate(BlendedDataset::Check(env, BlendOptionsOf(spec, share)), KeyOf(spec, share))));
   }
   return absl::OkStatus();
 }

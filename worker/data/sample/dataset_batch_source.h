@@ -7,6 +7,7 @@
 #include "common/env.h"
 #include "common/status.h"
 #include "mt/v1/spec.pb.h"
+#include "worker/data/sample/blended_dataset.h"
 #include "worker/train/batch_source.h"
 
 namespace mt {
@@ -33,6 +34,9 @@ struct OpenDataOptions {
 absl::StatusOr<std::unique_ptr<BatchSource>> OpenData(Env* env, const v1::JobSpec& spec,
                                                       DataShare share,
                                                       const OpenDataOptions& options = {});
+
+// What a spec says of one share of its data.
+BlendOptions BlendOptionsOf(const v1::JobSpec& spec, DataShare share);
 
 // What can be said of a spec's data before any rank is started, without building an order: errors as OpenData's, and of ids that
 // are not in the vocabulary among the first 64 Mi tokens. Held-out data is looked at if it is evaluated.
