@@ -2,7 +2,7 @@
 //
 // The patterns that published tokenizers use (GPT-2, Llama 3 / cl100k, Qwen, o200k, DeepSeek) have matchers written by hand over
 // tables of Unicode classes; any other pattern is run by PCRE2's JIT, which the log tells. Both give what the pattern's own regex
-// engine gives; docs/spec/tokenizers.md has the cases where engines differ, and whom we follow.
+// engine gives; docs/spec/pre-tokenizers.md has the cases where engines differ, and whom we follow.
 #pragma once
 
 #include <cstdint>

@@ -276,6 +276,9 @@ TEST(RegexSplitTest, PatternsMeanWhatTheyMeanToOniguruma) {
   EXPECT_THAT(pieces(R"((?:ab|c){1,2}+)", "ababcabx"), ElementsAre("ababcab", "x"));
   EXPECT_THAT(pieces(R"(\s+$)", "a \nb  "), ElementsAre("a", " ", "\nb", "  "));
   EXPECT_THAT(pieces(R"(\w+)", "a\u0301_b\u203fc-d"), ElementsAre("a\u0301_b\u203fc", "-", "d"));
+  EXPECT_THAT(pieces(R"(\w+)", "a\u00bdb\u2189\u24b6-"),
+              ElementsAre("a\u00bdb", "\u2189", "\u24b6", "-"));
+  EXPECT_THAT(pieces(R"([\w]+)", "a\u00bdb"), ElementsAre("a", "\u00bd", "b"));
   EXPECT_THAT(pieces(R"([^\s]+)", "a\u180e\u2003b"), ElementsAre("a\u180e", "\u2003", "b"));
   EXPECT_THAT(pieces(R"(\u0061+)", "baab"), ElementsAre("b", "aa", "b"));
   EXPECT_THAT(pieces(R"(\p{Lu})", "a\U00010d50b"),

@@ -8,11 +8,14 @@
 namespace mt {
 namespace {
 
-// What \s and \w mean in Oniguruma, as the inside of brackets. PCRE2's \s has U+180E too, its \w neither marks nor all
-// connectors.
+// What \s and \w mean in Oniguruma, as the inside of brackets. PCRE2's \s has U+180E too, its \w neither marks nor all connectors,
+// but fractions and the like.
 constexpr absl::string_view kSpace =
     R"(\t-\r \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
-constexpr absl::string_view kWord = R"(\p{L}\p{M}\p{N}\p{Pc})";
+constexpr absl::string_view kWord =
+    R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{24b6}-\x{24e9}\x{1f130}-\x{1f149}\x{1f150}-\x{1f169}\x{1f170}-\x{1f189})";
+// Outside brackets Oniguruma's \w has six numbers of Latin-1 more: measured with tokenizers 0.22.
+const std::string kLoneWord = absl::StrCat(kWord, R"(\x{b2}\x{b3}\x{b9}\x{bc}-\x{be})");
 
 class Translator {
  public:
@@ -119,11 +122,11 @@ class Translator {
       case 's':
         return set(kSpace, false);
       case 'w':
-        return set(kWord, false);
+        return set(in_brackets ? kWord : kLoneWord, false);
       case 'S':
       case 'W':
         if (in_brackets) return Refuse("\\S or \\W within brackets");
-        return set(kind == 'S' ? kSpace : kWord, true);
+        return set(kind == 'S' ? kSpace : kLoneWord, true);
       case 'u': {
         const absl::string_view digits = in_.substr(std::min(at_ + 2, in_.size()), 4);
         if (digits.size() != 4) return Refuse("\\u without four digits");
