@@ -263,11 +263,11 @@ std::string DescribeJob(const v1::Job& job, absl::Time now) {
   }
   for (const v1::DataPreparation::OfNode& node : job.data().nodes()) {
     line("data on " + Safe(node.node()),
-         node.ready() ? "here, and checked"
-                      : absl::StrCat(Count(static_cast<double>(node.bytes_done())), "B of ",
-                                     Count(static_cast<double>(node.bytes_total())), "B",
-                                     node.waits_for().empty() ? "" : "; waits: ",
-                                     Safe(node.waits_for())));
+         node.ready()
+             ? "here, and checked"
+             : absl::StrCat(Count(static_cast<double>(node.bytes_done())), "B of ",
+                            Count(static_cast<double>(node.bytes_total())), "B",
+                            node.waits_for().empty() ? "" : "; waits: ", Safe(node.waits_for())));
   }
   line("last checkpoint", job.has_last_checkpoint_time()
                               ? absl::StrCat("step ", job.last_checkpoint_step(), ", ",

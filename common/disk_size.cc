@@ -13,7 +13,8 @@ absl::StatusOr<int64_t> ParseDiskSize(absl::string_view text) {
     number.remove_suffix(1);
   }
   double value = 0;
-  const bool digits = !number.empty() && number.find_first_not_of("0123456789.") == absl::string_view::npos;
+  const bool digits =
+      !number.empty() && number.find_first_not_of("0123456789.") == absl::string_view::npos;
   if (!digits || !absl::SimpleAtod(number, &value) || value * unit < 1 || value * unit > 1e18) {
     return absl::InvalidArgumentError(absl::StrCat(
         "\"", text, "\" is not a size; write bytes, or a number with K, M, G or T, such as 200G"));

@@ -21,7 +21,8 @@ std::vector<std::string> FormatWorkerCommand(const WorkerCommand& command) {
   add("--tls", command.tls_folder);
   add("--bundle-digest", command.bundle_digest);
   add("--listen", command.listen);
-  add("--data-cache", command.data_cache_bytes == 0 ? "" : std::to_string(command.data_cache_bytes));
+  add("--data-cache",
+      command.data_cache_bytes == 0 ? "" : std::to_string(command.data_cache_bytes));
   if (command.tls_folder.empty()) arguments.push_back("--insecure");
   return arguments;
 }

@@ -21,9 +21,9 @@ struct WorkerCommand {
   int slots = 0;             // 0 = the daemon decides
   std::string interface;     // data interface; empty = the daemon chooses
   std::string tls_folder;    // holds ca.crt, node.crt and node.key; empty = --insecure
-  std::string bundle_digest;  // of the bundle it runs from; empty = none
+  std::string bundle_digest;     // of the bundle it runs from; empty = none
   int64_t data_cache_bytes = 0;  // limit of the cache of datasets; 0 = the daemon decides
-  std::string listen;         // address of the Shards service; empty = that of the data interface
+  std::string listen;  // address of the Shards service; empty = that of the data interface
 
   TlsFiles tls() const {
     if (tls_folder.empty()) return {};

@@ -36,9 +36,10 @@ struct CoordinatorOptions {
   Random* random = Random::Real();
   StateStore* store = nullptr;       // outlives the coordinator
   NodeLauncher* launcher = nullptr;  // may be null: workers are started by somebody else
-  DatasetDigester* digester = nullptr;  // null: jobs cannot distribute their data; outlives the coordinator
-  std::vector<NodeConfig> nodes;     // in hostfile order
-  std::string state_directory;       // logs go to <state_directory>/logs
+  DatasetDigester* digester =
+      nullptr;  // null: jobs cannot distribute their data; outlives the coordinator
+  std::vector<NodeConfig> nodes;  // in hostfile order
+  std::string state_directory;    // logs go to <state_directory>/logs
   std::string
       version;  // a worker of another version is refused (FAILED_PRECONDITION); empty = not compared
   std::string bundle_digest;    // likewise

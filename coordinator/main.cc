@@ -262,9 +262,8 @@ absl::Status Process::StartServer() {
         absl::StrCat("cannot listen on ", listen_.ToString(),
                      "; is the port taken? Choose another by --listen HOST:PORT"));
   }
-  for (const char* service :
-       {"mt.v1.Jobs", "mt.v1.Cluster", "mt.v1.Checkpoints", "mt.v1.WorkerControl",
-        "mt.v1.Datasets"}) {
+  for (const char* service : {"mt.v1.Jobs", "mt.v1.Cluster", "mt.v1.Checkpoints",
+                              "mt.v1.WorkerControl", "mt.v1.Datasets"}) {
     server_->GetHealthCheckService()->SetServingStatus(service, true);
   }
   return WriteFileAtomically(env_, JoinPath(flags_.state, "listen-port"),

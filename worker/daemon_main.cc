@@ -112,7 +112,8 @@ absl::Status Daemon::Start() {
                       DatasetCache::Open(env_, JoinPath(command_.state_folder, "datasets"),
                                          command_.data_cache_bytes));
   datasets_service_ = NewDatasetsService(
-      env_, [cache = dataset_cache_.get()](const std::string& digest) -> absl::StatusOr<ServedFile> {
+      env_,
+      [cache = dataset_cache_.get()](const std::string& digest) -> absl::StatusOr<ServedFile> {
         const std::string path = cache->FindServed(digest);
         if (path.empty()) return absl::NotFoundError("not in the cache of this node");
         return ServedFile{path};
@@ -165,8 +166,9 @@ absl::Status Daemon::Start() {
   datasets_loop_ = NewThreadEventLoop("datasets");
   dataset_transport_ =
       NewGrpcDatasetTransport(datasets_loop_.get(), env_, command_.coordinator, tls);
-  datasets_ = std::make_unique<DatasetStore>(datasets_loop_.get(), loop_.get(), env_, Random::Real(),
-                                             dataset_transport_.get(), dataset_cache_.get());
+  datasets_ =
+      std::make_unique<DatasetStore>(datasets_loop_.get(), loop_.get(), env_, Random::Real(),
+                                     dataset_transport_.get(), dataset_cache_.get());
   std::promise<absl::Status> done;
   // Ranks are forked on the loop's thread: their parent-death signal is tied to the thread that
   // forks.
@@ -182,8 +184,8 @@ absl::Status Daemon::Start() {
     }
     host_ = std::move(*process_host);
     agent_ = std::make_unique<Agent>(options, loop_.get(), env_, Random::Real(), dialer_.get(),
-                                     host_.get(), fetcher_.get(), data_checker_.get(), datasets_.get(),
-                                     [this](absl::Status status) {
+                                     host_.get(), fetcher_.get(), data_checker_.get(),
+                                     datasets_.get(), [this](absl::Status status) {
                                        end_status_ = std::move(status);
                                        const uint64_t one = 1;
                                        (void)!write(ended_fd_, &one, sizeof(one));

@@ -19,10 +19,9 @@ class DatasetsService : public v1::Datasets::Service {
   grpc::Status Read(grpc::ServerContext* context, const v1::ReadDatasetRequest* request,
                     grpc::ServerWriter<v1::FilePiece>* writer) override {
     const bool busy = streams_.fetch_add(1) >= max_streams_;
-    const absl::Status status =
-        busy ? absl::ResourceExhaustedError(
-                   absl::StrCat("gives files to ", max_streams_, " nodes already"))
-             : DoRead(*context, *request, writer);
+    const absl::Status status = busy ? absl::ResourceExhaustedError(absl::StrCat(
+                                           "gives files to ", max_streams_, " nodes already"))
+                                     : DoRead(*context, *request, writer);
     streams_.fetch_sub(1);
     return ToGrpcStatus(status);
   }

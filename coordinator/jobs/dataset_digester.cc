@@ -105,7 +105,8 @@ class ThreadDatasetDigester : public DatasetDigester {
   EventLoop* const loop_;
   Env* const env_;
   std::atomic<bool> stopping_{false};
-  std::map<std::tuple<std::string, int64_t, int64_t>, std::string> known_;  // of the reader's thread
+  std::map<std::tuple<std::string, int64_t, int64_t>, std::string>
+      known_;                                                   // of the reader's thread
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // read and written on loop_
   const std::unique_ptr<EventLoop> reader_;
 };

@@ -18,7 +18,8 @@ class DatasetDigesterTest : public ::testing::Test {
  protected:
   DatasetDigesterTest() {
     EXPECT_TRUE(env_.CreateDirectories("/data").ok());
-    for (const char* name : {"/data/a.idx", "/data/a.bin", "/data/b.idx", "/data/b.bin", "/data/b.loss"})
+    for (const char* name :
+         {"/data/a.idx", "/data/a.bin", "/data/b.idx", "/data/b.bin", "/data/b.loss"})
       EXPECT_TRUE(WriteFileAtomically(&env_, name, absl::StrCat("contents of ", name)).ok());
   }
   ~DatasetDigesterTest() override {
@@ -32,8 +33,9 @@ class DatasetDigesterTest : public ::testing::Test {
   absl::StatusOr<std::vector<v1::DatasetFile>> Digest(std::vector<std::string> prefixes) {
     std::promise<absl::StatusOr<std::vector<v1::DatasetFile>>> done;
     loop_->Post([&] {
-      digester_->Digest(std::move(prefixes), [](int64_t, int64_t) {},
-                        [&](auto files) { done.set_value(std::move(files)); });
+      digester_->Digest(
+          std::move(prefixes), [](int64_t, int64_t) {},
+          [&](auto files) { done.set_value(std::move(files)); });
     });
     return done.get_future().get();
   }

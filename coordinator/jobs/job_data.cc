@@ -27,8 +27,7 @@ std::string DescribeMismatch(const std::string& node, const Fingerprints& here,
     const std::string own = it == here.end() ? "" : it->second;
     if (own == fingerprint) continue;
     return absl::StrCat("the data ", prefix, " on node ", node, " is not that of ",
-                        absl::StrJoin(others, ", "), ": ",
-                        DifferenceOf(prefix, own, fingerprint),
+                        absl::StrJoin(others, ", "), ": ", DifferenceOf(prefix, own, fingerprint),
                         "; copy the same files to every node, or set data.distribute: true");
   }
   return "";
@@ -64,9 +63,10 @@ void JobManager::CompareData(const AttemptRecord& attempt) {
       from_nodes += told.bytes_from_nodes();
     }
     if (!Find(id)->dataset_files().empty()) {
-      ledger_->AddEvent("data_ready", id, "", attempt.generation(),
-                        absl::StrCat(attempt.data_of_node_size(), " nodes have the job's data; ", fetched,
-                                     " bytes were fetched, ", from_nodes, " of them from other nodes"));
+      ledger_->AddEvent(
+          "data_ready", id, "", attempt.generation(),
+          absl::StrCat(attempt.data_of_node_size(), " nodes have the job's data; ", fetched,
+                       " bytes were fetched, ", from_nodes, " of them from other nodes"));
     }
     for (const std::string& node : NodesOf(attempt)) SendLaunch(attempt, node);
     return;
@@ -92,8 +92,7 @@ void JobManager::CompareData(const AttemptRecord& attempt) {
       edited.mutable_exit()->set_cause("data");
       edited.mutable_exit()->set_exit_code(kExitPrecondition);
       edited.mutable_exit()->set_status_code("FAILED_PRECONDITION");
-      edited.mutable_exit()->set_message(
-          DescribeMismatch(node, data, right->second, right->first));
+      edited.mutable_exit()->set_message(DescribeMismatch(node, data, right->second, right->first));
       SetTime(edited.mutable_exit_time(), loop_->clock()->Now());
     }
   }
@@ -138,10 +137,10 @@ absl::Status JobManager::DataIsDigested(const JobRecord& job) const {
     return absl::OkStatus();
   const auto progress = digesting_.find(job.job().id());
   const int64_t total = progress == digesting_.end() ? 0 : progress->second.second;
-  return absl::UnavailableError(
-      total == 0 ? "its data is being digested"
-                 : absl::StrCat("its data is being digested: ", 100 * progress->second.first / total,
-                                " % of ", total, " bytes"));
+  return absl::UnavailableError(total == 0 ? "its data is being digested"
+                                           : absl::StrCat("its data is being digested: ",
+                                                          100 * progress->second.first / total,
+                                                          " % of ", total, " bytes"));
 }
 
 absl::StatusOr<v1::DatasetFile> JobManager::FindDatasetFile(const std::string& digest) const {

@@ -134,7 +134,8 @@ void JobManager::WatchAttempt(const JobRecord& job, const AttemptRecord& attempt
   }
   if (job.wish() == store::WISH_CANCEL && !attempt.stopping()) BeginStop(id, "cancelled");
   if (!attempt.stopping() && (job.wish() == store::WISH_PAUSE || MustMove(attempt))) {
-    const bool may_run = attempt.data_agreed() || attempt.stepped() || std::any_of(attempt.ranks().begin(), attempt.ranks().end(), HasBegun);
+    const bool may_run = attempt.data_agreed() || attempt.stepped() ||
+                         std::any_of(attempt.ranks().begin(), attempt.ranks().end(), HasBegun);
     if (may_run) {
       AskForCheckpoint(attempt);
     } else {  // there is nobody who could write one

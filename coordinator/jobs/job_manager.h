@@ -154,7 +154,8 @@ class JobManager {
   std::set<std::string> log_complaints_;
   std::map<std::string, std::string> by_request_;
   int64_t stale_events_ = 0;
-  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // for callbacks that outlive the manager
+  std::shared_ptr<bool> alive_ =
+      std::make_shared<bool>(true);  // for callbacks that outlive the manager
 };
 
 bool HasEnded(v1::JobState state);

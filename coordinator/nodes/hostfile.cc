@@ -330,8 +330,9 @@ absl::Status LineParser::ParseKey(Token token, std::map<std::string, size_t>& se
   } else {
     return Error(
         token.column,
-        absl::StrCat("unknown key \"", key,
-                     "\"; known are slots, max_slots, addr, user, port, ifname, data_cache, type and rack"));
+        absl::StrCat(
+            "unknown key \"", key,
+            "\"; known are slots, max_slots, addr, user, port, ifname, data_cache, type and rack"));
   }
   return absl::OkStatus();
 }

@@ -15,8 +15,9 @@ struct NodeConfig {
   std::string user;       // SSH; empty = the coordinator's user
   int slots = 0;          // ranks it can hold; 0 = what the worker reports when it registers
   std::string interface;  // `ifname=`: data interface; empty = chosen by the worker
-  int64_t data_cache_bytes = 0;  // `data_cache=`: limit of its cache of datasets; 0 = chosen by the worker
-  int line = 0;           // of the hostfile, for messages; 0 = not from a file
+  int64_t data_cache_bytes =
+      0;         // `data_cache=`: limit of its cache of datasets; 0 = chosen by the worker
+  int line = 0;  // of the hostfile, for messages; 0 = not from a file
 };
 
 }  // namespace mt

@@ -304,7 +304,8 @@ bool SimCluster::StartDaemon(Node& node) {
   node.fetcher = std::make_unique<Fetcher>(this, &node);
   node.data_checker = std::make_unique<DataLook>(this, node.loop.get());
   // What a disk that was full or cut off left behind is put away by the real daemon's successor too: it tries until it starts.
-  auto cache = DatasetCache::Open(node.env.get(), JoinPath(kStateFolder, "datasets"), kDataCacheBytes);
+  auto cache =
+      DatasetCache::Open(node.env.get(), JoinPath(kStateFolder, "datasets"), kDataCacheBytes);
   if (!cache.ok()) Violation(absl::StrCat("cache of datasets: ", cache.status().ToString()));
   MT_CHECK_OK(cache.status());
   node.dataset_cache = std::move(*cache);
@@ -325,7 +326,8 @@ bool SimCluster::StartDaemon(Node& node) {
   const uint64_t life = ++node.life;
   node.agent = std::make_unique<Agent>(options, node.loop.get(), node.env.get(), node.random.get(),
                                        node.dialer.get(), node.host.get(), node.fetcher.get(),
-                                       node.data_checker.get(), node.datasets.get(), [this, &node, life](absl::Status) {
+                                       node.data_checker.get(), node.datasets.get(),
+                                       [this, &node, life](absl::Status) {
                                          After(absl::ZeroDuration(), [this, &node, life] {
                                            if (node.life == life) KillDaemon(node);
                                          });
@@ -385,8 +387,9 @@ void SimCluster::CheckDataOfRank(const std::string& node, const RankLaunch& laun
     const auto contents =
         ReadFile(by_name_.at(node)->env.get(), spec.data().train(0).prefix() + suffix);
     if (!contents.ok() || *contents != SimDatasetFile("/far/" + spec.name() + suffix)) {
-      Violation(absl::StrCat(launch.id.ToString(), " on ", node, " was started on data that is not its own: ",
-                             spec.data().train(0).prefix(), suffix, " ", contents.status().ToString()));
+      Violation(absl::StrCat(
+          launch.id.ToString(), " on ", node, " was started on data that is not its own: ",
+          spec.data().train(0).prefix(), suffix, " ", contents.status().ToString()));
     }
   }
 }

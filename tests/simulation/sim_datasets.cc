@@ -47,7 +47,8 @@ struct Stream : DatasetStream {
 }  // namespace
 
 std::string SimDatasetFile(const std::string& path) {
-  const size_t bytes = path.ends_with(".idx") ? 100 : 2000 + 97 * (Xxh3Hex(path)[0] + Xxh3Hex(path)[1]);
+  const size_t bytes =
+      path.ends_with(".idx") ? 100 : 2000 + 97 * (Xxh3Hex(path)[0] + Xxh3Hex(path)[1]);
   std::string contents;
   while (contents.size() < bytes) absl::StrAppend(&contents, path, " ", contents.size(), "\n");
   contents.resize(bytes);

@@ -62,8 +62,8 @@ class Agent : public RankHandler {
   // exit: OK after Shutdown or ShutdownWorker, ABORTED when another incarnation of this node has
   // registered. No rank is alive then.
   Agent(AgentOptions options, EventLoop* loop, Env* env, Random* random, CoordinatorDialer* dialer,
-        RankHost* host, FileFetcher* fetcher, DataChecker* data_checker,
-        DatasetProvider* datasets, std::function<void(absl::Status)> on_ended);
+        RankHost* host, FileFetcher* fetcher, DataChecker* data_checker, DatasetProvider* datasets,
+        std::function<void(absl::Status)> on_ended);
   ~Agent() override;
 
   // Opens the spool, reports what the last incarnation left, dials. Call on the loop. Errors: the

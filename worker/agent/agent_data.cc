@@ -40,40 +40,41 @@ void Agent::PrepareData(Job& job) {
     RefuseData(job, absl::UnimplementedError("this worker daemon has no cache of datasets"));
     return;
   }
-  DatasetRequest request{job.start.job_id(),
-                         job.generation,
-                         {job.start.dataset_files().begin(), job.start.dataset_files().end()},
-                         {job.start.dataset_endpoints().begin(), job.start.dataset_endpoints().end()}};
-  datasets_->Provide(std::move(request), [this, alive = alive_, job_id = job.start.job_id(),
-                                          generation = job.generation](
-                                             absl::StatusOr<ProvidedDatasets> provided) {
-    Job* job = *alive ? WaitingJob(job_id, generation) : nullptr;
-    if (job == nullptr) return;
-    if (!provided.ok()) {
-      RefuseData(*job, provided.status());
-      return;
-    }
-    RewritePrefixes(provided->local_prefix, job->start.mutable_spec()->mutable_data());
-    CheckData(*job, *std::move(provided));
-  });
+  DatasetRequest request{
+      job.start.job_id(),
+      job.generation,
+      {job.start.dataset_files().begin(), job.start.dataset_files().end()},
+      {job.start.dataset_endpoints().begin(), job.start.dataset_endpoints().end()}};
+  datasets_->Provide(
+      std::move(request), [this, alive = alive_, job_id = job.start.job_id(),
+                           generation = job.generation](absl::StatusOr<ProvidedDatasets> provided) {
+        Job* job = *alive ? WaitingJob(job_id, generation) : nullptr;
+        if (job == nullptr) return;
+        if (!provided.ok()) {
+          RefuseData(*job, provided.status());
+          return;
+        }
+        RewritePrefixes(provided->local_prefix, job->start.mutable_spec()->mutable_data());
+        CheckData(*job, *std::move(provided));
+      });
 }
 
 void Agent::CheckData(Job& job, ProvidedDatasets provided) {
   v1::JobSpec to_check = job.start.spec();
   // Who goes on from a checkpoint of its own no longer needs what it began with.
   if (job.start.has_restore()) to_check.clear_initial_checkpoint();
-  data_checker_->Check(to_check, [this, alive = alive_, job_id = job.start.job_id(),
-                                  generation = job.generation, provided = std::move(provided)](
-                                     absl::StatusOr<DataFingerprints> fingerprints) {
-    Job* job = *alive ? WaitingJob(job_id, generation) : nullptr;
-    if (job == nullptr) return;
-    if (!fingerprints.ok()) {
-      RefuseData(*job, fingerprints.status());
-      return;
-    }
-    ReportData(*job, provided, *fingerprints);
-    LaunchIfReady(*job);
-  });
+  data_checker_->Check(
+      to_check, [this, alive = alive_, job_id = job.start.job_id(), generation = job.generation,
+                 provided = std::move(provided)](absl::StatusOr<DataFingerprints> fingerprints) {
+        Job* job = *alive ? WaitingJob(job_id, generation) : nullptr;
+        if (job == nullptr) return;
+        if (!fingerprints.ok()) {
+          RefuseData(*job, fingerprints.status());
+          return;
+        }
+        ReportData(*job, provided, *fingerprints);
+        LaunchIfReady(*job);
+      });
 }
 
 // Under the prefixes of the spec that people wrote, which are the same on every node.

@@ -13,7 +13,8 @@ namespace {
 constexpr size_t kKeyLength = 32;
 
 bool IsKey(const std::string& name) {
-  return name.size() == kKeyLength && name.find_first_not_of("0123456789abcdef") == std::string::npos;
+  return name.size() == kKeyLength &&
+         name.find_first_not_of("0123456789abcdef") == std::string::npos;
 }
 
 std::string Size(int64_t bytes) {
@@ -60,7 +61,8 @@ void DatasetCache::ReadRecord(const std::string& key, Dataset& dataset) {
   if (!text.ok()) return;
   for (const absl::string_view line : absl::StrSplit(*text, '\n', absl::SkipEmpty())) {
     const std::vector<std::string> words = absl::StrSplit(line, ' ');
-    if (words.size() == 2 && words[0] == "used") (void)absl::SimpleAtoi(words[1], &dataset.last_use);
+    if (words.size() == 2 && words[0] == "used")
+      (void)absl::SimpleAtoi(words[1], &dataset.last_use);
     Verified verified;
     if (words.size() != 4 || !absl::SimpleAtoi(words[1], &verified.file.bytes) ||
         !absl::SimpleAtoi(words[3], &verified.modified_ns))
@@ -79,8 +81,7 @@ void DatasetCache::KeepRecord(const std::string& key, const Dataset& dataset) {
     absl::StrAppend(&text, suffix, " ", verified.file.bytes, " ", verified.file.digest, " ",
                     verified.modified_ns, "\n");
   }
-  const absl::Status status =
-      WriteFileAtomically(env_, JoinPath(FolderOf(key), "record"), text);
+  const absl::Status status = WriteFileAtomically(env_, JoinPath(FolderOf(key), "record"), text);
   if (!status.ok()) {
     MT_LOG(Warning) << "record of a cached dataset: " << status.ToString();
   }
@@ -99,9 +100,9 @@ absl::Status DatasetCache::Hold(const User& user,
   }
   absl::Status status;
   if (wanted > limit_bytes_) {
-    status = absl::FailedPreconditionError(
-        absl::StrCat("the job's data has ", Size(wanted), ", the cache of datasets of this node may have ",
-                     Size(limit_bytes_), "; raise data_cache= in the hostfile"));
+    status = absl::FailedPreconditionError(absl::StrCat(
+        "the job's data has ", Size(wanted), ", the cache of datasets of this node may have ",
+        Size(limit_bytes_), "; raise data_cache= in the hostfile"));
   } else {
     int64_t missing = 0;
     for (const auto& [key, contents] : datasets)
@@ -124,8 +125,8 @@ absl::Status DatasetCache::MakeRoom(int64_t wanted, int64_t missing) {
   while (true) {
     int64_t promised = 0, held = 0;
     for (const auto& [key, dataset] : datasets_) {
-      const int64_t bytes =
-          dataset.users.empty() ? dataset.bytes_on_disk
+      const int64_t bytes = dataset.users.empty()
+                                ? dataset.bytes_on_disk
                                 : std::max(dataset.full_bytes, dataset.bytes_on_disk);
       promised += bytes;
       if (!dataset.users.empty()) held += bytes;
@@ -140,9 +141,9 @@ absl::Status DatasetCache::MakeRoom(int64_t wanted, int64_t missing) {
           Size(limit_bytes_), ", and jobs that run here hold ", Size(held - wanted),
           " of it; raise data_cache= in the hostfile, or wait for those jobs"));
     }
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the disk of ", folder_, " has ", Size(static_cast<int64_t>(free)), " free, and ",
-                     Size(missing), " of the job's data are still to come; make room there"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the disk of ", folder_, " has ", Size(static_cast<int64_t>(free)), " free, and ",
+        Size(missing), " of the job's data are still to come; make room there"));
   }
 }
 

@@ -95,7 +95,8 @@ class DatasetCache {
   int64_t limit_bytes_ = 0;
   std::map<std::string, Dataset> datasets_;  // by key
   mutable std::mutex mutex_;
-  std::map<std::string, std::pair<std::string, Verified>> served_;  // guarded by mutex_; by digest: key
+  std::map<std::string, std::pair<std::string, Verified>>
+      served_;  // guarded by mutex_; by digest: key
 };
 
 }  // namespace mt

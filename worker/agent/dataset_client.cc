@@ -30,7 +30,8 @@ class GrpcDatasetStream : public DatasetStream {
     thread_.join();
   }
 
-  void Start(absl::StatusOr<std::shared_ptr<grpc::Channel>> channel, v1::ReadDatasetRequest request) {
+  void Start(absl::StatusOr<std::shared_ptr<grpc::Channel>> channel,
+             v1::ReadDatasetRequest request) {
     thread_ = std::thread([this, channel = std::move(channel), request = std::move(request)] {
       const absl::Status status = channel.ok() ? Run(*channel, request) : channel.status();
       loop_->Post([this, alive = alive_, status] {
@@ -73,8 +74,8 @@ class GrpcDatasetStream : public DatasetStream {
   grpc::ClientContext context_;
   std::mutex mutex_;
   std::condition_variable taken_;
-  int under_way_ = 0;      // guarded by mutex_
-  bool stopping_ = false;  // guarded by mutex_
+  int under_way_ = 0;                                           // guarded by mutex_
+  bool stopping_ = false;                                       // guarded by mutex_
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // read and written on the loop
   std::thread thread_;
 };

@@ -62,10 +62,11 @@ DatasetStore::~DatasetStore() {
 
 void DatasetStore::Provide(DatasetRequest request,
                            std::function<void(absl::StatusOr<ProvidedDatasets>)> done) {
-  loop_->Post([this, alive = alive_, request = std::move(request), done = std::move(done)]() mutable {
-    const User user{request.job_id, request.generation};
-    if (*alive) Begin(user, std::move(request), std::move(done));
-  });
+  loop_->Post(
+      [this, alive = alive_, request = std::move(request), done = std::move(done)]() mutable {
+        const User user{request.job_id, request.generation};
+        if (*alive) Begin(user, std::move(request), std::move(done));
+      });
 }
 
 void DatasetStore::Release(const std::string& job_id, int32_t generation) {
@@ -204,7 +205,8 @@ void DatasetStore::Look(Transfer& transfer) {
     const auto info = env_->Stat(name);
     if (!info.ok()) continue;
     const auto bytes = static_cast<int64_t>(info->size_bytes);
-    const bool fits = is_part ? bytes <= transfer.want.file.bytes : bytes == transfer.want.file.bytes;
+    const bool fits =
+        is_part ? bytes <= transfer.want.file.bytes : bytes == transfer.want.file.bytes;
     auto file = env_->NewRandomAccessFile(name);
     if (!fits || !file.ok()) {
       (void)env_->RemoveFile(name);
@@ -220,7 +222,9 @@ void DatasetStore::Look(Transfer& transfer) {
 void DatasetStore::DigestSome() {
   Transfer& transfer = *transfer_;
   if (transfer.reading == nullptr) return OnDigested();
-  std::string block(std::min(kDigestBytes, std::max<int64_t>(1, transfer.want.file.bytes - transfer.offset)), '\0');
+  std::string block(
+      std::min(kDigestBytes, std::max<int64_t>(1, transfer.want.file.bytes - transfer.offset)),
+      '\0');
   const auto count = transfer.reading->Read(transfer.offset, block.size(), block.data());
   if (count.ok()) {
     transfer.digest->Update(block.data(), *count);
@@ -252,8 +256,8 @@ void DatasetStore::OnDigested() {
     transfer.digest = std::make_unique<Xxh3Stream>();
     transfer.offset = 0;
   }
-  auto file = env_->NewWritableFile(
-      PartOf(transfer.want), append ? Env::WriteMode::kAppend : Env::WriteMode::kTruncate);
+  auto file = env_->NewWritableFile(PartOf(transfer.want),
+                                    append ? Env::WriteMode::kAppend : Env::WriteMode::kTruncate);
   if (!file.ok()) return Trouble(file.status());
   transfer.writing = std::move(*file);
   for (const auto& [user, attempt] : attempts_) {
@@ -276,8 +280,8 @@ void DatasetStore::Ask() {
   if (transfer.source == transfer.sources.size()) {
     if (transfer.gone_for_good && !transfer.moved) {
       return Fail(transfer.want.key,
-                  absl::DataLossError(absl::StrCat("a file of the job's data cannot be had: ",
-                                                   transfer.trouble)));
+                  absl::DataLossError(
+                      absl::StrCat("a file of the job's data cannot be had: ", transfer.trouble)));
     }
     return Postpone(transfer.trouble);
   }
@@ -328,7 +332,8 @@ void DatasetStore::OnEnd(absl::Status status) {
     transfer.gone_for_good = transfer.gone_for_good || (source.empty() && gone);
     // That a node has not got it either is no news.
     if (source.empty() || !gone)
-      transfer.trouble = absl::StrCat(source.empty() ? "the coordinator" : source, ": ", status.message());
+      transfer.trouble =
+          absl::StrCat(source.empty() ? "the coordinator" : source, ": ", status.message());
     ++transfer.source;
   }
   Ask();
@@ -345,7 +350,8 @@ void DatasetStore::Finish() {
     if (++transfer.want.wrong_digests >= kWrongDigests) {
       return Fail(transfer.want.key,
                   absl::DataLossError(absl::StrCat(
-                      "a .", transfer.want.file.suffix, " file of the job's data came twice and was not what the "
+                      "a .", transfer.want.file.suffix,
+                      " file of the job's data came twice and was not what the "
                       "coordinator digested; was it changed since? Submit the job again")));
     }
     transfer.want.back_off = absl::ZeroDuration();
@@ -371,8 +377,8 @@ void DatasetStore::Postpone(std::string why) {
   Wanted want = std::move(transfer_->want);
   const bool moved = transfer_->moved;
   Drop();
-  want.back_off = moved ? kFirstBackOff
-                        : std::clamp(2 * want.back_off, kFirstBackOff, kLongestBackOff);
+  want.back_off =
+      moved ? kFirstBackOff : std::clamp(2 * want.back_off, kFirstBackOff, kLongestBackOff);
   want.not_before = loop_->clock()->Monotonic() + want.back_off * (0.5 + 0.5 * random_->Uniform());
   want.waits_for = std::move(why);
   queue_.push_back(std::move(want));
@@ -396,9 +402,8 @@ void DatasetStore::Fail(std::string key, const absl::Status& why) {
 }
 
 void DatasetStore::Answer(const User& user, absl::StatusOr<ProvidedDatasets> answer) {
-  agent_loop_->Post([done = std::move(attempts_.at(user).done), answer]() mutable {
-    done(std::move(answer));
-  });
+  agent_loop_->Post(
+      [done = std::move(attempts_.at(user).done), answer]() mutable { done(std::move(answer)); });
   attempts_.erase(user);
   if (!answer.ok()) End(user);
 }
@@ -406,8 +411,9 @@ void DatasetStore::Answer(const User& user, absl::StatusOr<ProvidedDatasets> ans
 void DatasetStore::AnswerWhoIsReady() {
   std::vector<User> ready;
   for (const auto& [user, attempt] : attempts_) {
-    const bool whole = attempt.admitted && std::all_of(
-        attempt.datasets.begin(), attempt.datasets.end(), [this](const auto& dataset) {
+    const bool whole =
+        attempt.admitted &&
+        std::all_of(attempt.datasets.begin(), attempt.datasets.end(), [this](const auto& dataset) {
           return std::all_of(dataset.second.begin(), dataset.second.end(), [&](const auto& file) {
             return cache_->IsVerified(dataset.first, file.second);
           });

@@ -71,7 +71,7 @@ class DatasetStore : public DatasetProvider {
     int64_t offset = 0;  // digested so far
     std::vector<std::string> sources;
     size_t source = 0;
-    bool moved = false;  // something came in this round of sources
+    bool moved = false;          // something came in this round of sources
     bool gone_for_good = false;  // the coordinator says that it has no such file, or another one
     std::string trouble;
     std::unique_ptr<DatasetStream> stream;
@@ -82,7 +82,7 @@ class DatasetStore : public DatasetProvider {
   void End(const User& user);
   void Admit();
   void Enqueue(const Attempt& attempt);
-  void Next();                // takes up the next wanted file, if none is being brought
+  void Next();  // takes up the next wanted file, if none is being brought
   void Look(Transfer& transfer);
   void DigestSome();
   void OnDigested();
@@ -99,7 +99,9 @@ class DatasetStore : public DatasetProvider {
   void Answer(const User& user, absl::StatusOr<ProvidedDatasets> answer);
   void AnswerWhoIsReady();
   bool IsWanted(const std::string& key) const;
-  std::string PartOf(const Wanted& want) const { return cache_->PathOf(want.key, want.file.suffix) + ".part"; }
+  std::string PartOf(const Wanted& want) const {
+    return cache_->PathOf(want.key, want.file.suffix) + ".part";
+  }
   void Publish();  // the snapshot for Progress
 
   EventLoop* const loop_;
@@ -114,8 +116,8 @@ class DatasetStore : public DatasetProvider {
   uint64_t turn_ = 0;  // of transfer_: a posted step of an older one does nothing
   EventLoop::TimerId timer_ = 0, admit_timer_ = 0;
   mutable std::mutex mutex_;
-  std::vector<v1::DataFetch> progress_;  // guarded by mutex_
-  int64_t cached_bytes_ = 0;             // guarded by mutex_
+  std::vector<v1::DataFetch> progress_;                         // guarded by mutex_
+  int64_t cached_bytes_ = 0;                                    // guarded by mutex_
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // for tasks that outlive the store
 };
 

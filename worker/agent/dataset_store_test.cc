@@ -99,9 +99,7 @@ class DatasetStoreTest : public ::testing::Test {
     cache_ = nullptr;
     loop_ = nullptr;
   }
-  void Run(absl::Duration time = absl::Seconds(1)) {
-    scheduler_.RunUntil(scheduler_.now() + time);
-  }
+  void Run(absl::Duration time = absl::Seconds(1)) { scheduler_.RunUntil(scheduler_.now() + time); }
   void AddFile(const std::string& path, const std::string& contents) {
     v1::DatasetFile file;
     file.set_path(path);
@@ -326,9 +324,10 @@ TEST_F(DatasetStoreTest, MoreThanTheCacheMayHoldIsAnError) {
   Ask("j", "/far/a");
   Run();
   EXPECT_TRUE(absl::IsFailedPrecondition(StatusOf("j")));
-  EXPECT_THAT(std::string(StatusOf("j").message()),
-              HasSubstr("has 5510 bytes, the cache of datasets of this node may have 5000 bytes; raise "
-                        "data_cache="));
+  EXPECT_THAT(
+      std::string(StatusOf("j").message()),
+      HasSubstr("has 5510 bytes, the cache of datasets of this node may have 5000 bytes; raise "
+                "data_cache="));
 }
 
 TEST_F(DatasetStoreTest, RoomThatOthersHoldIsWaitedForAndSaid) {
@@ -352,7 +351,8 @@ TEST_F(DatasetStoreTest, AFullDiskIsWaitedForAndSaid) {
   Ask("j", "/far/a");
   Run();
   ASSERT_EQ(store_->Progress().size(), 1u);
-  EXPECT_THAT(store_->Progress()[0].waits_for(), HasSubstr("the disk of /cache has 3000 bytes free"));
+  EXPECT_THAT(store_->Progress()[0].waits_for(),
+              HasSubstr("the disk of /cache has 3000 bytes free"));
   env_.SetCapacity(std::nullopt);
   Run(absl::Seconds(10));
   ExpectWhole("j", "/far/a");
@@ -399,7 +399,8 @@ TEST_F(DatasetStoreTest, NamesAndDigestsThatAreNoneAreRefused) {
   datasets_["/z"][1].set_xxh3_128("../../etc");
   Ask("l", "/z");
   Run();
-  for (const char* job : {"j", "k", "l"}) EXPECT_TRUE(absl::IsInvalidArgument(StatusOf(job))) << job;
+  for (const char* job : {"j", "k", "l"})
+    EXPECT_TRUE(absl::IsInvalidArgument(StatusOf(job))) << job;
 }
 
 }  // namespace

@@ -25,8 +25,8 @@ class DatasetTransport {
   // Callbacks run on the store's EventLoop, never inside Read: pieces in order, then `on_end` once, with the codes of Datasets.Read,
   // RESOURCE_EXHAUSTED (it serves as many as it can) or those of a broken connection. Pieces wait for each other: a slow disk
   // slows the sender.
-  virtual std::unique_ptr<DatasetStream> Read(const std::string& endpoint, const std::string& digest,
-                                              int64_t offset,
+  virtual std::unique_ptr<DatasetStream> Read(const std::string& endpoint,
+                                              const std::string& digest, int64_t offset,
                                               std::function<void(const v1::FilePiece&)> on_piece,
                                               std::function<void(absl::Status)> on_end) = 0;
 };
