@@ -45,6 +45,13 @@ TEST_P(RampUpTest, IsTheSameUnderEveryLayoutAndFollowsTheSchedule) {
   ASSERT_TRUE(one.ok()) << one.status();
   EXPECT_EQ(one->position.consumed_samples, 4 + 4 + 8 + 12 + 16 + 16);
   EXPECT_EQ(one->position.consumed_samples, SamplesOfSteps(options.spec.training(), kSteps));
+  const v1::MoeSpec& moe = options.spec.model().moe();
+  for (size_t step = 1; moe.balance() == v1::MoeSpec::BALANCE_GLOBAL && step < kSteps; ++step) {
+    // Worth the coefficient in each block where experts are used alike, however large this batch and the one before are.
+    const double alike =
+        moe.balance_coefficient() * static_cast<double>(options.spec.model().layers());
+    EXPECT_NEAR(one->auxiliary_losses[step].at("balance"), alike, 0.3 * alike) << "step " << step;
+  }
   for (const Layout& layout : {Layout{.data = 4}, Layout{.pipeline = 4}, kAll}) {
     options.layout = layout;
     const absl::StatusOr<Outcome> run = RunJob(options);

@@ -82,6 +82,19 @@ TEST_F(ExpertBalanceTest, TheGlobalLossIsOfTheLoadsThatWereKept) {
   EXPECT_EQ(balance->Training(1).global_gradient64[2], 0);
 }
 
+// While the batch ramps up, the step before had other tokens than this one.
+TEST_F(ExpertBalanceTest, TargetsAndScalesAreThoseOfTheStepsOwnTokens) {
+  auto balance = Make();
+  balance->SetTokens(16, 16);
+  Step(*balance, 2, {8, 16, 4, 4}, 1);  // 32 choices: 8 of each
+  EXPECT_THAT(Bias(*balance, 2), testing::ElementsAre(0, -0.25f, 0.25f, 0.25f));
+  ASSERT_EQ(balance->Keep(), absl::OkStatus());
+  balance->SetTokens(kTokens, 16);
+  ASSERT_EQ(balance->Begin(), absl::OkStatus());
+  EXPECT_DOUBLE_EQ(balance->Training(2).global_gradient64[1], 0.5 * 4 / 2 * 16 / (16 * kTokens));
+  EXPECT_DOUBLE_EQ(balance->Training(2).z_scale, 0.125 / kTokens);
+}
+
 TEST_F(ExpertBalanceTest, EveryStageSavesItsOwnBlocks) {
   std::vector<std::string> names;
   for (const int rank : {0, 1}) {
