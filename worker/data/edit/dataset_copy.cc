@@ -1,13 +1,14 @@
 #include "worker/data/edit/dataset_copy.h"
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <set>
 
 #include "common/hash.h"
 #include "worker/data/dataset_commit.h"
-#include "worker/data/hashed_file.h"
+#include "worker/data/spool.h"
 
 namespace mt {
 namespace {
@@ -171,24 +172,22 @@ class Copier {
   }
 
  private:
-  absl::StatusOr<std::unique_ptr<HashedFile>> Create(const std::string& path) {
-    MT_ASSIGN_OR_RETURN(auto file,
-                        env_->NewWritableFile(path + ".partial", Env::WriteMode::kTruncate));
-    return std::make_unique<HashedFile>(std::move(file));
+  absl::StatusOr<std::unique_ptr<Spool>> Create(const std::string& path) {
+    return Spool::Open(env_, path + ".partial");
   }
 
   absl::Status WriteBin(const DatasetCopy& copy, IndexedDatasetSummary* summary) {
     MT_ASSIGN_OR_RETURN(const auto bin, Create(copy.prefix + ".bin"));
     for (const DatasetPart& part : copy.parts) MT_RETURN_IF_ERROR(CopyBytes(part, bin.get()));
-    MT_RETURN_IF_ERROR(bin->Finish());
-    summary->bin_bytes = bin->bytes();
-    summary->bin_xxh3 = bin->Hex();
+    MT_ASSIGN_OR_RETURN(const Spool::State written, bin->Finish());
+    summary->bin_bytes = written.bytes;
+    summary->bin_xxh3 = written.xxh3;
     summary->num_tokens = static_cast<int64_t>(
-        bin->bytes() / static_cast<uint64_t>(TokenBytes(copy.parts.front().source->data->type())));
+        written.bytes / static_cast<uint64_t>(TokenBytes(copy.parts.front().source->data->type())));
     return absl::OkStatus();
   }
 
-  absl::Status CopyBytes(const DatasetPart& part, HashedFile* bin) {
+  absl::Status CopyBytes(const DatasetPart& part, Spool* bin) {
     const IndexedDataset& data = *part.source->data;
     MT_ASSIGN_OR_RETURN(const auto file, env_->NewRandomAccessFile(data.prefix() + ".bin"));
     SourceDigest& digest = digests_[part.source];
@@ -206,23 +205,30 @@ class Copier {
         digest.stream.Update(buffer_.data(), bytes);
         digest.bytes += bytes;
       }
-      MT_RETURN_IF_ERROR(bin->PutBytes(absl::string_view(buffer_.data(), bytes)));
+      MT_RETURN_IF_ERROR(bin->Append(absl::string_view(buffer_.data(), bytes)));
       offset += bytes;
       Report(bytes);
     }
     return absl::OkStatus();
   }
 
+  template <typename T>
+  static absl::Status Put(Spool* file, T value) {
+    char raw[sizeof(T)];
+    std::memcpy(raw, &value, sizeof(T));
+    return file->Append(absl::string_view(raw, sizeof(T)));
+  }
+
   // The three arrays one after the other, each over all parts: sequences and documents are counted on.
-  static absl::Status WriteIndexOf(const DatasetCopy& copy, int64_t documents, HashedFile* index) {
+  static absl::Status WriteIndexOf(const DatasetCopy& copy, int64_t documents, Spool* index) {
     const TokenType type = copy.parts.front().source->data->type();
     int64_t sequences = 0;
     for (const DatasetPart& part : copy.parts) sequences += SequencesOf(part);
-    MT_RETURN_IF_ERROR(index->PutBytes(kIndexMagic));
-    MT_RETURN_IF_ERROR(index->Put(kIndexVersion));
-    MT_RETURN_IF_ERROR(index->Put(static_cast<uint8_t>(type)));
-    MT_RETURN_IF_ERROR(index->Put(static_cast<uint64_t>(sequences)));
-    MT_RETURN_IF_ERROR(index->Put(static_cast<uint64_t>(documents + 1)));
+    MT_RETURN_IF_ERROR(index->Append(kIndexMagic));
+    MT_RETURN_IF_ERROR(Put(index, kIndexVersion));
+    MT_RETURN_IF_ERROR(Put(index, static_cast<uint8_t>(type)));
+    MT_RETURN_IF_ERROR(Put(index, static_cast<uint64_t>(sequences)));
+    MT_RETURN_IF_ERROR(Put(index, static_cast<uint64_t>(documents + 1)));
     const auto for_each_length = [&](const auto& visit) -> absl::Status {
       for (const DatasetPart& part : copy.parts) {
         const IndexedDataset& data = *part.source->data;
@@ -232,10 +238,10 @@ class Copier {
       }
       return absl::OkStatus();
     };
-    MT_RETURN_IF_ERROR(for_each_length([&](int32_t length) { return index->Put(length); }));
+    MT_RETURN_IF_ERROR(for_each_length([&](int32_t length) { return Put(index, length); }));
     int64_t pointer = 0;
     MT_RETURN_IF_ERROR(for_each_length([&](int32_t length) {
-      const absl::Status status = index->Put(pointer);
+      const absl::Status status = Put(index, pointer);
       pointer += int64_t{length} * TokenBytes(type);
       return status;
     }));
@@ -243,19 +249,19 @@ class Copier {
     for (const DatasetPart& part : copy.parts) {
       const int64_t first = part.source->data->DocumentStart(part.begin);
       for (int64_t document = part.begin; document < part.end; ++document) {
-        MT_RETURN_IF_ERROR(index->Put(before + part.source->data->DocumentStart(document) - first));
+        MT_RETURN_IF_ERROR(Put(index, before + part.source->data->DocumentStart(document) - first));
       }
       before += SequencesOf(part);
     }
-    return index->Put(before);
+    return Put(index, before);
   }
 
   absl::Status WriteIndex(const DatasetCopy& copy, IndexedDatasetSummary* summary) {
     MT_ASSIGN_OR_RETURN(const auto index, Create(copy.prefix + ".idx"));
     MT_RETURN_IF_ERROR(WriteIndexOf(copy, summary->num_documents, index.get()));
-    MT_RETURN_IF_ERROR(index->Finish());
-    summary->idx_bytes = index->bytes();
-    summary->idx_xxh3 = index->Hex();
+    MT_ASSIGN_OR_RETURN(const Spool::State written, index->Finish());
+    summary->idx_bytes = written.bytes;
+    summary->idx_xxh3 = written.xxh3;
     return absl::OkStatus();
   }
 
@@ -273,15 +279,15 @@ class Copier {
           MT_RETURN_IF_ERROR(part.source->losses->Read(token, losses));
         packed.clear();
         packer.Append(losses, &packed);
-        MT_RETURN_IF_ERROR(file->PutBytes(packed));
+        MT_RETURN_IF_ERROR(file->Append(packed));
       }
     }
     packed.clear();
     packer.Finish(&packed);
-    MT_RETURN_IF_ERROR(file->PutBytes(packed));
-    MT_RETURN_IF_ERROR(file->Finish());
-    summary->loss_bytes = file->bytes();
-    summary->loss_xxh3 = file->Hex();
+    MT_RETURN_IF_ERROR(file->Append(packed));
+    MT_ASSIGN_OR_RETURN(const Spool::State written, file->Finish());
+    summary->loss_bytes = written.bytes;
+    summary->loss_xxh3 = written.xxh3;
     return absl::OkStatus();
   }
 
@@ -299,6 +305,24 @@ class Copier {
   std::vector<char> buffer_ = std::vector<char>(kPieceBytes);
 };
 
+void Add(const DatasetManifest& more, DatasetManifest* manifest) {
+  manifest->append_eod &= more.append_eod;
+  manifest->bad_lines += more.bad_lines;
+  manifest->duplicates += more.duplicates;
+  manifest->empty_documents += more.empty_documents;
+  manifest->num_inputs += more.num_inputs;
+  manifest->inputs_xxh3.clear();  // is over the list of one build
+  const int64_t room = kListedInputs - static_cast<int64_t>(manifest->inputs.size());
+  const int64_t listed = std::clamp<int64_t>(room, 0, static_cast<int64_t>(more.inputs.size()));
+  manifest->inputs.insert(manifest->inputs.end(), more.inputs.begin(),
+                          more.inputs.begin() + listed);
+  // What all of them were built with.
+  std::erase_if(manifest->options, [&](const auto& option) {
+    const auto other = more.options.find(option.first);
+    return other == more.options.end() || other->second != option.second;
+  });
+}
+
 // What the copy was made from, as far as all of its sources know.
 std::optional<DatasetManifest> ManifestOf(const DatasetCopy& copy,
                                           const IndexedDatasetSummary& files) {
@@ -312,10 +336,7 @@ std::optional<DatasetManifest> ManifestOf(const DatasetCopy& copy,
       manifest = source.manifest;
       continue;
     }
-    manifest->append_eod &= source.manifest->append_eod;
-    manifest->bad_lines += source.manifest->bad_lines;
-    manifest->inputs.insert(manifest->inputs.end(), source.manifest->inputs.begin(),
-                            source.manifest->inputs.end());
+    Add(*source.manifest, &*manifest);
   }
   manifest->files = files;
   return manifest;

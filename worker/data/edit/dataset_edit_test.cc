@@ -52,28 +52,22 @@ class DatasetEditTest : public ::testing::Test {
   // As a build writes it.
   void Write(const std::string& name, std::span<const Document> documents, bool with_losses,
              const std::string& tokenizer = "byte", TokenType type = TokenType::kUint16) {
-    auto writer = IndexedDatasetWriter::Create(Env::Real(), folder_ + name, type).value();
-    LossPacker packer;
-    std::string packed;
+    auto writer =
+        IndexedDatasetWriter::Create(Env::Real(), folder_ + name, type, with_losses).value();
     for (const Document& document : documents) {
-      ASSERT_TRUE(writer->AddDocument(document.tokens).ok());
-      packer.Append(document.losses, &packed);
+      const auto losses =
+          with_losses ? std::span<const uint8_t>(document.losses) : std::span<const uint8_t>();
+      ASSERT_TRUE(writer->AddDocument(document.tokens, losses).ok());
     }
-    packer.Finish(&packed);
     DatasetManifest manifest;
     manifest.files = writer->Seal().value();
-    if (with_losses) {
-      manifest.files.loss_bytes = packed.size();
-      manifest.files.loss_xxh3 = Xxh3Hex(packed);
-      ASSERT_TRUE(WriteFileAtomically(Env::Real(), LossPath(folder_ + name), packed).ok());
-    }
     manifest.type = std::string(TokenTypeName(type));
     manifest.tokenizer = tokenizer;
     manifest.tokenizer_digest = tokenizer;
     manifest.vocab_size = 257;
     manifest.inputs = {{.path = name + ".txt", .bytes = 1}};
-    ASSERT_TRUE(WriteDatasetManifest(Env::Real(), folder_ + name, manifest).ok());
-    ASSERT_TRUE(writer->Commit().ok());
+    manifest.num_inputs = 1;
+    ASSERT_TRUE(writer->Commit(&manifest).ok());
   }
 
   absl::Status Merge(const std::vector<std::string>& prefixes, const std::string& to,
@@ -138,6 +132,7 @@ TEST_F(DatasetEditTest, MergeGivesTheBytesOfABuildOfAll) {
   EXPECT_EQ(report.manifest->tokenizer, "byte");
   ASSERT_EQ(report.manifest->inputs.size(), 3u);
   EXPECT_EQ(report.manifest->inputs[2].path, "c.txt");
+  EXPECT_EQ(report.manifest->num_inputs, 3);
 }
 
 TEST_F(DatasetEditTest, WhatHasNoLossesHasThemEverywhere) {
@@ -270,6 +265,28 @@ TEST_F(DatasetEditTest, ADamagedSourceIsRefusedAndLeavesNothing) {
     names.push_back(entry.path().filename().string());
   EXPECT_THAT(names, ::testing::UnorderedElementsAre("a.bin", "a.idx", "a.loss", "a.manifest.json",
                                                      "b.bin", "b.idx", "b.manifest.json"));
+}
+
+TEST_F(DatasetEditTest, VerifyReadsLossesToo) {
+  const std::vector<Document> documents = {{{1, 2, 256}, {0, 1, 1}}, {{}, {}}, {{7, 8}, {0, 1}}};
+  Write("a", documents, true);
+  const DatasetReport report = VerifyDataset(Env::Real(), folder_ + "a").value();
+  EXPECT_EQ(report.tokens_with_loss, 3);
+  EXPECT_EQ(report.documents_of_length[0], 1);
+  EXPECT_EQ(report.documents_of_length[2], 2);
+  EXPECT_EQ(ScanDataset(Env::Real(), folder_ + "a", 256).value().documents_with_eod, 1);
+  const std::string right = Bytes(LossPath(folder_ + "a"));
+  const auto verified = [&](char flipped) {
+    const std::string wrong(1, static_cast<char>(right[0] ^ flipped));
+    EXPECT_TRUE(WriteFileAtomically(Env::Real(), LossPath(folder_ + "a"), wrong).ok());
+    return VerifyDataset(Env::Real(), folder_ + "a").status();
+  };
+  EXPECT_THAT(verified(1).message(), HasSubstr(".loss has digest"));
+  EXPECT_THAT(verified(0x20).message(), HasSubstr("bits behind the last token, number 4"));
+  EXPECT_TRUE(verified(0).ok());
+  std::filesystem::remove(LossPath(folder_ + "a"));
+  EXPECT_THAT(VerifyDataset(Env::Real(), folder_ + "a").status().message(),
+              HasSubstr("a.loss is missing"));
 }
 
 class DecodeTest : public DatasetEditTest {
