@@ -2,7 +2,7 @@
 """mt's encoder beside its peers in one run: tokenizer_speed.py BIN CORPUS TOKENIZERS [--rounds 3] [--part text …] [--threads 1 N].
 
 BIN: the folder of mt_tokenize_bench. CORPUS: tests/golden/tokenizers/make_corpus.py's. TOKENIZERS: a folder with gpt2/ and
-gpt_oss/ of make_tokenizers.py, of a vocabulary as large as real ones. Every pass is a process of its own, cold, and peers take turns;
+gpt_oss/ (or one of them) of make_tokenizers.py, of a vocabulary as large as real ones. Every pass is a process of its own, cold, and peers take turns;
 peers, which are slower, read only the documents of the first --peer-megabytes of each part (so does mt then, for the ratio: all
 passes of one comparison read the same bytes). Ids are counted, and a count that differs ends the run. The figures are the best of
 the rounds, by processor time (which a busy machine disturbs less) and by wall time. JSON to stdout, a table to stderr.
@@ -58,6 +58,8 @@ def main():
         for threads in arguments.threads:
             for pattern, contenders in {"gpt2": [("mt", gpt2), ("hf", gpt2)],
                                         "o200k": [("mt", o200k), ("hf", o200k), ("tiktoken", ranks)]}.items():
+                if not contenders[0][1].exists():
+                    continue
                 best, tokens = {}, set()
                 for _ in range(arguments.rounds):
                     for kind, spec in contenders:

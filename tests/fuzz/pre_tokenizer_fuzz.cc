@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "common/log.h"
 #include "tests/fuzz/fuzz.h"
 
 namespace mt {
@@ -36,6 +37,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const size_t cut = std::min(input.find('\n'), input.size());
   const std::string pattern = input.substr(0, cut), text = input.substr(std::min(cut + 1, size));
   static const auto* const known = [] {
+    mt::SetLogLevel(mt::LogLevel::kError);
     auto* splits = new std::vector<std::unique_ptr<mt::PreTokenizer>>;
     for (const char* name : {"gpt2", "cl100k", "llama3", "o200k"})
       splits->push_back(mt::NewNamedSplit(name).value());
