@@ -77,11 +77,15 @@ kill -9 "$pid"
 mtctl describe "$job" | grep -E '^(reason|data on)' || true
 succeeded
 [ "$(status restarts)" = "" ] || [ "$(status restarts)" = 0 ] || fail "the job was restarted: no rank had run"
-mtctl events "$job" | grep data_ready
+fetched=$(mtctl events "$job" | sed -n 's/.*data; \([0-9]*\) bytes were fetched.*/\1/p')
+whole=$(($(stat -c %s data/large.bin) + $(stat -c %s data/large.idx)))
+[ "$fetched" -lt $((2 * whole)) ] || fail "$fetched bytes were fetched for two nodes of $whole: nothing was gone on with"
+echo "    fetched $fetched bytes for two nodes of $whole"
 [ "$(cached bin.part)" = 0 ] || fail "a part is left"
 
 echo "== a cached file that was changed"
-damaged=$(find /root/.mt -path '*/datasets/*' -name data.bin -size -1M | head -n 1)
+damaged=$(find /root/.mt -path '*/datasets/*' -name data.bin -size -1000k | head -n 1)
+[ -n "$damaged" ] || fail "no cached file of the first job is left"
 printf '\377\377\377\377' | dd of="$damaged" bs=1 seek=500 conv=notrunc 2> /dev/null
 job=$(submit job.yaml)
 succeeded
