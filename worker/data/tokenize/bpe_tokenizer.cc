@@ -213,7 +213,7 @@ class BpeEncoder : public TokenEncoder {
 
   void Append(std::span<const int32_t> ids) {
     Reserve(ids.size());
-    std::memcpy(out_.data() + used_, ids.data(), ids.size_bytes());
+    std::copy(ids.begin(), ids.end(), out_.data() + used_);
     used_ += ids.size();
   }
 

@@ -6,6 +6,7 @@
 // to 32 MiB for the first, 16 MiB for the second, and 30 MiB with the arena.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -90,7 +91,7 @@ class PieceTable {
   void Insert(absl::string_view piece, std::span<const int32_t> ids) {
     Slot slot;
     slot.key = KeyOf(piece.data(), piece.size(), piece.size());
-    std::memcpy(slot.ids, ids.data(), ids.size_bytes());
+    std::copy(ids.begin(), ids.end(), slot.ids);
     slot.num_ids = static_cast<uint32_t>(ids.size());
     if (inserted_ >= sets_.size() / 2 && sets_.size() < most_sets_) Grow();
     InsertSlot(slot);

@@ -18,6 +18,15 @@
 namespace mt {
 namespace {
 
+// The sanitizers' run-time refuses RTLD_DEEPBIND.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSanitized = true;
+#elif defined(__has_feature)
+constexpr bool kSanitized = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
+#else
+constexpr bool kSanitized = false;
+#endif
+
 // The folder of the running program.
 std::string ProgramFolder() {
   std::array<char, 4096> path;
@@ -32,9 +41,7 @@ absl::StatusOr<const MtSentencePieceApi*> SentencePieceLibrary() {
   static const absl::StatusOr<const MtSentencePieceApi*> api =
       []() -> absl::StatusOr<const MtSentencePieceApi*> {
     int flags = RTLD_NOW | RTLD_LOCAL;
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-    flags |= RTLD_DEEPBIND;  // the sanitizers' run-time refuses it
-#endif
+    if (!kSanitized) flags |= RTLD_DEEPBIND;
     std::string tried;
     for (absl::string_view place : {"/", "/../bin/", "/../lib/mt/"}) {
       const std::string path = absl::StrCat(ProgramFolder(), place, "libmt_sentencepiece.so");
