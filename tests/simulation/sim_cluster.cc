@@ -394,14 +394,12 @@ void SimCluster::CheckDataOfRank(const std::string& node, const RankLaunch& laun
   }
 }
 
-// Somebody writes to a cached file that no job uses.
+// Somebody writes to a cached file while no daemon holds it for a job.
 void SimCluster::TamperWithCache(Node& node) {
+  if (node.agent != nullptr) return;
   const auto folders = node.env->List(JoinPath(kStateFolder, "datasets"));
   if (!folders.ok() || folders->empty()) return;
   const std::string& folder = (*folders)[Pick(static_cast<int>(folders->size()))];
-  for (const auto& rank : ranks_.alive()) {
-    if (rank.node == node.config.name) return;
-  }
   const std::string path = absl::StrCat(kStateFolder, "/datasets/", folder, "/data.bin");
   auto contents = ReadFile(node.env.get(), path);
   if (!contents.ok() || contents->empty()) return;
