@@ -1,5 +1,5 @@
-// The first byte chooses the kind of file; the rest is the file. Line numbers of bad lines rise,
-// and all bytes are read.
+// The first byte chooses the kind of file and how it is cut into chunks; the rest is the file. Line numbers of bad lines rise, and
+// all bytes are read.
 #include "common/testing/mem_env.h"
 #include "tests/fuzz/fuzz.h"
 #include "worker/data/text/text_source.h"
@@ -15,11 +15,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   auto file = env.NewWritableFile(path, mt::Env::WriteMode::kTruncate).value();
   MT_CHECK_OK(file->Append(input.Rest()));
   int64_t line = 0;
-  auto source = mt::TextSource::Open(&env, path, options, [&](const mt::BadLine& bad) {
-                  MT_CHECK(bad.line > line && !bad.reason.empty());
-                  line = bad.line;
-                  return absl::OkStatus();
-                }).value();
+  auto source = mt::TextSource::Open(
+                    &env, path, options,
+                    [&](const mt::BadLine& bad) {
+                      MT_CHECK(bad.line > line && !bad.reason.empty());
+                      line = bad.line;
+                      return absl::OkStatus();
+                    },
+                    1 + (kind >> 3) * 7)
+                    .value();
   std::string document;
   while (true) {
     const absl::StatusOr<bool> more = source->Next(&document);

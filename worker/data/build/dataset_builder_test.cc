@@ -2,13 +2,21 @@
 
 #include <unistd.h>
 
+#include <zlib.h>
+#include <zstd.h>
+
+#include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <random>
 
+#include "absl/strings/match.h"
+#include "common/testing/mem_env.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "worker/data/dataset_verifier.h"
 #include "worker/data/indexed_dataset.h"
+#include "worker/data/loss_file.h"
 
 namespace mt {
 namespace {
@@ -208,6 +216,299 @@ TEST_F(DatasetBuilderTest, VerifyFindsIdsOutsideTheVocabulary) {
   ASSERT_TRUE(Build().ok());
   EXPECT_THAT(VerifyDataset(Env::Real(), options_.output_prefix, 256).status().message(),
               HasSubstr("token id 256"));
+}
+
+std::string Zstd(const std::string& text) {
+  std::string out(ZSTD_compressBound(text.size()), '\0');
+  out.resize(ZSTD_compress(out.data(), out.size(), text.data(), text.size(), 1));
+  return out;
+}
+
+std::string Gzip(const std::string& text) {
+  z_stream stream{};
+  EXPECT_EQ(deflateInit2(&stream, 1, Z_DEFLATED, MAX_WBITS + 16, 8, Z_DEFAULT_STRATEGY), Z_OK);
+  std::string out(deflateBound(&stream, text.size()) + 64, '\0');
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));
+  stream.avail_in = text.size();
+  stream.next_out = reinterpret_cast<Bytef*>(out.data());
+  stream.avail_out = out.size();
+  EXPECT_EQ(deflate(&stream, Z_FINISH), Z_STREAM_END);
+  out.resize(stream.total_out);
+  deflateEnd(&stream);
+  return out;
+}
+
+// Texts as above; the tokens of even values have a loss. "refused" is no document, "nothing" has no tokens.
+class LossFactory : public RecordEncoderFactory {
+ public:
+  explicit LossFactory(const Tokenizer* tokenizer) : tokenizer_(*tokenizer) {}
+  class Encoder : public RecordEncoder {
+   public:
+    absl::Status Encode(absl::string_view record, EncodedDocument* document) override {
+      document->Clear();
+      if (record == "refused") return absl::InvalidArgumentError("it is refused");
+      if (record == "nothing") return absl::OkStatus();
+      for (const char c : record) {
+        document->tokens.push_back(static_cast<unsigned char>(c));
+        document->loss.push_back(c % 2 == 0 ? 1 : 0);
+      }
+      return absl::OkStatus();
+    }
+  };
+  std::unique_ptr<RecordEncoder> NewEncoder() const override { return std::make_unique<Encoder>(); }
+  bool wants_json() const override { return false; }
+  bool appends_eod() const override { return false; }
+  bool makes_loss() const override { return true; }
+  std::string description() const override { return "even"; }
+  const Tokenizer& tokenizer() const override { return tokenizer_; }
+
+ private:
+  const Tokenizer& tokenizer_;
+};
+
+// A corpus in memory, of all kinds of files, with bad lines and copies; and what a build of it leaves.
+class BuildInMemoryTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::mt19937 random(7);
+    const auto lines = [&](int count) {
+      std::string text;
+      for (int i = 0; i < count; ++i) {
+        const uint32_t kind = random() % 12;
+        if (kind == 0) {
+          text += "not json\n";
+        } else if (kind == 1) {
+          text += "{\"text\": \"nothing\"}\n{\"text\": \"refused\"}\n";
+        } else {
+          text += "{\"text\": \"document " + std::to_string(random() % 40) +
+                  std::string(random() % 60, 'x') + "\"}\n";
+        }
+      }
+      return text;
+    };
+    std::string paragraphs;
+    for (int i = 0; i < 40; ++i) paragraphs += lines(1) + (random() % 3 == 0 ? "\n" : "");
+    Put("/in/a.jsonl", lines(60));
+    Put("/in/b.txt", paragraphs);
+    Put("/in/c.jsonl.gz", Gzip(lines(50)) + Gzip(lines(5)));
+    Put("/in/d.jsonl.zst", Zstd(lines(30)) + Zstd(lines(20)));
+    Put("/in/e.jsonl", "");
+    Put("/in/f.txt.zst", Zstd(paragraphs));
+    Put("/in/g.jsonl", lines(20));
+    options_.inputs = ExpandInputs(&env_, {"/in"}).value();
+    options_.text.document_separator = "";
+    options_.deduplicate = true;
+    options_.output_prefix = "/out/set";
+    options_.chunk_bytes = 100;
+    options_.journal_interval = absl::ZeroDuration();
+  }
+  void Put(const std::string& path, const std::string& contents) {
+    ASSERT_TRUE(env_.CreateDirectories("/in").ok());
+    ASSERT_TRUE(WriteFileAtomically(&env_, path, contents).ok());
+  }
+  absl::StatusOr<BuildResult> Build() {
+    return BuildDataset(&env_, Clock::Real(), encoders_, options_);
+  }
+  // Every file of the output, by name.
+  std::map<std::string, std::string> Output() {
+    std::map<std::string, std::string> files;
+    const std::vector<std::string> names = env_.List("/out").value();
+    for (const std::string& name : names)
+      files[name] = ReadFile(&env_, "/out/" + name).value();
+    return files;
+  }
+  void Clean() { ASSERT_TRUE(env_.RemoveTree("/out").ok()); }
+  // Refuses the n-th change to the files and all that follow; returns how many there were.
+  int64_t DieAfter(int64_t changes) {
+    count_ = 0;
+    env_.SetFault([this, changes](absl::string_view operation, const std::string&) {
+      if (operation == "read" || ++count_ <= changes) return absl::OkStatus();
+      return absl::UnavailableError("dead");
+    });
+    const bool ok = Build().ok();
+    env_.SetFault(nullptr);
+    return ok ? -1 : count_.load();
+  }
+
+  MemEnv env_;
+  BuildOptions options_;
+  std::atomic<int64_t> count_ = 0;
+  std::unique_ptr<Tokenizer> tokenizer_ = NewTokenizer(Env::Real(), "byte").value();
+  LossFactory encoders_{tokenizer_.get()};
+};
+
+TEST_F(BuildInMemoryTest, BytesDoNotDependOnThreadsNorChunksNorMemory) {
+  options_.threads = 1;
+  options_.chunk_bytes = kChunkBytes;
+  const BuildResult result = Build().value();
+  EXPECT_GT(result.bad_lines, 10);
+  EXPECT_GT(result.duplicates, 10);
+  EXPECT_GT(result.empty_documents, 5);
+  const auto expected = Output();
+  ASSERT_THAT(expected, ::testing::SizeIs(5));
+  for (const int threads : {1, 2, 3, 8}) {
+    for (const size_t chunk_bytes : {1, 50, 1000}) {
+      for (const uint64_t memory : {uint64_t{0}, uint64_t{10'000}, uint64_t{1} << 30}) {
+        Clean();
+        options_.threads = threads;
+        options_.chunk_bytes = chunk_bytes;
+        options_.memory_bytes = memory;
+        options_.journal_interval = memory == 0 ? absl::ZeroDuration() : absl::Hours(1);
+        ASSERT_TRUE(Build().ok());
+        ASSERT_EQ(Output(), expected) << threads << " threads, chunks of " << chunk_bytes;
+      }
+    }
+  }
+}
+
+TEST_F(BuildInMemoryTest, LossesStandBesideTheirTokens) {
+  ASSERT_TRUE(Build().ok());
+  const std::string bin = ReadFile(&env_, "/out/set.bin").value();
+  const int64_t tokens = static_cast<int64_t>(bin.size() / 2);
+  const auto losses = LossFile::Open(&env_, "/out/set", tokens).value();
+  std::vector<uint8_t> loss(tokens);
+  ASSERT_TRUE(losses->Read(0, loss).ok());
+  for (int64_t i = 0; i < tokens; ++i) ASSERT_EQ(loss[i], bin[2 * i] % 2 == 0 ? 1 : 0) << i;
+}
+
+TEST_F(BuildInMemoryTest, OfCopiesTheFirstIsKept) {
+  ASSERT_TRUE(WriteFileAtomically(&env_, "/x.jsonl",
+                                  "{\"text\": \"a\"}\n{\"text\": \"b\"}\n{\"text\": \"a\"}\n"
+                                  "{\"x\": 1, \"text\": \"b\"}\n{\"text\": \"c\"}\n")
+                  .ok());
+  options_.inputs = {"/x.jsonl", "/x.jsonl"};
+  const BuildResult result = Build().value();
+  EXPECT_EQ(result.duplicates, 7);
+  EXPECT_EQ(ReadFile(&env_, "/out/set.bin").value(), std::string("a\0b\0c\0", 6));
+}
+
+TEST_F(BuildInMemoryTest, TheFirstDocumentsAreThoseOfTheWhole) {
+  ASSERT_TRUE(Build().ok());
+  const std::string whole = ReadFile(&env_, "/out/set.bin").value();
+  Clean();
+  options_.max_documents = 70;
+  const BuildResult result = Build().value();
+  EXPECT_EQ(result.files.num_documents, 70);
+  const std::string part = ReadFile(&env_, "/out/set.bin").value();
+  EXPECT_LT(part.size(), whole.size());
+  EXPECT_TRUE(absl::StartsWith(whole, part));
+}
+
+// Power is lost at any change to the files: what follows goes on from what was durable, and ends with the same bytes.
+TEST_F(BuildInMemoryTest, WhateverIsLostTheSameBytesComeOut) {
+  ASSERT_TRUE(Build().ok());
+  const auto expected = Output();
+  std::mt19937 random(11);
+  int resumed = 0;
+  options_.on_resume = [&](const BuildProgress&) { ++resumed; };
+  for (int round = 0; round < 60; ++round) {
+    Clean();
+    // Lost again and again, until it comes through.
+    for (int life = 0;; ++life) {
+      ASSERT_LT(life, 200);
+      options_.threads = 1 + static_cast<int>(random() % 4);
+      options_.chunk_bytes = 1 + random() % 300;
+      if (DieAfter(static_cast<int64_t>(random() % 400)) < 0) break;
+      EXPECT_FALSE(Exists(&env_, "/out/set.idx") && !Exists(&env_, "/out/set.bin"));
+      if (random() % 2 == 0) {
+        env_.Crash();
+      } else {
+        env_.KillProcess();
+      }
+      if (Exists(&env_, "/out/set.idx")) {  // it had come through but for the tidying up
+        options_.overwrite = true;
+      }
+    }
+    options_.overwrite = false;
+    std::map<std::string, std::string> found = Output();
+    for (const auto& [name, contents] : expected) ASSERT_EQ(found[name], contents) << name;
+  }
+  EXPECT_GT(resumed, 50);
+}
+
+TEST_F(BuildInMemoryTest, AFullDiskIsToldAndNothingIsLost) {
+  ASSERT_TRUE(Build().ok());
+  const auto expected = Output();
+  Clean();
+  const uint64_t inputs = env_.UsedBytes();
+  int refused = 0;
+  for (uint64_t room = 500;; room += 3000) {
+    env_.SetCapacity(inputs + room);
+    const absl::Status status = Build().status();
+    if (status.ok()) break;
+    ASSERT_TRUE(absl::IsResourceExhausted(status)) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("make room and run it again"));
+    ASSERT_FALSE(Exists(&env_, "/out/set.idx"));
+    ++refused;
+  }
+  EXPECT_GT(refused, 2);
+  EXPECT_EQ(Output(), expected);
+}
+
+TEST_F(BuildInMemoryTest, WhatHasChangedSinceAKillIsRefused) {
+  ASSERT_TRUE(Build().ok());
+  const auto expected = Output();
+  Clean();
+  ASSERT_GT(DieAfter(300), 0);
+  ASSERT_TRUE(Exists(&env_, "/out/set.journal.json"));
+  options_.text.text_key = "other";
+  EXPECT_THAT(std::string(Build().status().message()),
+              HasSubstr("another text_key (`text`, now `other`)"));
+  options_.text.text_key = "text";
+  const std::string first = ReadFile(&env_, "/in/a.jsonl").value();
+  std::string changed = first;
+  changed[12] = '#';
+  Put("/in/a.jsonl", changed);
+  const absl::Status status = Build().status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("/in/a.jsonl"));
+  // The same bytes are the same file, whenever they were written.
+  Put("/in/a.jsonl", first);
+  ASSERT_TRUE(Build().ok());
+  EXPECT_EQ(Output(), expected);
+}
+
+TEST_F(BuildInMemoryTest, RestartThrowsTheOldWorkAway) {
+  ASSERT_GT(DieAfter(300), 0);
+  options_.deduplicate = false;
+  EXPECT_EQ(Build().status().code(), absl::StatusCode::kFailedPrecondition);
+  options_.restart = true;
+  EXPECT_EQ(Build().value().duplicates, 0);
+}
+
+TEST_F(BuildInMemoryTest, DamageToWhatWasWrittenIsFound) {
+  ASSERT_GT(DieAfter(300), 0);
+  ASSERT_TRUE(env_.CorruptByte("/out/set.bin.partial", 3).ok());
+  const absl::Status status = Build().status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("--restart"));
+}
+
+// The error is the first in the order of the documents, whichever thread meets its own first.
+TEST_F(BuildInMemoryTest, TheFirstErrorIsTheOneThatIsTold) {
+  const std::string packed = ReadFile(&env_, "/in/c.jsonl.gz").value();
+  Put("/in/c.jsonl.gz", packed.substr(0, packed.size() - 20));
+  Put("/in/g.jsonl", "oops\n");
+  for (const int threads : {1, 8}) {
+    options_.threads = threads;
+    const absl::Status status = Build().status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("/in/c.jsonl.gz: cut off"));
+    options_.restart = true;
+  }
+}
+
+TEST_F(BuildInMemoryTest, LargeRecordsTakeTurnsAndNothingHangs) {
+  std::string large =
+      "{\"text\": \"" + std::string(ChunkReader::kLargeBytes, 'y') + "\"}\n{\"text\": \"z\"}\n";
+  Put("/in/a.jsonl", large);
+  Put("/in/e.jsonl", large);
+  options_.chunk_bytes = kChunkBytes;
+  options_.deduplicate = false;
+  options_.threads = 4;
+  options_.memory_bytes = 1000;
+  options_.journal_interval = absl::Hours(1);
+  EXPECT_GT(Build().value().files.num_tokens, 2 * static_cast<int64_t>(ChunkReader::kLargeBytes));
 }
 
 }  // namespace
