@@ -68,8 +68,8 @@ absl::StatusOr<std::unique_ptr<IndexedDatasetWriter>> IndexedDatasetWriter::Crea
       new IndexedDatasetWriter(env, prefix, type, makes_loss));
   writer->lock_ = *std::move(lock);
   writer->keep_ = state != nullptr;  // until all of it was found to be there
-  const auto open = [&](absl::string_view name, const Spool::State* from) {
-    return Spool::Open(env, absl::StrCat(prefix, name, ".partial"), from);
+  const auto open = [&](absl::string_view name, const SpoolFile::State* from) {
+    return SpoolFile::Open(env, absl::StrCat(prefix, name, ".partial"), from);
   };
   MT_ASSIGN_OR_RETURN(writer->bin_, open(".bin", state == nullptr ? nullptr : &state->bin));
   MT_ASSIGN_OR_RETURN(writer->lengths_,
@@ -153,7 +153,7 @@ absl::StatusOr<IndexedDatasetWriter::State> IndexedDatasetWriter::Sync() {
 absl::StatusOr<IndexedDatasetSummary> IndexedDatasetWriter::Seal() {
   MT_CHECK(bin_ != nullptr) << "Seal twice";
   IndexedDatasetSummary summary{.num_documents = num_documents_, .num_tokens = num_tokens_};
-  MT_ASSIGN_OR_RETURN(const Spool::State bin, bin_->Finish());
+  MT_ASSIGN_OR_RETURN(const SpoolFile::State bin, bin_->Finish());
   MT_RETURN_IF_ERROR(lengths_->Finish().status());
   bin_.reset();
   lengths_.reset();
@@ -163,12 +163,12 @@ absl::StatusOr<IndexedDatasetSummary> IndexedDatasetWriter::Seal() {
     std::string last;
     packer_.Finish(&last);
     MT_RETURN_IF_ERROR(loss_->Append(last));
-    MT_ASSIGN_OR_RETURN(const Spool::State loss, loss_->Finish());
+    MT_ASSIGN_OR_RETURN(const SpoolFile::State loss, loss_->Finish());
     loss_.reset();
     summary.loss_bytes = loss.bytes;
     summary.loss_xxh3 = loss.xxh3;
   }
-  MT_ASSIGN_OR_RETURN(const Spool::State index, WriteIndex());
+  MT_ASSIGN_OR_RETURN(const SpoolFile::State index, WriteIndex());
   summary.idx_bytes = index.bytes;
   summary.idx_xxh3 = index.xxh3;
   MT_RETURN_IF_ERROR(env_->SyncDirectory(DatasetFolder(prefix_)));
@@ -179,8 +179,8 @@ absl::Status IndexedDatasetWriter::Commit(const DatasetManifest* manifest) {
   return CommitDataset(env_, prefix_, makes_loss_, manifest);
 }
 
-absl::StatusOr<Spool::State> IndexedDatasetWriter::WriteIndex() {
-  MT_ASSIGN_OR_RETURN(const auto index, Spool::Open(env_, prefix_ + ".idx.partial"));
+absl::StatusOr<SpoolFile::State> IndexedDatasetWriter::WriteIndex() {
+  MT_ASSIGN_OR_RETURN(const auto index, SpoolFile::Open(env_, prefix_ + ".idx.partial"));
   MT_ASSIGN_OR_RETURN(const auto lengths, env_->NewRandomAccessFile(prefix_ + ".lengths.partial"));
   const auto for_each_length = [&](const auto& visit) -> absl::Status {
     std::string buffer(kBufferBytes, '\0');

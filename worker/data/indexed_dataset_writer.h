@@ -15,7 +15,7 @@
 #include "common/status.h"
 #include "worker/data/indexed_dataset.h"
 #include "worker/data/loss_file.h"
-#include "worker/data/spool.h"
+#include "worker/data/spool_file.h"
 
 namespace mt {
 
@@ -38,7 +38,7 @@ class IndexedDatasetWriter {
   struct State {
     int64_t num_documents = 0;
     int64_t num_tokens = 0;
-    Spool::State bin, lengths, loss;
+    SpoolFile::State bin, lengths, loss;
     LossPacker::OpenByte open_loss;
   };
 
@@ -76,7 +76,7 @@ class IndexedDatasetWriter {
  private:
   IndexedDatasetWriter(Env* env, std::string prefix, TokenType type, bool makes_loss);
   absl::Status AddLoss(int64_t num_tokens, std::span<const uint8_t> loss);
-  absl::StatusOr<Spool::State> WriteIndex();
+  absl::StatusOr<SpoolFile::State> WriteIndex();
 
   Env* const env_;
   const std::string prefix_;
@@ -84,7 +84,7 @@ class IndexedDatasetWriter {
   const bool makes_loss_;
   bool keep_ = false;
   std::unique_ptr<FileLock> lock_;
-  std::unique_ptr<Spool> bin_, lengths_, loss_;
+  std::unique_ptr<SpoolFile> bin_, lengths_, loss_;
   LossPacker packer_;
   int64_t num_documents_ = 0;
   int64_t num_tokens_ = 0;

@@ -8,10 +8,10 @@ namespace {
 using Json = nlohmann::ordered_json;
 constexpr int kFormatVersion = 1;
 
-Json SpoolJson(const Spool::State& state) {
+Json SpoolJson(const SpoolFile::State& state) {
   return {{"bytes", state.bytes}, {"xxh3_128", state.xxh3}};
 }
-Spool::State SpoolOf(const Json& json) {
+SpoolFile::State SpoolOf(const Json& json) {
   return {json.at("bytes").get<uint64_t>(), json.at("xxh3_128").get<std::string>()};
 }
 

@@ -11,7 +11,7 @@
 #include "common/env.h"
 #include "common/status.h"
 #include "worker/data/indexed_dataset_writer.h"
-#include "worker/data/spool.h"
+#include "worker/data/spool_file.h"
 #include "worker/data/text/chunk_reader.h"
 
 namespace mt {
@@ -24,7 +24,7 @@ struct BuildJournal {
   TextPosition position;
   uint64_t input_bytes = 0;  // of the files themselves
   IndexedDatasetWriter::State writer;
-  Spool::State bad, inputs, hashes;
+  SpoolFile::State bad, inputs, hashes;
   int64_t bad_lines = 0;
   int64_t duplicates = 0;
   int64_t empty_documents = 0;

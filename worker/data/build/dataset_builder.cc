@@ -104,7 +104,7 @@ class Build {
   uint64_t finished_bytes_ = 0;  // of the inputs before the one that is read
   DocumentHashes known_;
   std::unique_ptr<IndexedDatasetWriter> writer_;
-  std::unique_ptr<Spool> bad_, inputs_, hashes_;
+  std::unique_ptr<SpoolFile> bad_, inputs_, hashes_;
 };
 
 Build::~Build() {
@@ -220,16 +220,16 @@ absl::Status Build::Open() {
   } else {
     journal_.identity = Identity();
   }
-  const auto state = [&](const Spool::State& of) { return resume ? &of : nullptr; };
+  const auto state = [&](const SpoolFile::State& of) { return resume ? &of : nullptr; };
   MT_ASSIGN_OR_RETURN(
       writer_, IndexedDatasetWriter::Create(env_, prefix_, result_.type, encoders_.makes_loss(),
                                             resume ? &journal_.writer : nullptr));
   has_journal_ = resume;
   has_files_ = true;
-  MT_ASSIGN_OR_RETURN(bad_, Spool::Open(env_, Partial("bad.jsonl"), state(journal_.bad)));
-  MT_ASSIGN_OR_RETURN(inputs_, Spool::Open(env_, Partial("inputs"), state(journal_.inputs)));
+  MT_ASSIGN_OR_RETURN(bad_, SpoolFile::Open(env_, Partial("bad.jsonl"), state(journal_.bad)));
+  MT_ASSIGN_OR_RETURN(inputs_, SpoolFile::Open(env_, Partial("inputs"), state(journal_.inputs)));
   if (options_.deduplicate) {
-    MT_ASSIGN_OR_RETURN(hashes_, Spool::Open(env_, Partial("hashes"), state(journal_.hashes)));
+    MT_ASSIGN_OR_RETURN(hashes_, SpoolFile::Open(env_, Partial("hashes"), state(journal_.hashes)));
   }
   if (!resume) return absl::OkStatus();
   MT_RETURN_IF_ERROR(CheckFinishedInputs());
@@ -396,7 +396,7 @@ absl::StatusOr<DatasetManifest> Build::Manifest() {
                            .empty_documents = result_.empty_documents,
                            .mt_version = MT_VERSION,
                            .options = Options()};
-  MT_ASSIGN_OR_RETURN(const Spool::State state, inputs_->Finish());
+  MT_ASSIGN_OR_RETURN(const SpoolFile::State state, inputs_->Finish());
   MT_ASSIGN_OR_RETURN(const std::string list, ReadFile(env_, Partial("inputs"), state.bytes));
   Xxh3Stream digest;
   for (absl::string_view line : absl::StrSplit(list, '\n', absl::SkipEmpty())) {

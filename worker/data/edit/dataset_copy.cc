@@ -8,7 +8,7 @@
 
 #include "common/hash.h"
 #include "worker/data/dataset_commit.h"
-#include "worker/data/spool.h"
+#include "worker/data/spool_file.h"
 
 namespace mt {
 namespace {
@@ -172,14 +172,14 @@ class Copier {
   }
 
  private:
-  absl::StatusOr<std::unique_ptr<Spool>> Create(const std::string& path) {
-    return Spool::Open(env_, path + ".partial");
+  absl::StatusOr<std::unique_ptr<SpoolFile>> Create(const std::string& path) {
+    return SpoolFile::Open(env_, path + ".partial");
   }
 
   absl::Status WriteBin(const DatasetCopy& copy, IndexedDatasetSummary* summary) {
     MT_ASSIGN_OR_RETURN(const auto bin, Create(copy.prefix + ".bin"));
     for (const DatasetPart& part : copy.parts) MT_RETURN_IF_ERROR(CopyBytes(part, bin.get()));
-    MT_ASSIGN_OR_RETURN(const Spool::State written, bin->Finish());
+    MT_ASSIGN_OR_RETURN(const SpoolFile::State written, bin->Finish());
     summary->bin_bytes = written.bytes;
     summary->bin_xxh3 = written.xxh3;
     summary->num_tokens = static_cast<int64_t>(
@@ -187,7 +187,7 @@ class Copier {
     return absl::OkStatus();
   }
 
-  absl::Status CopyBytes(const DatasetPart& part, Spool* bin) {
+  absl::Status CopyBytes(const DatasetPart& part, SpoolFile* bin) {
     const IndexedDataset& data = *part.source->data;
     MT_ASSIGN_OR_RETURN(const auto file, env_->NewRandomAccessFile(data.prefix() + ".bin"));
     SourceDigest& digest = digests_[part.source];
@@ -213,14 +213,14 @@ class Copier {
   }
 
   template <typename T>
-  static absl::Status Put(Spool* file, T value) {
+  static absl::Status Put(SpoolFile* file, T value) {
     char raw[sizeof(T)];
     std::memcpy(raw, &value, sizeof(T));
     return file->Append(absl::string_view(raw, sizeof(T)));
   }
 
   // The three arrays one after the other, each over all parts: sequences and documents are counted on.
-  static absl::Status WriteIndexOf(const DatasetCopy& copy, int64_t documents, Spool* index) {
+  static absl::Status WriteIndexOf(const DatasetCopy& copy, int64_t documents, SpoolFile* index) {
     const TokenType type = copy.parts.front().source->data->type();
     int64_t sequences = 0;
     for (const DatasetPart& part : copy.parts) sequences += SequencesOf(part);
@@ -259,7 +259,7 @@ class Copier {
   absl::Status WriteIndex(const DatasetCopy& copy, IndexedDatasetSummary* summary) {
     MT_ASSIGN_OR_RETURN(const auto index, Create(copy.prefix + ".idx"));
     MT_RETURN_IF_ERROR(WriteIndexOf(copy, summary->num_documents, index.get()));
-    MT_ASSIGN_OR_RETURN(const Spool::State written, index->Finish());
+    MT_ASSIGN_OR_RETURN(const SpoolFile::State written, index->Finish());
     summary->idx_bytes = written.bytes;
     summary->idx_xxh3 = written.xxh3;
     return absl::OkStatus();
@@ -285,7 +285,7 @@ class Copier {
     packed.clear();
     packer.Finish(&packed);
     MT_RETURN_IF_ERROR(file->Append(packed));
-    MT_ASSIGN_OR_RETURN(const Spool::State written, file->Finish());
+    MT_ASSIGN_OR_RETURN(const SpoolFile::State written, file->Finish());
     summary->loss_bytes = written.bytes;
     summary->loss_xxh3 = written.xxh3;
     return absl::OkStatus();

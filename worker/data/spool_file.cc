@@ -1,4 +1,4 @@
-#include "worker/data/spool.h"
+#include "worker/data/spool_file.h"
 
 #include <algorithm>
 
@@ -24,9 +24,9 @@ absl::StatusOr<uint64_t> DigestBeginning(Env* env, const std::string& path, uint
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Spool>> Spool::Open(Env* env, const std::string& path,
+absl::StatusOr<std::unique_ptr<SpoolFile>> SpoolFile::Open(Env* env, const std::string& path,
                                                    const State* state) {
-  auto spool = std::unique_ptr<Spool>(new Spool);
+  auto spool = std::unique_ptr<SpoolFile>(new SpoolFile);
   if (state == nullptr) {
     MT_ASSIGN_OR_RETURN(spool->file_, env->NewWritableFile(path, Env::WriteMode::kTruncate));
     return spool;
@@ -43,7 +43,7 @@ absl::StatusOr<std::unique_ptr<Spool>> Spool::Open(Env* env, const std::string& 
   return spool;
 }
 
-absl::Status Spool::Append(absl::string_view data) {
+absl::Status SpoolFile::Append(absl::string_view data) {
   bytes_ += data.size();
   if (buffer_.size() + data.size() >= kBufferBytes) {
     MT_RETURN_IF_ERROR(Flush());
@@ -56,20 +56,20 @@ absl::Status Spool::Append(absl::string_view data) {
   return absl::OkStatus();
 }
 
-absl::Status Spool::Flush() {
+absl::Status SpoolFile::Flush() {
   digest_.Update(buffer_.data(), buffer_.size());
   MT_RETURN_IF_ERROR(file_->Append(buffer_));
   buffer_.clear();
   return absl::OkStatus();
 }
 
-absl::StatusOr<Spool::State> Spool::Sync() {
+absl::StatusOr<SpoolFile::State> SpoolFile::Sync() {
   MT_RETURN_IF_ERROR(Flush());
   MT_RETURN_IF_ERROR(file_->Sync());
   return State{bytes_, digest_.Hex()};
 }
 
-absl::StatusOr<Spool::State> Spool::Finish() {
+absl::StatusOr<SpoolFile::State> SpoolFile::Finish() {
   MT_ASSIGN_OR_RETURN(State state, Sync());
   MT_RETURN_IF_ERROR(file_->Close());
   return state;

@@ -12,7 +12,7 @@
 namespace mt {
 
 // One thread's.
-class Spool {
+class SpoolFile {
  public:
   // All that was appended before a Sync.
   struct State {
@@ -21,7 +21,7 @@ class Spool {
   };
 
   // Empty, or, with `state`, what a spool held then: whatever was written since goes. DATA_LOSS: the file is not what it was.
-  static absl::StatusOr<std::unique_ptr<Spool>> Open(Env* env, const std::string& path,
+  static absl::StatusOr<std::unique_ptr<SpoolFile>> Open(Env* env, const std::string& path,
                                                      const State* state = nullptr);
 
   absl::Status Append(absl::string_view data);
@@ -31,7 +31,7 @@ class Spool {
   absl::StatusOr<State> Finish();
 
  private:
-  Spool() = default;
+  SpoolFile() = default;
   absl::Status Flush();
 
   std::unique_ptr<WritableFile> file_;
