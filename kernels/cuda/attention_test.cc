@@ -320,7 +320,7 @@ std::vector<Shape> Shapes() {
     shapes.push_back({97, 1, 2, 2, 192, false, dtype, 8, 128, 0, true});
     shapes.push_back({150, 2, 2, 1, 192, true, dtype, 0, 128, 65});
     shapes.push_back({150, 2, 1, 1, 64, true, dtype, 0, 0, 0, false, 40});
-    shapes.push_back({97, 2, 1, 1, 128, true, dtype, 8, 0, 40, true, 64});
+    shapes.push_back({97, 2, 2, 1, 128, true, dtype, 8, 0, 40, true, 64});
     shapes.push_back({66, 1, 2, 2, 192, true, dtype, 0, 128, 0, false, 3});
   }
   shapes.push_back({330, 1, 2, 1, 64, true, MT_BF16, 0});

@@ -24,14 +24,15 @@ head -c 9000000 "$work/corpus/a.jsonl" | gzip -1 > "$work/corpus/b.jsonl.gz"
 tail -c 9000000 "$work/corpus/a.jsonl" | zstd -q -1 > "$work/corpus/c.jsonl.zst"
 cp "$work/corpus/a.jsonl" "$work/corpus/d.txt"
 
-build() { "$bin/mtctl" data build "$work/corpus" --document-separator 'not json' --deduplicate --journal-interval 0 "$@"; }
+# Not in a function that is put into the background: $! would be a shell, and mtctl would outlive its kill.
+build=("$bin/mtctl" data build "$work/corpus" --document-separator 'not json' --deduplicate --journal-interval 0)
 same() {
   for suffix in bin idx manifest.json bad.jsonl; do
     cmp "$work/whole.$suffix" "$1.$suffix" || fail "$2: $1.$suffix differs"
   done
   [ "$(cd "$(dirname "$1")" && ls -A | grep -c "^$(basename "$1")\.")" = 4 ] || fail "$2: something is left: $(ls -A "$(dirname "$1")")"
 }
-build --output "$work/whole" >/dev/null 2>&1
+"${build[@]}" --output "$work/whole" >/dev/null 2>&1
 
 # The moment is that at which PREFIX.bin.partial has reached a random size: no clock is needed to kill in the middle.
 mkdir "$work/killed"
@@ -39,7 +40,7 @@ total=$(stat -c %s "$work/whole.bin")
 kills=0 resumed=0
 while :; do
   at=$((total * (kills + 1) / 16 + (RANDOM % 64) * total / 2048))
-  build --threads $((1 + RANDOM % 4)) --output "$work/killed/set" >/dev/null 2>"$work/log" &
+  "${build[@]}" --threads $((1 + RANDOM % 4)) --output "$work/killed/set" >/dev/null 2>"$work/log" &
   pid=$!
   while kill -0 $pid 2>/dev/null && [ "$(stat -c %s "$work/killed/set.bin.partial" 2>/dev/null || echo 0)" -lt "$at" ]; do :; done
   kill -9 $pid 2>/dev/null && kills=$((kills + 1))
@@ -58,12 +59,12 @@ echo "killed $kills times, gone on $resumed times, seed $seed: the same bytes"
 mkdir "$work/small"
 mount -t tmpfs -o size=12m tmpfs "$work/small"
 code=0
-build --output "$work/small/set" >/dev/null 2>"$work/log" || code=$?
+"${build[@]}" --output "$work/small/set" >/dev/null 2>"$work/log" || code=$?
 [ $code != 0 ] || fail "a full disk went unnoticed"
 grep -q 'make room and run it again' "$work/log" || { cat "$work/log" >&2; fail "a full disk is not told"; }
 [ ! -e "$work/small/set.idx" ] || fail "an index on a full disk"
 mount -o remount,size=300m "$work/small"
-build --output "$work/small/set" >/dev/null 2>"$work/log" || { cat "$work/log" >&2; fail "after room was made"; }
+"${build[@]}" --output "$work/small/set" >/dev/null 2>"$work/log" || { cat "$work/log" >&2; fail "after room was made"; }
 grep -q 'going on with an interrupted build' "$work/log" || fail "begun again after room was made"
 same "$work/small/set" "disk full"
 echo "disk full, room made, gone on: the same bytes"

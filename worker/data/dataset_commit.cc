@@ -19,6 +19,16 @@ std::string DatasetFolder(const std::string& prefix) {
   return folder.empty() ? "." : folder;
 }
 
+absl::Status ReplaceLockedFile(Env* env, const std::string& path, absl::string_view contents) {
+  const std::string temporary = path + ".partial";
+  MT_ASSIGN_OR_RETURN(const auto file, env->NewWritableFile(temporary, Env::WriteMode::kTruncate));
+  MT_RETURN_IF_ERROR(file->Append(contents));
+  MT_RETURN_IF_ERROR(file->Sync());
+  MT_RETURN_IF_ERROR(file->Close());
+  MT_RETURN_IF_ERROR(env->Rename(temporary, path));
+  return env->SyncDirectory(DatasetFolder(path));
+}
+
 absl::Status CommitDataset(Env* env, const std::string& prefix, bool has_loss,
                            const DatasetManifest* manifest) {
   const std::string folder = DatasetFolder(prefix);

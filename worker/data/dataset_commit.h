@@ -15,6 +15,10 @@ namespace mt {
 // The folder that PREFIX's files lie in.
 std::string DatasetFolder(const std::string& prefix);
 
+// WriteFileAtomically for who holds the dataset's lock: the temporary name is PATH.partial, so that what a killed writer left is
+// written over by the next one, and not left for ever.
+absl::Status ReplaceLockedFile(Env* env, const std::string& path, absl::string_view contents);
+
 // Shows PREFIX.bin.partial, PREFIX.idx.partial and, with `has_loss`, PREFIX.loss.partial, all of them synced, in place of what is
 // there. Each of these steps is durable before the next: the old PREFIX.idx goes; `manifest` is written, or, without one, an old
 // one goes, and so do old losses; PREFIX.loss, PREFIX.bin and PREFIX.idx get their names.

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "worker/data/dataset_commit.h"
+
 namespace mt {
 namespace {
 
@@ -42,7 +44,7 @@ absl::Status WriteDatasetManifest(Env* env, const std::string& prefix,
   json["num_inputs"] = std::max<int64_t>(manifest.num_inputs, manifest.inputs.size());
   if (!manifest.inputs_xxh3.empty()) json["inputs_xxh3_128"] = manifest.inputs_xxh3;
   // File names need not be UTF-8; what is not is replaced rather than thrown about.
-  return WriteFileAtomically(
+  return ReplaceLockedFile(
       env, DatasetManifestPath(prefix),
       json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }

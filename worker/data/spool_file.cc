@@ -25,7 +25,7 @@ absl::StatusOr<uint64_t> DigestBeginning(Env* env, const std::string& path, uint
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SpoolFile>> SpoolFile::Open(Env* env, const std::string& path,
-                                                   const State* state) {
+                                                           const State* state) {
   auto spool = std::unique_ptr<SpoolFile>(new SpoolFile);
   if (state == nullptr) {
     MT_ASSIGN_OR_RETURN(spool->file_, env->NewWritableFile(path, Env::WriteMode::kTruncate));

@@ -22,7 +22,7 @@ class SpoolFile {
 
   // Empty, or, with `state`, what a spool held then: whatever was written since goes. DATA_LOSS: the file is not what it was.
   static absl::StatusOr<std::unique_ptr<SpoolFile>> Open(Env* env, const std::string& path,
-                                                     const State* state = nullptr);
+                                                         const State* state = nullptr);
 
   absl::Status Append(absl::string_view data);
   // On stable storage afterwards, once the folder is synced.

@@ -2,6 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "worker/data/dataset_commit.h"
+
 namespace mt {
 namespace {
 
@@ -65,8 +67,8 @@ absl::Status WriteBuildJournal(Env* env, const std::string& prefix, const BuildJ
   json["bad_lines"] = journal.bad_lines;
   json["duplicates"] = journal.duplicates;
   json["empty_documents"] = journal.empty_documents;
-  return WriteFileAtomically(env, BuildJournalPath(prefix),
-                             json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+  return ReplaceLockedFile(env, BuildJournalPath(prefix),
+                           json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
 absl::StatusOr<std::optional<BuildJournal>> ReadBuildJournal(Env* env, const std::string& prefix) {

@@ -428,6 +428,7 @@ absl::Status Build::Finish() {
   MT_RETURN_IF_ERROR(bad_->Finish().status());
   // From here on the files lose their names one by one: nothing may go on with them. Made durable by the sync below.
   MT_RETURN_IF_ERROR(RemoveIfThere(env_, BuildJournalPath(prefix_)));
+  MT_RETURN_IF_ERROR(RemoveIfThere(env_, BuildJournalPath(prefix_) + ".partial"));
   has_journal_ = false;
   // The old dataset goes before anything that describes the new one appears.
   MT_RETURN_IF_ERROR(RemoveIfThere(env_, prefix_ + ".idx"));

@@ -313,8 +313,7 @@ class BuildInMemoryTest : public ::testing::Test {
   std::map<std::string, std::string> Output() {
     std::map<std::string, std::string> files;
     const std::vector<std::string> names = env_.List("/out").value();
-    for (const std::string& name : names)
-      files[name] = ReadFile(&env_, "/out/" + name).value();
+    for (const std::string& name : names) files[name] = ReadFile(&env_, "/out/" + name).value();
     return files;
   }
   void Clean() { ASSERT_TRUE(env_.RemoveTree("/out").ok()); }

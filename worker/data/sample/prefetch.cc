@@ -54,17 +54,18 @@ absl::Status PrefetchingSource::Fetch(std::span<const int64_t> sample_ids, const
                          .loss_mask = batch.loss_mask.size() / samples,
                          .document_start = batch.document_start.size() / samples};
   std::unique_lock lock(mutex_);
-  const bool expected = !entries_.empty() && places == places_ &&
-                        std::equal(sample_ids.begin(), sample_ids.end(),
-                                   entries_.front()->ids.begin(), entries_.front()->ids.end());
+  // What comes next, read already or not yet begun.
+  const std::vector<int64_t>& next = entries_.empty() ? next_ids_ : entries_.front()->ids;
+  const bool expected = places == places_ &&
+                        std::equal(sample_ids.begin(), sample_ids.end(), next.begin(), next.end());
   ++(expected ? hits_ : misses_);
   if (!expected) {
     entries_.clear();
     places_ = places;
     next_ids_.assign(sample_ids.begin(), sample_ids.end());
     work_.notify_all();
-    done_.wait(lock, [&] { return !entries_.empty(); });
   }
+  done_.wait(lock, [&] { return !entries_.empty(); });
   const std::shared_ptr<Entry> entry = entries_.front();
   done_.wait(lock, [&] { return entry->ready; });
   entries_.pop_front();
