@@ -25,7 +25,7 @@ mtctl -q dev up --state "$state" --nodes 1 --slots 4 > /dev/null
 trained() {
   local ranks=$1 first=$2 last=$3
   shift 3
-  job=$(submit "$here/../../examples/quickstart.yaml" --set "data.train=$train" --set "parallel={data: $ranks}" --set name=blend \
+  job=$(submit "$here/../../examples/quickstart.yaml" --set "data.train=$train" --set "parallel={tensor: 1, sequence: false, data: $ranks}" --set name=blend \
     --set training.steps=24 --set training.global_batch=8 --set training.micro_batch=1 \
     --set 'training.batch_rampup={start: 4, increment: 4, samples: 48}' --set data.sequence_length=64 \
     --set checkpoint.every_steps=8 --set runtime.log_samples=true "$@")
