@@ -33,6 +33,8 @@ tests=(
   # GoogleTest; real sshd and network namespaces; a real Prometheus, with promtool.
   libgtest-dev libgmock-dev
   openssh-server openssh-client openssh-sftp-server prometheus sqlite3
+  # Compressed inputs of the data scenarios.
+  zstd
   # The portable kernels are compiled for AMD: 66 MB to fetch, 350 MB on disk, half a minute.
   hipcc
   # Style checks.
