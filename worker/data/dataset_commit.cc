@@ -5,14 +5,21 @@
 #include "worker/data/loss_file.h"
 
 namespace mt {
-namespace {
 
 absl::Status RemoveIfThere(Env* env, const std::string& path) {
   const absl::Status status = env->RemoveFile(path);
   return absl::IsNotFound(status) ? absl::OkStatus() : status;
 }
 
-}  // namespace
+absl::StatusOr<std::unique_ptr<FileLock>> LockDataset(Env* env, const std::string& prefix) {
+  MT_RETURN_IF_ERROR(env->CreateDirectories(DatasetFolder(prefix)));
+  absl::StatusOr<std::unique_ptr<FileLock>> lock = env->Lock(prefix + ".lock");
+  if (absl::IsFailedPrecondition(lock.status())) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(prefix, ": another process is building this dataset"));
+  }
+  return lock;
+}
 
 std::string DatasetFolder(const std::string& prefix) {
   const std::string folder = std::filesystem::path(prefix).parent_path().string();

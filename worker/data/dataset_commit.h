@@ -4,6 +4,7 @@
 // reader finds the old dataset, the new one, or no PREFIX.idx; and never a manifest or losses of another PREFIX.bin beside PREFIX.idx.
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include "common/env.h"
@@ -14,6 +15,13 @@ namespace mt {
 
 // The folder that PREFIX's files lie in.
 std::string DatasetFolder(const std::string& prefix);
+
+// The lock of who writes a dataset: taken before anything of it is changed, or read to go on from.
+// Makes the folder. FAILED_PRECONDITION: another process is building it.
+absl::StatusOr<std::unique_ptr<FileLock>> LockDataset(Env* env, const std::string& prefix);
+
+// Fine if it is not there.
+absl::Status RemoveIfThere(Env* env, const std::string& path);
 
 // WriteFileAtomically for who holds the dataset's lock: the temporary name is PATH.partial, so that what a killed writer left is
 // written over by the next one, and not left for ever.

@@ -56,17 +56,14 @@ IndexedDatasetWriter::IndexedDatasetWriter(Env* env, std::string prefix, TokenTy
     : env_(env), prefix_(std::move(prefix)), type_(type), makes_loss_(makes_loss) {}
 
 absl::StatusOr<std::unique_ptr<IndexedDatasetWriter>> IndexedDatasetWriter::Create(
-    Env* env, const std::string& prefix, TokenType type, bool makes_loss, const State* state) {
-  MT_RETURN_IF_ERROR(env->CreateDirectories(DatasetFolder(prefix)));
-  absl::StatusOr<std::unique_ptr<FileLock>> lock = env->Lock(prefix + ".lock");
-  if (absl::IsFailedPrecondition(lock.status())) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(prefix, ": another process is building this dataset"));
+    Env* env, const std::string& prefix, TokenType type, bool makes_loss, const State* state,
+    std::unique_ptr<FileLock> lock) {
+  if (lock == nullptr) {
+    MT_ASSIGN_OR_RETURN(lock, LockDataset(env, prefix));
   }
-  if (!lock.ok()) return lock.status();
   auto writer = std::unique_ptr<IndexedDatasetWriter>(
       new IndexedDatasetWriter(env, prefix, type, makes_loss));
-  writer->lock_ = *std::move(lock);
+  writer->lock_ = std::move(lock);
   writer->keep_ = state != nullptr;  // until all of it was found to be there
   const auto open = [&](absl::string_view name, const SpoolFile::State* from) {
     return SpoolFile::Open(env, absl::StrCat(prefix, name, ".partial"), from);

@@ -42,13 +42,12 @@ class IndexedDatasetWriter {
     LossPacker::OpenByte open_loss;
   };
 
-  // With `state`, goes on from there. FAILED_PRECONDITION: another process is writing this prefix. DATA_LOSS: the files are not
-  // those of `state`.
-  static absl::StatusOr<std::unique_ptr<IndexedDatasetWriter>> Create(Env* env,
-                                                                      const std::string& prefix,
-                                                                      TokenType type,
-                                                                      bool makes_loss = false,
-                                                                      const State* state = nullptr);
+  // With `state`, goes on from there. `lock`: LockDataset's, from a caller that had to have it
+  // before; else it is taken here. FAILED_PRECONDITION: another process is writing this prefix.
+  // DATA_LOSS: the files are not those of `state`.
+  static absl::StatusOr<std::unique_ptr<IndexedDatasetWriter>> Create(
+      Env* env, const std::string& prefix, TokenType type, bool makes_loss = false,
+      const State* state = nullptr, std::unique_ptr<FileLock> lock = nullptr);
   // Removes what was not committed, unless Keep was called.
   ~IndexedDatasetWriter();
   IndexedDatasetWriter(const IndexedDatasetWriter&) = delete;

@@ -41,11 +41,6 @@ std::string Line(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
-absl::Status RemoveIfThere(Env* env, const std::string& path) {
-  const absl::Status status = env->RemoveFile(path);
-  return absl::IsNotFound(status) ? absl::OkStatus() : status;
-}
-
 std::string BadLinesPath(const std::string& prefix) { return prefix + ".bad.jsonl"; }
 
 // One build, from its checks to its dataset. One thread's.
@@ -210,6 +205,8 @@ absl::Status Build::LoadHashes() {
 }
 
 absl::Status Build::Open() {
+  // A journal is its build's as long as that runs.
+  MT_ASSIGN_OR_RETURN(std::unique_ptr<FileLock> lock, LockDataset(env_, prefix_));
   if (options_.restart) MT_RETURN_IF_ERROR(RemoveIfThere(env_, BuildJournalPath(prefix_)));
   MT_ASSIGN_OR_RETURN(std::optional<BuildJournal> found, ReadBuildJournal(env_, prefix_));
   // Without its files a journal is one that outlived the end of its build.
@@ -223,7 +220,8 @@ absl::Status Build::Open() {
   const auto state = [&](const SpoolFile::State& of) { return resume ? &of : nullptr; };
   MT_ASSIGN_OR_RETURN(
       writer_, IndexedDatasetWriter::Create(env_, prefix_, result_.type, encoders_.makes_loss(),
-                                            resume ? &journal_.writer : nullptr));
+                                            resume ? &journal_.writer : nullptr,
+                                            std::move(lock)));
   has_journal_ = resume;
   has_files_ = true;
   MT_ASSIGN_OR_RETURN(bad_, SpoolFile::Open(env_, Partial("bad.jsonl"), state(journal_.bad)));

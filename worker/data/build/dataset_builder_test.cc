@@ -475,6 +475,19 @@ TEST_F(BuildInMemoryTest, RestartThrowsTheOldWorkAway) {
   EXPECT_EQ(Build().value().duplicates, 0);
 }
 
+TEST_F(BuildInMemoryTest, ABuildThatAnotherOneKeepsOutTakesNothingOfItsAway) {
+  ASSERT_GT(DieAfter(300), 0);
+  const std::map<std::string, std::string> before = Output();
+  ASSERT_TRUE(before.contains("set.journal.json"));
+  options_.restart = true;
+  {
+    const auto lock = env_.Lock("/out/set.lock").value();
+    EXPECT_THAT(std::string(Build().status().message()), HasSubstr("another process"));
+    EXPECT_EQ(Output(), before);
+  }
+  EXPECT_TRUE(Build().ok());
+}
+
 TEST_F(BuildInMemoryTest, DamageToWhatWasWrittenIsFound) {
   ASSERT_GT(DieAfter(300), 0);
   ASSERT_TRUE(env_.CorruptByte("/out/set.bin.partial", 3).ok());
