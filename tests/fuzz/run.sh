@@ -10,9 +10,9 @@ command -v clang++ >/dev/null || { echo "tests/fuzz/run.sh: needs clang++ (apt-g
 cmake -S . -B build-fuzz -G Ninja -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=RelWithDebInfo \
   -DMT_FUZZ=ON -DMT_BUILD_TESTS=OFF -DMT_SANITIZE=address,undefined \
   -DCMAKE_CXX_FLAGS="-fsanitize=fuzzer-no-link -fno-sanitize-recover=undefined -Wno-unknown-warning-option" >/dev/null
-cmake --build build-fuzz --target fuzz_all -j "${JOBS:-$(nproc)}" >build-fuzz/build.log || { tail -n 40 build-fuzz/build.log >&2; exit 1; }
-
 targets=("$@")
+cmake --build build-fuzz --target $([ $# -eq 0 ] && echo fuzz_all || printf 'fuzz_%s ' "$@") -j "${JOBS:-$(nproc)}" >build-fuzz/build.log || { tail -n 40 build-fuzz/build.log >&2; exit 1; }
+
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(cd build-fuzz/fuzz && ls)
 found=()
 for target in "${targets[@]}"; do

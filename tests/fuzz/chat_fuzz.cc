@@ -1,0 +1,71 @@
+// Conversations through every chat template: broken ones are refused; of the others the tokens spell
+// what the template says and nothing that a message says becomes a special token, and exactly the
+// tokens that touch what the assistant says have a loss.
+#include "tests/fuzz/fuzz.h"
+#include "worker/data/chat/chat_encoder.h"
+#include "worker/data/chat/chat_template.h"
+
+namespace mt {
+namespace {
+
+const Tokenizer& TestTokenizer() {
+  static const Tokenizer* const kTokenizer =
+      NewTokenizer(Env::Real(), std::string(MT_SOURCE_DIR) + "/tests/golden/chat/tokenizer.json")
+          .value()
+          .release();
+  return *kTokenizer;
+}
+
+struct Rendered {
+  std::string text;
+  std::string loss;  // of each byte, 0 or 1
+  size_t num_specials = 0;
+};
+
+Rendered RenderedBy(const ChatTemplate& chat, const std::vector<ChatMessage>& messages) {
+  std::vector<ChatPiece> pieces;
+  MT_CHECK_OK(chat.render(messages, &pieces));
+  Rendered rendered;
+  for (const ChatPiece& piece : pieces) {
+    const bool is_eod = piece.kind == ChatPiece::Kind::kEndOfDocument;
+    rendered.text += is_eod ? "<|endoftext|>" : piece.text;
+    rendered.loss.resize(rendered.text.size(), piece.loss ? 1 : 0);
+    if (piece.kind != ChatPiece::Kind::kText) ++rendered.num_specials;
+  }
+  return rendered;
+}
+
+void Check(const ChatTemplate& chat, const std::string& record) {
+  const auto factory = NewChatEncoderFactory(
+      &TestTokenizer(), {.template_name = std::string(chat.name), .append_eod = false});
+  MT_CHECK_OK(factory.status());
+  EncodedDocument document;
+  const absl::Status status = (*factory)->NewEncoder()->Encode(record, &document);
+  if (!status.ok()) {
+    MT_CHECK(absl::IsInvalidArgument(status)) << status;
+    return;
+  }
+  MT_CHECK(document.loss.size() == document.tokens.size());
+  const Rendered expected = RenderedBy(chat, ParseConversation(record).value());
+  size_t begin = 0, num_specials = 0;
+  for (size_t i = 0; i < document.tokens.size(); ++i) {
+    const std::span<const int32_t> id(&document.tokens[i], 1);
+    if (TestTokenizer().Decode(id).value().empty()) ++num_specials;
+    const std::string bytes = TestTokenizer().Decode(id, SpecialText::kSpecial).value();
+    MT_CHECK(expected.text.compare(begin, bytes.size(), bytes) == 0) << begin;
+    const bool loss = expected.loss.substr(begin, bytes.size()).find('\1') != std::string::npos;
+    MT_CHECK(document.loss[i] == (loss ? 1 : 0)) << begin;
+    begin += bytes.size();
+  }
+  MT_CHECK(begin == expected.text.size());
+  MT_CHECK(num_specials == expected.num_specials);
+}
+
+}  // namespace
+}  // namespace mt
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const std::string record = mt::FuzzInput(data, size).Rest();
+  for (const mt::ChatTemplate& chat : mt::ChatTemplates()) mt::Check(chat, record);
+  return 0;
+}
