@@ -18,14 +18,6 @@ RunOptions OptionsOf(const SmallModel& model, const Layout& layout) {
   return options;
 }
 
-void ExpectSameBits(const LogicalState& a, const LogicalState& b) {
-  ASSERT_EQ(a.size(), b.size());
-  for (const auto& [name, tensor] : a) {
-    ASSERT_TRUE(b.contains(name)) << name;
-    EXPECT_EQ(tensor.bytes, b.at(name).bytes) << name;
-  }
-}
-
 class EvaluationTest : public testing::TestWithParam<std::tuple<SmallModel, Layout>> {};
 
 TEST_P(EvaluationTest, HasTheLossOfTheStepThatFollowsAndChangesNoBit) {
@@ -43,7 +35,7 @@ TEST_P(EvaluationTest, HasTheLossOfTheStepThatFollowsAndChangesNoBit) {
   for (size_t step = 0; step < with->expert_loads.size(); ++step) {
     EXPECT_EQ(with->expert_loads[step].load_ratio, without->expert_loads[step].load_ratio);
   }
-  ExpectSameBits(with->state, without->state);
+  EXPECT_EQ(CheckSameBits(with->state, without->state), absl::OkStatus());
 
   const absl::StatusOr<Outcome> one = RunJob(OptionsOf(model, {}));
   ASSERT_TRUE(one.ok()) << one.status();

@@ -379,4 +379,18 @@ double Difference(const LogicalTensor& a, const LogicalTensor& b) {
   return largest == 0 ? (difference == 0 ? 0 : kInfinity) : difference / largest;
 }
 
+absl::Status CheckSameBits(const LogicalState& state, const LogicalState& expected) {
+  if (state.empty() || state.size() != expected.size()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(state.size(), " tensors instead of ", expected.size()));
+  }
+  for (const auto& [name, tensor] : expected) {
+    const auto found = state.find(name);
+    if (found == state.end()) return absl::FailedPreconditionError(absl::StrCat("no ", name));
+    if (found->second.bytes != tensor.bytes)
+      return absl::FailedPreconditionError(absl::StrCat(name, " differs"));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace mt::equivalence

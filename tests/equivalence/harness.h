@@ -123,4 +123,7 @@ absl::StatusOr<Outcome> MergeRanks(std::vector<absl::StatusOr<Outcome>> parts);
 // element saved once. FAILED_PRECONDITION names the first that does not.
 absl::Status CheckEquivalent(const Outcome& outcome, const Outcome& expected, double tolerance);
 
+// The same tensors, bit for bit. FAILED_PRECONDITION names the first that is not.
+absl::Status CheckSameBits(const LogicalState& state, const LogicalState& expected);
+
 }  // namespace mt::equivalence

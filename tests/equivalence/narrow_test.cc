@@ -37,12 +37,7 @@ Outcome Go(const RunOptions& options) {
 
 void ExpectSameBits(const Outcome& a, const Outcome& b) {
   EXPECT_EQ(a.losses, b.losses);
-  ASSERT_EQ(a.state.size(), b.state.size());
-  ASSERT_GT(a.state.size(), 0u);
-  for (const auto& [name, tensor] : b.state) {
-    ASSERT_TRUE(a.state.contains(name)) << name;
-    EXPECT_TRUE(a.state.at(name).bytes == tensor.bytes) << name;
-  }
+  EXPECT_EQ(CheckSameBits(a.state, b.state), absl::OkStatus());
 }
 
 // Angle and length of the whole tensor: single elements of a narrow type say little.

@@ -2,9 +2,6 @@
 
 #include <unistd.h>
 
-#include <zlib.h>
-#include <zstd.h>
-
 #include <atomic>
 #include <filesystem>
 #include <fstream>
@@ -17,6 +14,7 @@
 #include "worker/data/dataset_verifier.h"
 #include "worker/data/indexed_dataset.h"
 #include "worker/data/loss_file.h"
+#include "worker/data/text/compress.h"
 
 namespace mt {
 namespace {
@@ -216,26 +214,6 @@ TEST_F(DatasetBuilderTest, VerifyFindsIdsOutsideTheVocabulary) {
   ASSERT_TRUE(Build().ok());
   EXPECT_THAT(VerifyDataset(Env::Real(), options_.output_prefix, 256).status().message(),
               HasSubstr("token id 256"));
-}
-
-std::string Zstd(const std::string& text) {
-  std::string out(ZSTD_compressBound(text.size()), '\0');
-  out.resize(ZSTD_compress(out.data(), out.size(), text.data(), text.size(), 1));
-  return out;
-}
-
-std::string Gzip(const std::string& text) {
-  z_stream stream{};
-  EXPECT_EQ(deflateInit2(&stream, 1, Z_DEFLATED, MAX_WBITS + 16, 8, Z_DEFAULT_STRATEGY), Z_OK);
-  std::string out(deflateBound(&stream, text.size()) + 64, '\0');
-  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));
-  stream.avail_in = text.size();
-  stream.next_out = reinterpret_cast<Bytef*>(out.data());
-  stream.avail_out = out.size();
-  EXPECT_EQ(deflate(&stream, Z_FINISH), Z_STREAM_END);
-  out.resize(stream.total_out);
-  deflateEnd(&stream);
-  return out;
 }
 
 // Texts as above; the tokens of even values have a loss. "refused" is no document, "nothing" has no tokens.
