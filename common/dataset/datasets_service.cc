@@ -46,7 +46,8 @@ class DatasetsService : public v1::Datasets::Service {
 
   absl::StatusOr<int64_t> SizeOf(const ServedFile& served) const {
     const auto file = env_->NewRandomAccessFile(served.path);
-    if (!file.ok()) return absl::DataLossError(file.status().message());
+    if (absl::IsNotFound(file.status())) return absl::DataLossError(file.status().message());
+    if (!file.ok()) return absl::UnavailableError(file.status().message());  // it may be later
     MT_ASSIGN_OR_RETURN(const uint64_t size, (*file)->Size());
     return static_cast<int64_t>(size);
   }

@@ -87,7 +87,8 @@ void Agent::ReportData(Job& job, const ProvidedDatasets& provided,
   const auto here = [this](const v1::RankSlot& slot) { return slot.node() == options_.node; };
   const auto first = std::find_if(table.begin(), table.end(), here);
   if (first == table.end()) return;
-  job.may_launch = std::all_of(table.begin(), table.end(), here);  // nobody to compare with
+  // Nobody to compare with: neither another node nor the attempt that began with this data.
+  job.may_launch = std::all_of(table.begin(), table.end(), here) && !job.start.has_restore();
   v1::WorkerEvent event = NewEvent({job.start.job_id(), job.generation, first->rank()});
   v1::DataChecked& checked = *event.mutable_data_checked();
   for (const auto& [prefix, fingerprint] : fingerprints) {
@@ -110,14 +111,16 @@ absl::Status Agent::LaunchRanks(const v1::LaunchRanks& launch) {
   return absl::OkStatus();
 }
 
-// The job's data is missing or broken as this node sees it: its ranks end before they start.
+// The job's data is missing or broken as this node sees it, or its disk is: its ranks end before they start.
 void Agent::RefuseData(Job& job, const absl::Status& why) {
   job.waiting_to_start = false;
+  // Which the next attempt may go round.
+  const char* const cause = absl::IsInternal(why) ? "start" : "data";
   for (const auto& slot : job.start.rank_table()) {
     if (slot.node() != options_.node) continue;
     v1::WorkerEvent event = NewEvent({job.start.job_id(), job.generation, slot.rank()});
     auto* exited = event.mutable_rank_exited();
-    exited->set_cause("data");
+    exited->set_cause(cause);
     exited->set_exit_code(kExitPrecondition);
     exited->set_status_code(absl::StatusCodeToString(why.code()));
     exited->set_message(std::string(why.message()));

@@ -39,10 +39,21 @@ absl::StatusOr<std::unique_ptr<DatasetCache>> DatasetCache::Open(Env* env, std::
   MT_RETURN_IF_ERROR(cache->Load());
   cache->limit_bytes_ = limit_bytes;
   if (limit_bytes <= 0) {
-    MT_ASSIGN_OR_RETURN(const uint64_t free, env->FreeBytes(cache->folder_));
-    cache->limit_bytes_ = (static_cast<int64_t>(free) + cache->cached_bytes()) / 2;
+    MT_ASSIGN_OR_RETURN(cache->limit_bytes_, cache->HalfOfTheDisk());
   }
   return cache;
+}
+
+// Remembered: what others write to the disk must not put data beyond the limit that was within it when its job began.
+absl::StatusOr<int64_t> DatasetCache::HalfOfTheDisk() const {
+  MT_ASSIGN_OR_RETURN(const uint64_t free, env_->FreeBytes(folder_));
+  const int64_t now = (static_cast<int64_t>(free) + cached_bytes()) / 2;
+  const std::string path = JoinPath(folder_, "limit");
+  int64_t before = 0;
+  const auto text = ReadFile(env_, path, 64);
+  if (text.ok() && absl::SimpleAtoi(*text, &before) && before >= now) return before;
+  MT_RETURN_IF_ERROR(WriteFileAtomically(env_, path, absl::StrCat(now)));
+  return now;
 }
 
 absl::Status DatasetCache::Load() {
@@ -98,15 +109,17 @@ absl::Status DatasetCache::Hold(const User& user,
     for (const auto& [suffix, file] : contents) dataset.full_bytes += file.bytes;
     wanted += dataset.full_bytes;
   }
+  int64_t missing = 0;
+  for (const auto& [key, contents] : datasets)
+    missing += std::max<int64_t>(0, datasets_[key].full_bytes - datasets_[key].bytes_on_disk);
   absl::Status status;
-  if (wanted > limit_bytes_) {
+  if (missing == 0) {
+    // Nothing is to come: it may be more than the limit, which was another one when it came.
+  } else if (wanted > limit_bytes_) {
     status = absl::FailedPreconditionError(absl::StrCat(
         "the job's data has ", Size(wanted), ", the cache of datasets of this node may have ",
         Size(limit_bytes_), "; raise data_cache= in the hostfile"));
   } else {
-    int64_t missing = 0;
-    for (const auto& [key, contents] : datasets)
-      missing += std::max<int64_t>(0, datasets_[key].full_bytes - datasets_[key].bytes_on_disk);
     status = MakeRoom(wanted, missing);
   }
   if (!status.ok()) {

@@ -38,7 +38,8 @@ class DatasetCache {
  public:
   using User = std::pair<std::string, int32_t>;  // job and generation
 
-  // Reads what is there. `limit_bytes` 0: half of what is free, what the cache holds included.
+  // Reads what is there. `limit_bytes` 0: half of what is free, what the cache holds included, as it was when the cache was first
+  // opened so, or as it is now if that is more.
   static absl::StatusOr<std::unique_ptr<DatasetCache>> Open(Env* env, std::string folder,
                                                             int64_t limit_bytes);
 
@@ -49,8 +50,8 @@ class DatasetCache {
     return PrefixOf(key) + "." + suffix;
   }
 
-  // Holds these datasets for `user`, and makes room for what is missing of them; or nothing is held. FAILED_PRECONDITION: they have
-  // more than the limit. RESOURCE_EXHAUSTED: for now other users hold too much, or the disk is full. Messages name sizes and remedy.
+  // Holds these datasets for `user`, and makes room for what is missing of them; or nothing is held. FAILED_PRECONDITION: something is
+  // missing of them, and they have more than the limit. RESOURCE_EXHAUSTED: for now other users hold too much, or the disk is full. Messages name sizes and remedy.
   absl::Status Hold(const User& user, const std::map<std::string, DatasetContents>& datasets,
                     absl::Time now);
   void Release(const User& user, absl::Time now);
@@ -87,6 +88,7 @@ class DatasetCache {
   void ReadRecord(const std::string& key, Dataset& dataset);
   void KeepRecord(const std::string& key, const Dataset& dataset);
   absl::Status MakeRoom(int64_t wanted, int64_t missing);
+  absl::StatusOr<int64_t> HalfOfTheDisk() const;
   void Serve(const std::string& key, const Dataset& dataset);
   void StopServing(const std::string& key);
 

@@ -12,6 +12,7 @@ constexpr int64_t kDigestBytes = 8 << 20;  // between looks at what else there i
 constexpr absl::Duration kFirstBackOff = absl::Milliseconds(500);
 constexpr absl::Duration kLongestBackOff = absl::Seconds(10);
 constexpr absl::Duration kRoomInterval = absl::Seconds(5);
+constexpr absl::Duration kLongestSilence = absl::Seconds(60);  // of a stream
 constexpr int kWrongDigests = 2;
 
 struct Grouped {
@@ -58,6 +59,7 @@ DatasetStore::~DatasetStore() {
   *alive_ = false;
   loop_->Cancel(timer_);
   loop_->Cancel(admit_timer_);
+  loop_->Cancel(silence_timer_);
 }
 
 void DatasetStore::Provide(DatasetRequest request,
@@ -164,6 +166,7 @@ void DatasetStore::Drop() {
 
 // The stream may be the caller: it is destroyed by a task of its own.
 void DatasetStore::DropStream() {
+  loop_->Cancel(std::exchange(silence_timer_, 0));
   loop_->Post([stream = std::shared_ptr<DatasetStream>(std::move(transfer_->stream))] {});
 }
 
@@ -261,7 +264,8 @@ void DatasetStore::OnDigested() {
   if (!file.ok()) return Trouble(file.status());
   transfer.writing = std::move(*file);
   for (const auto& [user, attempt] : attempts_) {
-    if (!attempt.datasets.contains(transfer.want.key)) continue;
+    // After a wrong digest only who made the right one is asked.
+    if (transfer.want.wrong_digests > 0 || !attempt.datasets.contains(transfer.want.key)) continue;
     for (const std::string& endpoint : attempt.endpoints) {
       if (std::find(transfer.sources.begin(), transfer.sources.end(), endpoint) ==
           transfer.sources.end())
@@ -278,7 +282,7 @@ void DatasetStore::Ask() {
   Transfer& transfer = *transfer_;
   if (transfer.offset == transfer.want.file.bytes) return Finish();
   if (transfer.source == transfer.sources.size()) {
-    if (transfer.gone_for_good && !transfer.moved) {
+    if (transfer.gone_for_good && !transfer.moved && !transfer.busy) {
       return Fail(transfer.want.key,
                   absl::DataLossError(
                       absl::StrCat("a file of the job's data cannot be had: ", transfer.trouble)));
@@ -288,6 +292,7 @@ void DatasetStore::Ask() {
   const auto on_turn = [this, alive = alive_, turn = turn_] {
     return *alive && turn == turn_ && transfer_ != nullptr;
   };
+  ExpectPiece();
   transfer.stream = transport_->Read(
       transfer.sources[transfer.source], transfer.want.file.digest, transfer.offset,
       [this, on_turn](const v1::FilePiece& piece) {
@@ -296,6 +301,16 @@ void DatasetStore::Ask() {
       [this, on_turn](absl::Status status) {
         if (on_turn()) OnEnd(std::move(status));
       });
+}
+
+// Keepalives find hosts that are away; not a disk that hangs under a daemon that is well.
+void DatasetStore::ExpectPiece() {
+  loop_->Cancel(silence_timer_);
+  silence_timer_ = loop_->After(kLongestSilence, [this] {
+    silence_timer_ = 0;
+    OnEnd(absl::UnavailableError(
+        absl::StrCat("nothing came for ", absl::FormatDuration(kLongestSilence))));
+  });
 }
 
 void DatasetStore::OnPiece(const v1::FilePiece& piece) {
@@ -317,6 +332,7 @@ void DatasetStore::OnPiece(const v1::FilePiece& piece) {
     attempt.bytes_fetched += size;
     if (!transfer.sources[transfer.source].empty()) attempt.bytes_from_nodes += size;
   }
+  ExpectPiece();
   Publish();
 }
 
@@ -330,6 +346,7 @@ void DatasetStore::OnEnd(absl::Status status) {
     const std::string& source = transfer.sources[transfer.source];
     const bool gone = absl::IsDataLoss(status) || absl::IsNotFound(status);
     transfer.gone_for_good = transfer.gone_for_good || (source.empty() && gone);
+    transfer.busy = transfer.busy || absl::IsResourceExhausted(status);
     // That a node has not got it either is no news.
     if (source.empty() || !gone)
       transfer.trouble =
@@ -388,7 +405,11 @@ void DatasetStore::Postpone(std::string why) {
 // A full disk may have room again, or gets it from datasets that nobody uses.
 void DatasetStore::Trouble(const absl::Status& status) {
   cache_->Measure(transfer_->want.key);
-  if (!absl::IsResourceExhausted(status)) return Fail(transfer_->want.key, status);
+  if (!absl::IsResourceExhausted(status)) {
+    return Fail(transfer_->want.key, absl::InternalError(absl::StrCat(
+                                         "the cache of datasets of this node: ", status.message(),
+                                         "; mend its disk, or drain the node")));
+  }
   transfer_->moved = cache_->EvictOne();
   Postpone(std::string(status.message()));
 }
@@ -418,7 +439,11 @@ void DatasetStore::AnswerWhoIsReady() {
             return cache_->IsVerified(dataset.first, file.second);
           });
         });
-    if (whole) ready.push_back(user);
+    if (whole) {
+      ready.push_back(user);
+    } else if (attempt.admitted) {
+      Enqueue(attempt);  // what came and has been touched since
+    }
   }
   for (const User& user : ready) {
     const Attempt& attempt = attempts_.at(user);

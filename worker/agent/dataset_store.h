@@ -5,7 +5,8 @@
 //
 // Invariants
 //  - A source that is away or busy is asked again, with back-off, for ever, and so is a full disk: only more data than the cache may
-//    hold, a coordinator that has the file no more, and a digest that is wrong twice end a request.
+//    hold, a file that neither the coordinator nor a node has, a digest that is wrong of what the coordinator gave too, and a disk
+//    that fails end a request.
 //  - What has come of a file stays when its reading ends, however it ends, unless its digest is wrong.
 #pragma once
 
@@ -73,6 +74,7 @@ class DatasetStore : public DatasetProvider {
     size_t source = 0;
     bool moved = false;          // something came in this round of sources
     bool gone_for_good = false;  // the coordinator says that it has no such file, or another one
+    bool busy = false;           // a node that may have it had no time
     std::string trouble;
     std::unique_ptr<DatasetStream> stream;
   };
@@ -95,6 +97,7 @@ class DatasetStore : public DatasetProvider {
   void Trouble(const absl::Status& status);  // of this disk
   void Drop();
   void DropStream();
+  void ExpectPiece();  // soon, or its stream ends
   void Fail(std::string key, const absl::Status& why);
   void Answer(const User& user, absl::StatusOr<ProvidedDatasets> answer);
   void AnswerWhoIsReady();
@@ -114,7 +117,7 @@ class DatasetStore : public DatasetProvider {
   std::deque<Wanted> queue_;
   std::unique_ptr<Transfer> transfer_;
   uint64_t turn_ = 0;  // of transfer_: a posted step of an older one does nothing
-  EventLoop::TimerId timer_ = 0, admit_timer_ = 0;
+  EventLoop::TimerId timer_ = 0, admit_timer_ = 0, silence_timer_ = 0;
   mutable std::mutex mutex_;
   std::vector<v1::DataFetch> progress_;                         // guarded by mutex_
   int64_t cached_bytes_ = 0;                                    // guarded by mutex_

@@ -23,6 +23,7 @@ class FakeTransport : public DatasetTransport {
     std::map<std::string, std::string> files;  // by digest
     absl::Status trouble;                      // instead of any answer
     size_t breaks_after = SIZE_MAX;            // pieces of one stream
+    bool breaks_silently = false;              // its end is not heard of
     std::string gives_instead;                 // bytes that are not those of the digest
   };
   explicit FakeTransport(EventLoop* loop) : loop_(loop) {}
@@ -51,6 +52,7 @@ class FakeTransport : public DatasetTransport {
     size_t pieces = 0;
     for (size_t at = offset; at < contents.size() && end.ok(); at += kPiece) {
       if (pieces++ == source.breaks_after) {
+        if (source.breaks_silently) return stream;
         end = absl::UnavailableError("connection reset");
         break;
       }
@@ -250,6 +252,55 @@ TEST_F(DatasetStoreTest, AWrongDigestIsFetchedOnceMoreThenAnError) {
   ExpectWhole("j", "/far/w");
 }
 
+TEST_F(DatasetStoreTest, AfterAWrongDigestOfANodeTheCoordinatorIsAsked) {
+  AddFile("/far/w.bin", std::string(5500, 'y'));
+  AddFile("/far/w.idx", std::string(5500, 'z'));
+  transport_->sources[""].files = files_;
+  for (const char* node : {"n1:1", "n2:1"}) {
+    transport_->sources[node].files = files_;
+    transport_->sources[node].gives_instead = std::string(5500, 'x');
+  }
+  Ask("j", "/far/w", {"n1:1", "n2:1"});
+  Run(absl::Minutes(1));
+  ExpectWhole("j", "/far/w");
+}
+
+TEST_F(DatasetStoreTest, ANodeThatIsBusyMayHaveWhatTheCoordinatorHasNoMore) {
+  transport_->sources[""].trouble = absl::DataLossError("/far/a.bin: No such file");
+  transport_->sources["n1:1"].files = files_;
+  transport_->sources["n1:1"].trouble = absl::ResourceExhaustedError("gives files to 4 already");
+  Ask("j", "/far/a", {"n1:1"});
+  Run(absl::Minutes(5));
+  EXPECT_FALSE(answers_.contains("j"));
+  transport_->sources["n1:1"].trouble = absl::OkStatus();
+  Run(absl::Seconds(30));
+  ExpectWhole("j", "/far/a");
+}
+
+TEST_F(DatasetStoreTest, ASourceThatFallsSilentIsLeftForTheNext) {
+  transport_->sources["n1:1"].files = files_;
+  transport_->sources["n1:1"].breaks_after = 2;
+  transport_->sources["n1:1"].breaks_silently = true;
+  Ask("j", "/far/a", {"n1:1"});
+  Run(absl::Minutes(3));
+  ExpectWhole("j", "/far/a");
+}
+
+TEST_F(DatasetStoreTest, WhatIsTouchedWhileTheRestComesIsLookedAtAgain) {
+  Ask("j", "/far/a");
+  for (int i = 0; i < 1000 && transport_->asked.size() < 2; ++i) Run(absl::Milliseconds(1));
+  ASSERT_EQ(transport_->asked.size(), 2u) << "one file is whole, the other on its way";
+  int removed = 0;
+  const std::vector<std::string> keys = env_.List("/cache").value();
+  for (const std::string& key : keys) {
+    for (const char* name : {"data.bin", "data.idx"})
+      removed += env_.RemoveFile(absl::StrCat("/cache/", key, "/", name)).ok();
+  }
+  ASSERT_EQ(removed, 1);
+  Run(absl::Minutes(1));
+  ExpectWhole("j", "/far/a");
+}
+
 TEST_F(DatasetStoreTest, AFileThatIsGoneAtTheCoordinatorIsAnErrorUnlessANodeHasIt) {
   transport_->sources[""].trouble = absl::DataLossError("/far/a.bin: No such file");
   transport_->sources["n1:1"].files = files_;
@@ -328,6 +379,34 @@ TEST_F(DatasetStoreTest, MoreThanTheCacheMayHoldIsAnError) {
       std::string(StatusOf("j").message()),
       HasSubstr("has 5510 bytes, the cache of datasets of this node may have 5000 bytes; raise "
                 "data_cache="));
+}
+
+TEST_F(DatasetStoreTest, WhatIsWholeInTheCacheIsUsedUnderASmallerLimit) {
+  Ask("j", "/far/a");
+  Run();
+  ExpectWhole("j", "/far/a");
+  Stop();
+  answers_.clear();
+  Start(5000);
+  Ask("j", "/far/a");
+  Run();
+  ExpectWhole("j", "/far/a");
+}
+
+TEST_F(DatasetStoreTest, HalfOfTheDiskStaysWhatItWasWhenOthersFillIt) {
+  Stop();
+  env_.SetCapacity(env_.UsedBytes() + 20'000);
+  Start(0);
+  const int64_t limit = cache_->limit_bytes();
+  EXPECT_NEAR(limit, 10'000, 100);
+  Stop();
+  env_.SetCapacity(env_.UsedBytes() + 12'000);
+  Start(0);
+  EXPECT_EQ(cache_->limit_bytes(), limit);
+  Stop();
+  env_.SetCapacity(env_.UsedBytes() + 40'000);
+  Start(0);
+  EXPECT_NEAR(cache_->limit_bytes(), 20'000, 100);
 }
 
 TEST_F(DatasetStoreTest, RoomThatOthersHoldIsWaitedForAndSaid) {

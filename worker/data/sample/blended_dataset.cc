@@ -60,7 +60,8 @@ absl::Status CheckOneEpoch(std::span<const int64_t> sizes, int64_t wanted) {
   if (wanted <= total) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
       "one epoch of each of the ", sizes.size(), " datasets is ", total, " samples, but ", wanted,
-      " are wanted; give the datasets weights, with which they repeat, or train fewer steps"));
+      " are wanted; give the datasets weights, with which they repeat, or ask for fewer (steps, or "
+      "evaluation.batches)"));
 }
 
 absl::StatusOr<BlendIndex> IndexOf(const std::vector<int64_t>& lengths,
@@ -123,13 +124,14 @@ absl::StatusOr<std::unique_ptr<BlendedDataset>> BlendedDataset::Open(Env* env,
 
 absl::Status BlendedDataset::Check(Env* env, const BlendOptions& options) {
   MT_ASSIGN_OR_RETURN(const Plan plan, PlanOf(options));
+  for (const GptDatasetOptions& dataset : plan.datasets)
+    MT_RETURN_IF_ERROR(GptDataset::Check(env, dataset));
+  if (!plan.blended || !plan.weights.empty()) return absl::OkStatus();
   std::vector<int64_t> lengths;
   for (const GptDatasetOptions& dataset : plan.datasets) {
-    MT_RETURN_IF_ERROR(GptDataset::Check(env, dataset));
     MT_ASSIGN_OR_RETURN(lengths.emplace_back(), GptDataset::CountSamples(env, dataset));
   }
-  return plan.blended && plan.weights.empty() ? CheckOneEpoch(lengths, options.dataset.num_samples)
-                                              : absl::OkStatus();
+  return CheckOneEpoch(lengths, options.dataset.num_samples);
 }
 
 int64_t BlendedDataset::num_samples() const {

@@ -104,8 +104,12 @@ absl::StatusOr<int64_t> GptDataset::CountSamples(Env* env, const GptDatasetOptio
 
 absl::Status GptDataset::Check(Env* env, const GptDatasetOptions& options,
                                int64_t max_tokens_read) {
-  MT_RETURN_IF_ERROR(CountSamples(env, options).status());
+  if (!options.pack_documents) MT_RETURN_IF_ERROR(CountSamples(env, options).status());
   MT_ASSIGN_OR_RETURN(const Source source, OpenSource(env, options));
+  if (source.tokens == 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        options.prefix, ": the share of the data is empty; change data.split or add text"));
+  }
   const IndexedDataset& data = *source.data;
   MT_RETURN_IF_ERROR(OpenLosses(env, options.prefix, data).status());
   std::vector<int32_t> tokens;

@@ -42,7 +42,7 @@ class GptDataset {
   static absl::StatusOr<std::unique_ptr<GptDataset>> Open(Env* env,
                                                           const GptDatasetOptions& options,
                                                           const IndexCache* cache = nullptr);
-  // What Open would say, without making an order; then the ids of the first tokens are compared with the vocabulary.
+  // What Open would say, as far as it can be known without an order; then the ids of the first tokens are compared with the vocabulary.
   static absl::Status Check(Env* env, const GptDatasetOptions& options,
                             int64_t max_tokens_read = 64 << 20);
   // How many samples Open would give, without making an order unless documents are packed.

@@ -228,6 +228,8 @@ TEST_F(GptDatasetTest, PackedSamplesHoldEachDocumentWhole) {
       // A document is where its first token says.
       if (fetched.tokens[t] != 999) {
         EXPECT_EQ(fetched.tokens[t] - fetched.tokens[start], static_cast<int32_t>(t - start));
+      } else {  // and so is padding
+        EXPECT_EQ(fetched.tokens[start], 999);
       }
       if (fetched.loss_mask[t] == 0) continue;
       EXPECT_EQ(fetched.tokens[t + 1], fetched.tokens[t] + 1);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "common/clock.h"
 #include "common/hash.h"
@@ -33,6 +34,9 @@ constexpr uint64_t kMaxKeyBytes = 4096;
 constexpr uint64_t kAlignment = 64;
 constexpr absl::string_view kSuffix = ".index";
 constexpr absl::string_view kPartialSuffix = ".index.partial";
+
+// Of each order its own: who waits for one does not wait for another.
+std::string LockOf(absl::string_view path) { return absl::StrCat(path, ".lock"); }
 
 uint64_t Aligned(uint64_t offset) { return (offset + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -120,7 +124,15 @@ absl::Status IndexCache::Write(const std::string& path, const std::string& key,
   return env_->Rename(partial, path);
 }
 
-// Under the lock, so that what is partial is nobody's.
+// Not while somebody writes it. The lock goes as well, and last.
+bool IndexCache::Remove(const std::string& path, const std::string& lock_path) const {
+  const absl::StatusOr<std::unique_ptr<FileLock>> lock = env_->Lock(lock_path);
+  if (!lock.ok() || !env_->RemoveFile(path).ok()) return false;
+  static_cast<void>(env_->RemoveFile(lock_path));
+  return true;
+}
+
+// What is partial is nobody's if its lock can be had.
 void IndexCache::MakeRoom(uint64_t bytes) const {
   struct Entry {
     int64_t modified_ns;
@@ -133,7 +145,9 @@ void IndexCache::MakeRoom(uint64_t bytes) const {
   if (!names.ok()) return;
   for (const std::string& name : *names) {
     const std::string path = JoinPath(folder_, name);
-    if (absl::EndsWith(name, kPartialSuffix)) static_cast<void>(env_->RemoveFile(path));
+    if (absl::EndsWith(name, kPartialSuffix)) {
+      Remove(path, LockOf(absl::StripSuffix(path, ".partial")));
+    }
     if (!absl::EndsWith(name, kSuffix)) continue;
     const absl::StatusOr<FileInfo> info = env_->Stat(path);
     if (!info.ok()) continue;
@@ -143,8 +157,9 @@ void IndexCache::MakeRoom(uint64_t bytes) const {
   std::sort(entries.begin(), entries.end(),
             [](const Entry& a, const Entry& b) { return a.modified_ns < b.modified_ns; });
   for (const Entry& entry : entries) {
-    if (total <= options_.max_bytes) return;
-    if (env_->RemoveFile(entry.path).ok()) total -= entry.bytes;
+    const absl::StatusOr<uint64_t> free = env_->FreeBytes(folder_);
+    if (total <= options_.max_bytes && (!free.ok() || *free >= bytes)) return;
+    if (Remove(entry.path, LockOf(entry.path))) total -= entry.bytes;
   }
 }
 
@@ -168,7 +183,7 @@ absl::StatusOr<IndexArrays> IndexCache::Get(const std::string& key, const Build&
   if (key.size() > kMaxKeyBytes)
     return absl::InvalidArgumentError(absl::StrCat("a key of ", key.size(), " bytes"));
   const std::string path = JoinPath(folder_, absl::StrCat(Xxh3Hex(key), kSuffix));
-  const std::string lock_path = JoinPath(folder_, "lock");
+  const std::string lock_path = LockOf(path);
   absl::Status status = env_->CreateDirectories(folder_);
   const absl::Duration deadline = Clock::Real()->Monotonic() + options_.patience;
   while (status.ok()) {

@@ -25,10 +25,11 @@ namespace mt {
 class IndexCache {
  public:
   struct Options {
-    // When files are more than this together, the oldest go: not below what is asked for now.
+    // When files are more than this together, or the disk is full, the oldest go: not below what is asked for now.
     uint64_t max_bytes = uint64_t{64} << 30;
-    // How long another process' build is waited for before an order is built in memory.
-    absl::Duration patience = absl::Minutes(10);
+    // How long another process' build of the same order is waited for before it is built in memory. Less than the five minutes in
+    // which a rank must have started, by default (fault.start_deadline).
+    absl::Duration patience = absl::Minutes(4);
   };
   IndexCache(Env* env, std::string folder) : IndexCache(env, std::move(folder), Options{}) {}
   IndexCache(Env* env, std::string folder, Options options)
@@ -49,6 +50,7 @@ class IndexCache {
   absl::Status Write(const std::string& path, const std::string& key,
                      const IndexArrays& arrays) const;
   void MakeRoom(uint64_t bytes) const;
+  bool Remove(const std::string& path, const std::string& lock_path) const;
 
   Env* const env_;
   const std::string folder_;

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "common/check.h"
+#include "common/hash.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -35,7 +36,7 @@ class IndexCacheTest : public ::testing::Test {
   std::vector<std::string> Files() const {
     std::vector<std::string> files;
     for (const auto& entry : std::filesystem::directory_iterator(folder_)) {
-      if (entry.path().filename() != "lock") files.push_back(entry.path());
+      if (entry.path().extension() != ".lock") files.push_back(entry.path());
     }
     return files;
   }
@@ -122,12 +123,16 @@ TEST_F(IndexCacheTest, WithoutAPlaceToPutItTheOrderIsInMemory) {
   std::ofstream(folder_) << "a file where the folder should be";
   const IndexCache cache(Env::Real(), folder_);
   EXPECT_EQ(First(cache.Get("key", Filled('a')).value()), std::string(100, 'a'));
-  // Nor where a build hangs, with its lock.
+  // Nor where a build of it hangs, with its lock. Other orders do not wait for that one.
   const std::string held = folder_ + ".held";
   const IndexCache waiting(Env::Real(), held, {.patience = absl::ZeroDuration()});
   ASSERT_TRUE(Env::Real()->CreateDirectories(held).ok());
-  const auto lock = Env::Real()->Lock(held + "/lock").value();
+  const auto lock =
+      Env::Real()->Lock(absl::StrCat(held, "/", Xxh3Hex("key"), ".index.lock")).value();
   EXPECT_EQ(First(waiting.Get("key", Filled('b')).value()), std::string(100, 'b'));
+  EXPECT_FALSE(std::filesystem::exists(absl::StrCat(held, "/", Xxh3Hex("key"), ".index")));
+  EXPECT_EQ(First(waiting.Get("other", Filled('c')).value()), std::string(100, 'c'));
+  EXPECT_TRUE(std::filesystem::exists(absl::StrCat(held, "/", Xxh3Hex("other"), ".index")));
   std::filesystem::remove_all(held);
 }
 

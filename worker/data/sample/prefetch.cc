@@ -40,9 +40,6 @@ void PrefetchingSource::Read() {
     lock.lock();
     entry->status = std::move(status);
     entry->ready = true;
-    // Dropped meanwhile: then what it ended with says nothing of the batches that are read now.
-    const bool wanted = !entries_.empty() && entries_.back() == entry;
-    if (wanted && !entry->status.ok()) next_ids_.clear();
     done_.notify_all();
   }
 }
@@ -69,7 +66,6 @@ absl::Status PrefetchingSource::Fetch(std::span<const int64_t> sample_ids, const
   const std::shared_ptr<Entry> entry = entries_.front();
   done_.wait(lock, [&] { return entry->ready; });
   entries_.pop_front();
-  // An error ended reading ahead: the next Fetch begins it again.
   work_.notify_all();
   lock.unlock();
   MT_RETURN_IF_ERROR(entry->status);

@@ -60,8 +60,7 @@ class PrefetchingSource : public BatchSource {
   std::condition_variable work_, done_;
   // Under the mutex. An entry's buffers are the reader's until it is ready, then the trainer's.
   std::deque<std::shared_ptr<Entry>> entries_;  // in the order they will be asked for
-  std::vector<int64_t>
-      next_ids_;  // empty: nothing is known yet, or reading ahead ended with an error
+  std::vector<int64_t> next_ids_;               // empty: nothing is known yet
   Places places_;
   bool stop_ = false;
   int64_t hits_ = 0, misses_ = 0;
