@@ -12,6 +12,7 @@ namespace mt {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 // One end of a worker stream, played by the test: it says what a daemon would say.
 class FakeStream : public WorkerStream {
@@ -27,12 +28,17 @@ class FakeStream : public WorkerStream {
 // Answers when the test lets it.
 class FakeDigester : public DatasetDigester {
  public:
-  void Digest(std::vector<std::string> prefixes, std::function<void(int64_t, int64_t)> progress,
-              std::function<void(absl::StatusOr<std::vector<v1::DatasetFile>>)> done) override {
+  std::shared_ptr<const void> Digest(
+      std::vector<std::string> prefixes, std::function<void(int64_t, int64_t)> progress,
+      std::function<void(absl::StatusOr<std::vector<v1::DatasetFile>>)> done) override {
     asked.push_back(prefixes);
     this->progress = std::move(progress);
     this->done = std::move(done);
+    const auto work = std::make_shared<int>();
+    wanted = work;
+    return work;
   }
+  std::weak_ptr<int> wanted;
   std::vector<std::vector<std::string>> asked;
   std::function<void(int64_t, int64_t)> progress;
   std::function<void(absl::StatusOr<std::vector<v1::DatasetFile>>)> done;
@@ -132,6 +138,22 @@ class CoordinatorTest : public ::testing::Test {
     shard->mutable_file()->set_name(absl::StrCat("rank-", rank));
     shard->mutable_file()->set_size_bytes(10);
     Tell(node, event);
+  }
+  // A checkpoint of a job of one rank, on the shared path.
+  void Commit(const std::string& node, const std::string& job, int generation, int64_t step,
+              int64_t consumed_samples) {
+    v1::WorkerEvent event = Event(job, generation, 0);
+    auto* shard = event.mutable_shard_written();
+    shard->set_step(step);
+    shard->set_world_size(1);
+    shard->set_consumed_samples(consumed_samples);
+    shard->mutable_file()->set_name("rank-0");
+    shard->mutable_file()->set_size_bytes(10);
+    Tell(node, event);
+    v1::WorkerEvent committed = Event(job, generation, -1);
+    committed.mutable_manifest_committed()->set_step(step);
+    committed.mutable_manifest_committed()->set_ok(true);
+    Tell(node, committed);
   }
   void Checked(const std::string& node, const std::string& job, int generation, int rank,
                const std::string& fingerprint) {
@@ -435,7 +457,9 @@ TEST_F(CoordinatorTest, AJobCancelledWhileItsDataIsDigestedStaysCancelled) {
   const std::string id = SubmitFar(1);
   v1::JobActionRequest request;
   request.set_job_id(id);
+  EXPECT_FALSE(digester_.wanted.expired());
   ASSERT_TRUE(coordinator_->Cancel(request).ok());
+  EXPECT_TRUE(digester_.wanted.expired()) << "nothing is read for nobody";
   digester_.done(FarFiles());
   Run();
   EXPECT_EQ(Get(id).state(), v1::JOB_STATE_CANCELLED);
@@ -454,6 +478,79 @@ TEST_F(CoordinatorTest, ADaemonThatStartedAnewIsComparedAnew) {
   Checked("n2", id, 1, 2, "idx:8:aa bin:64:cc");
   ASSERT_NE(Newest("n1", Body::kStopRanks), nullptr);
   EXPECT_THAT(Newest("n1", Body::kStopRanks)->stop_ranks().reason(), HasSubstr("on node n2"));
+}
+
+TEST_F(CoordinatorTest, WhoHasNotLookedAtItsDataIsNamed) {
+  Register("n1");
+  Register("n2");
+  const std::string id = Submit(4);
+  Checked("n1", id, 1, 0, "idx:8:aa bin:64:bb");
+  EXPECT_EQ(Get(id).reason(), "waits for n2 to look at its data");
+  Checked("n2", id, 1, 2, "idx:8:aa bin:64:bb");
+  EXPECT_THAT(Get(id).reason(), Not(HasSubstr("look at its data")));
+}
+
+TEST_F(CoordinatorTest, DataThatChangedBehindACheckpointEndsTheJob) {
+  for (const bool changed : {false, true}) {
+    Register("n1", absl::StrCat("i", changed));
+    const std::string id = Submit(1);
+    Checked("n1", id, 1, 0, "idx:8:aa bin:64:bb");
+    Step("n1", id, 1, 3);
+    Commit("n1", id, 1, 3, 30);
+    Exit("n1", id, 1, 0, [](v1::RankExited& exit) { exit.set_signal(9); });
+    Run(absl::Seconds(2));
+    ASSERT_EQ(Newest("n1", Body::kStartRanks)->start_ranks().generation(), 2);
+    Checked("n1", id, 2, 0, changed ? "idx:8:aa bin:72:cc" : "idx:8:aa bin:64:bb");
+    if (!changed) {
+      EXPECT_EQ(Newest("n1", Body::kLaunchRanks)->launch_ranks().generation(), 2);
+      v1::JobActionRequest request;
+      request.set_job_id(id);
+      ASSERT_TRUE(coordinator_->Cancel(request).ok());
+    } else {
+      EXPECT_NE(Newest("n1", Body::kLaunchRanks)->launch_ranks().generation(), 2);
+    }
+    Run();
+    v1::WorkerMessage stopped;
+    stopped.mutable_command_result()->set_command_id(Newest("n1", Body::kStopRanks)->command_id());
+    Say("n1", stopped);
+    if (!changed) continue;
+    EXPECT_EQ(Get(id).state(), v1::JOB_STATE_FAILED);
+    EXPECT_THAT(Get(id).reason(),
+                HasSubstr("the data /data/text has changed since attempt 1 of this job: "
+                          "/data/text.bin has 72 bytes here and 64 there"));
+  }
+}
+
+TEST_F(CoordinatorTest, AResumeThatWouldRunOutOfSamplesIsRefusedAndANewOrderIsTold) {
+  Register("n1");
+  v1::SubmitRequest first = Request(1);
+  first.mutable_spec()->mutable_data()->add_train()->set_prefix("/data/text");
+  first.mutable_spec()->mutable_training()->set_global_batch(10);
+  const std::string id = coordinator_->Submit(first, "me")->id();
+  Run();
+  Checked("n1", id, 1, 0, "idx:8:aa bin:64:bb");
+  Step("n1", id, 1, 3);
+  Commit("n1", id, 1, 3, 30);
+  v1::SubmitRequest second = first;
+  second.mutable_spec()->mutable_checkpoint()->set_resume_from(id);
+  second.mutable_spec()->mutable_training()->set_global_batch(5);
+  EXPECT_THAT(std::string(coordinator_->Submit(second, "me").status().message()),
+              HasSubstr(id + "@3 has consumed 30 samples, and step 10 would end at 65, but "
+                             "training.steps: 10 of this global_batch and batch_rampup order 50"));
+  const auto told = [&] {
+    const v1::EventsResponse events = coordinator_->ListEvents({}).value();
+    for (const v1::Event& event : events.events()) {
+      if (event.kind() == "data_order_changed") return event.message();
+    }
+    return std::string();
+  };
+  second.mutable_spec()->mutable_training()->set_global_batch(10);
+  ASSERT_TRUE(coordinator_->Submit(second, "me").ok());
+  EXPECT_EQ(told(), "");
+  second.mutable_spec()->mutable_training()->set_steps(12);
+  second.mutable_spec()->mutable_data()->set_seed(7);
+  ASSERT_TRUE(coordinator_->Submit(second, "me").ok());
+  EXPECT_THAT(told(), HasSubstr("data.seed, the number of samples"));
 }
 
 TEST_F(CoordinatorTest, ALostLaunchIsSentAgain) {

@@ -46,8 +46,8 @@ int64_t GlobalBatchBefore(const v1::TrainingSpec& spec, int64_t consumed_samples
   return consumed < consumed_samples ? spec.global_batch() : size;
 }
 
-int64_t SamplesOfSteps(const v1::TrainingSpec& spec, int64_t steps) {
-  int64_t consumed = 0;
+int64_t SamplesAfter(const v1::TrainingSpec& spec, int64_t consumed_samples, int64_t steps) {
+  int64_t consumed = consumed_samples;
   int64_t step = 0;
   while (step < steps && Ramps(spec, consumed)) {
     const int64_t size = GlobalBatchAt(spec, consumed);

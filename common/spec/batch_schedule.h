@@ -21,7 +21,12 @@ int64_t GlobalBatchAt(const v1::TrainingSpec& spec, int64_t consumed_samples);
 // Samples of the step that ended with `consumed_samples` consumed, more than none.
 int64_t GlobalBatchBefore(const v1::TrainingSpec& spec, int64_t consumed_samples);
 
-// Samples of `steps` steps from the beginning of the run: consumed_samples after them. The largest int64 if they are more.
-int64_t SamplesOfSteps(const v1::TrainingSpec& spec, int64_t steps);
+// consumed_samples after `steps` steps more. The largest int64 if they are more.
+int64_t SamplesAfter(const v1::TrainingSpec& spec, int64_t consumed_samples, int64_t steps);
+
+// Samples of `steps` steps from the beginning of the run.
+inline int64_t SamplesOfSteps(const v1::TrainingSpec& spec, int64_t steps) {
+  return SamplesAfter(spec, 0, steps);
+}
 
 }  // namespace mt

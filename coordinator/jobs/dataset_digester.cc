@@ -21,24 +21,29 @@ class ThreadDatasetDigester : public DatasetDigester {
     stopping_ = true;
   }
 
-  void Digest(std::vector<std::string> prefixes, std::function<void(int64_t, int64_t)> progress,
-              std::function<void(absl::StatusOr<std::vector<v1::DatasetFile>>)> done) override {
-    reader_->Post([this, prefixes = std::move(prefixes), progress = std::move(progress),
-                   done = std::move(done)] {
-      auto files = DigestAll(prefixes, progress);
+  std::shared_ptr<const void> Digest(
+      std::vector<std::string> prefixes, std::function<void(int64_t, int64_t)> progress,
+      std::function<void(absl::StatusOr<std::vector<v1::DatasetFile>>)> done) override {
+    const auto wanted = std::make_shared<const char>();
+    reader_->Post([this, wanted = std::weak_ptr(wanted), prefixes = std::move(prefixes),
+                   progress = std::move(progress), done = std::move(done)] {
+      auto files = DigestAll(prefixes, wanted, progress);
       loop_->Post([alive = alive_, done, files = std::move(files)]() mutable {
         if (*alive) done(std::move(files));
       });
     });
+    return wanted;
   }
 
  private:
   using Progress = std::function<void(int64_t, int64_t)>;
+  using Wanted = std::weak_ptr<const char>;
   struct Running {
     int64_t done = 0, total = 0, told = 0;
   };
 
   absl::StatusOr<std::vector<v1::DatasetFile>> DigestAll(const std::vector<std::string>& prefixes,
+                                                         const Wanted& wanted,
                                                          const Progress& progress) {
     std::vector<v1::DatasetFile> files;
     Running running;
@@ -57,15 +62,16 @@ class ThreadDatasetDigester : public DatasetDigester {
       }
     }
     for (v1::DatasetFile& file : files) {
-      auto digest = DigestOne(file, progress, running);
+      auto digest = DigestOne(file, wanted, progress, running);
+      if (absl::IsCancelled(digest.status())) return digest.status();
       if (!digest.ok()) return Unreadable(digest.status());
       file.set_xxh3_128(*std::move(digest));
     }
     return files;
   }
 
-  absl::StatusOr<std::string> DigestOne(const v1::DatasetFile& entry, const Progress& progress,
-                                        Running& running) {
+  absl::StatusOr<std::string> DigestOne(const v1::DatasetFile& entry, const Wanted& wanted,
+                                        const Progress& progress, Running& running) {
     MT_ASSIGN_OR_RETURN(const FileInfo info, env_->Stat(entry.path()));
     const auto known = known_.find({entry.path(), entry.bytes(), info.modified_ns});
     if (known != known_.end() && !info.is_symlink) {
@@ -77,7 +83,7 @@ class ThreadDatasetDigester : public DatasetDigester {
     std::string block(kBlockBytes, '\0');
     int64_t offset = 0;
     while (offset < entry.bytes()) {
-      if (stopping_) return absl::CancelledError("the coordinator is ending");
+      if (stopping_ || wanted.expired()) return absl::CancelledError("nobody wants its digest");
       MT_ASSIGN_OR_RETURN(const size_t count, file->Read(offset, block.size(), block.data()));
       if (count == 0) return absl::DataLossError(absl::StrCat(entry.path(), " became shorter"));
       digest.Update(block.data(), count);

@@ -32,8 +32,9 @@ class DatasetDigesterTest : public ::testing::Test {
   }
   absl::StatusOr<std::vector<v1::DatasetFile>> Digest(std::vector<std::string> prefixes) {
     std::promise<absl::StatusOr<std::vector<v1::DatasetFile>>> done;
+    std::shared_ptr<const void> work;
     loop_->Post([&] {
-      digester_->Digest(
+      work = digester_->Digest(
           std::move(prefixes), [](int64_t, int64_t) {},
           [&](auto files) { done.set_value(std::move(files)); });
     });
@@ -54,6 +55,28 @@ TEST_F(DatasetDigesterTest, EveryFileOfEveryPrefixWithSizeAndDigest) {
     EXPECT_EQ(file.bytes(), static_cast<int64_t>(contents.size()));
     EXPECT_EQ(file.xxh3_128(), Xxh3Hex(contents));
   }
+}
+
+TEST_F(DatasetDigesterTest, WhatNobodyWantsAnyMoreIsReadNoFurther) {
+  std::promise<absl::Status> ended;
+  std::promise<void> reading, dropped;
+  std::atomic<int> reads{0};
+  env_.SetFault([&](absl::string_view operation, const std::string&) {
+    if (operation != "read" || ++reads > 1) return absl::OkStatus();
+    reading.set_value();
+    dropped.get_future().wait();
+    return absl::OkStatus();
+  });
+  std::shared_ptr<const void> work;
+  loop_->Post([&] {
+    work = digester_->Digest(
+        {"/data/a"}, [](int64_t, int64_t) {}, [&](auto files) { ended.set_value(files.status()); });
+  });
+  reading.get_future().wait();
+  work = nullptr;  // the loop is done with it: it has posted what reads now
+  dropped.set_value();
+  EXPECT_TRUE(absl::IsCancelled(ended.get_future().get()));
+  EXPECT_EQ(reads, 1) << "the second file is not opened";
 }
 
 TEST_F(DatasetDigesterTest, AnUnchangedFileIsReadOnceAndAChangedOneAgain) {

@@ -56,6 +56,11 @@ void JobManager::CompareData(const AttemptRecord& attempt) {
   }
   const std::string& id = attempt.job_id();
   if (nodes_by_data.size() == 1) {
+    if (const std::string change = DescribeChange(attempt); !change.empty()) {
+      RefuseData(attempt, nodes_by_data.begin()->second,
+                 [&](const std::string&) { return change; });
+      return;
+    }
     ledger_->EditAttempt(id, attempt.generation()).set_data_agreed(true);
     int64_t fetched = 0, from_nodes = 0;
     for (const auto& [node, told] : attempt.data_of_node()) {
@@ -82,19 +87,55 @@ void JobManager::CompareData(const AttemptRecord& attempt) {
       });
   for (const auto& [data, nodes] : nodes_by_data) {
     if (data == right->first) continue;
-    for (int i = 0; i < attempt.ranks_size(); ++i) {
-      const std::string& node = attempt.ranks(i).placement().node();
-      if (attempt.ranks(i).state() != RankRecord::STATE_ASSIGNED ||
-          std::find(nodes.begin(), nodes.end(), node) == nodes.end())
-        continue;
-      RankRecord& edited = *ledger_->EditAttempt(id, attempt.generation()).mutable_ranks(i);
-      edited.set_state(RankRecord::STATE_EXITED);
-      edited.mutable_exit()->set_cause("data");
-      edited.mutable_exit()->set_exit_code(kExitPrecondition);
-      edited.mutable_exit()->set_status_code("FAILED_PRECONDITION");
-      edited.mutable_exit()->set_message(DescribeMismatch(node, data, right->second, right->first));
-      SetTime(edited.mutable_exit_time(), loop_->clock()->Now());
-    }
+    RefuseData(attempt, nodes, [&, &data = data](const std::string& node) {
+      return DescribeMismatch(node, data, right->second, right->first);
+    });
+  }
+}
+
+// consumed_samples means a place in the order of the data that the job began with.
+std::string JobManager::DescribeChange(const AttemptRecord& attempt) const {
+  if (attempt.restore_job_id() != attempt.job_id()) return "";
+  const AttemptRecord* before = nullptr;
+  for (int generation = attempt.generation() - 1; generation > 0; --generation) {
+    const auto it = ledger_->state().attempts.find({attempt.job_id(), generation});
+    if (it == ledger_->state().attempts.end() || !it->second.data_agreed()) continue;
+    before = &it->second;
+    break;
+  }
+  if (before == nullptr) return "";
+  const auto& now = attempt.data_of_node().begin()->second.fingerprint_of_prefix();
+  for (const auto& [prefix, then] :
+       before->data_of_node().begin()->second.fingerprint_of_prefix()) {
+    const auto it = now.find(prefix);
+    const std::string here = it == now.end() ? "" : it->second;
+    if (here == then) continue;
+    return absl::StrCat(
+        "the data ", prefix, " has changed since attempt ", before->generation(),
+        " of this job: ", DifferenceOf(prefix, here, then),
+        " (there: in that attempt). The samples "
+        "behind the checkpoint are others now: bring the old files back, or mean to go on with the "
+        "new ones; then submit the job again with checkpoint.resume_from: ",
+        attempt.job_id());
+  }
+  return "";
+}
+
+void JobManager::RefuseData(const AttemptRecord& attempt, const std::vector<std::string>& nodes,
+                            const std::function<std::string(const std::string& node)>& why) {
+  for (int i = 0; i < attempt.ranks_size(); ++i) {
+    const std::string& node = attempt.ranks(i).placement().node();
+    if (attempt.ranks(i).state() != RankRecord::STATE_ASSIGNED ||
+        std::find(nodes.begin(), nodes.end(), node) == nodes.end())
+      continue;
+    RankRecord& edited =
+        *ledger_->EditAttempt(attempt.job_id(), attempt.generation()).mutable_ranks(i);
+    edited.set_state(RankRecord::STATE_EXITED);
+    edited.mutable_exit()->set_cause("data");
+    edited.mutable_exit()->set_exit_code(kExitPrecondition);
+    edited.mutable_exit()->set_status_code("FAILED_PRECONDITION");
+    edited.mutable_exit()->set_message(why(node));
+    SetTime(edited.mutable_exit_time(), loop_->clock()->Now());
   }
 }
 
@@ -102,13 +143,15 @@ void JobManager::DigestData(const JobRecord& job) {
   const std::string& id = job.job().id();
   const std::vector<std::string> prefixes = DatasetPrefixesOf(job.job().spec());
   if (options_.digester == nullptr || !job.job().spec().data().distribute() || prefixes.empty() ||
-      !job.dataset_files().empty() || !digesting_.try_emplace(id, 0, 0).second)
+      !job.dataset_files().empty() || digesting_.contains(id))
     return;
-  options_.digester->Digest(
+  digesting_[id].work = options_.digester->Digest(
       prefixes,
       [this, alive = alive_, id](int64_t digested, int64_t total) {
-        if (!*alive) return;
-        digesting_[id] = {digested, total};
+        const auto digesting = *alive ? digesting_.find(id) : digesting_.end();
+        if (!*alive || digesting == digesting_.end()) return;
+        digesting->second.done_bytes = digested;
+        digesting->second.total_bytes = total;
         Touch(id);
         Settle();
       },
@@ -136,10 +179,10 @@ absl::Status JobManager::DataIsDigested(const JobRecord& job) const {
   if (!spec.data().distribute() || !job.dataset_files().empty() || DatasetPrefixesOf(spec).empty())
     return absl::OkStatus();
   const auto progress = digesting_.find(job.job().id());
-  const int64_t total = progress == digesting_.end() ? 0 : progress->second.second;
+  const int64_t total = progress == digesting_.end() ? 0 : progress->second.total_bytes;
   return absl::UnavailableError(total == 0 ? "its data is being digested"
                                            : absl::StrCat("its data is being digested: ",
-                                                          100 * progress->second.first / total,
+                                                          100 * progress->second.done_bytes / total,
                                                           " % of ", total, " bytes"));
 }
 
@@ -179,13 +222,26 @@ void JobManager::AddDatasets(const AttemptRecord& attempt, const std::string& no
 void JobManager::DescribeData(const JobRecord& record, v1::Job& job) const {
   const AttemptRecord* attempt = Attempt(job.id());
   if (const auto digest = digesting_.find(job.id()); digest != digesting_.end()) {
-    job.mutable_data()->set_digested_bytes(digest->second.first);
-    job.mutable_data()->set_total_bytes(digest->second.second);
+    job.mutable_data()->set_digested_bytes(digest->second.done_bytes);
+    job.mutable_data()->set_total_bytes(digest->second.total_bytes);
     return;
   }
   if (job.state() != v1::JOB_STATE_STARTING || attempt == nullptr || attempt->has_ended() ||
-      attempt->data_agreed() || record.dataset_files().empty())
+      attempt->stopping() || attempt->data_agreed())
     return;
+  if (record.dataset_files().empty()) {
+    std::vector<std::string> waited_for;
+    for (const std::string& name : NodesOf(*attempt))
+      if (!attempt->data_of_node().contains(name)) waited_for.push_back(name);
+    constexpr size_t kNamed = 3;
+    if (waited_for.empty()) return;
+    const size_t more = waited_for.size() - std::min(kNamed, waited_for.size());
+    waited_for.resize(waited_for.size() - more);
+    job.set_reason(absl::StrCat("waits for ", absl::StrJoin(waited_for, ", "),
+                                more > 0 ? absl::StrCat(" and ", more, " more") : "",
+                                " to look at its data"));
+    return;
+  }
   v1::DataPreparation& data = *job.mutable_data();
   for (const v1::DatasetFile& file : record.dataset_files())
     data.set_total_bytes(data.total_bytes() + file.bytes());

@@ -410,6 +410,7 @@ void JobManager::End(const std::string& job_id, v1::JobState state, int exit_cod
                     : state == v1::JOB_STATE_FAILED  ? "job_failed"
                                                      : "job_cancelled",
                     job_id, "", job.attempt(), reason);
+  digesting_.erase(job_id);
   asked_to_pause_.erase(asked_to_pause_.lower_bound({job_id, 0, ""}),
                         asked_to_pause_.lower_bound({job_id, INT32_MAX, ""}));
   schedule_ = true;

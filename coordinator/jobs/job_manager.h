@@ -118,6 +118,9 @@ class JobManager {
   void OnDataChecked(const store::AttemptRecord& attempt, const std::string& node,
                      const v1::DataChecked& checked);
   void CompareData(const store::AttemptRecord& attempt);
+  std::string DescribeChange(const store::AttemptRecord& attempt) const;  // "": the data is as it was
+  void RefuseData(const store::AttemptRecord& attempt, const std::vector<std::string>& nodes,
+                  const std::function<std::string(const std::string& node)>& why);
   void SendLaunch(const store::AttemptRecord& attempt, const std::string& node);
   void DigestData(const store::JobRecord& job);  // unless that is done or under way
   absl::Status DataIsDigested(const store::JobRecord& job) const;  // not OK: what it waits for
@@ -150,7 +153,11 @@ class JobManager {
   std::map<std::string, absl::Duration> failed_at_;      // for recovery_seconds
   std::map<std::string, Metrics> metrics_;
   DataMetrics data_metrics_;
-  std::map<std::string, std::pair<int64_t, int64_t>> digesting_;  // by job: bytes done and in all
+  struct Digesting {
+    int64_t done_bytes = 0, total_bytes = 0;
+    std::shared_ptr<const void> work;  // goes on as long as this is held
+  };
+  std::map<std::string, Digesting> digesting_;  // by job
   std::set<std::string> log_complaints_;
   std::map<std::string, std::string> by_request_;
   int64_t stale_events_ = 0;

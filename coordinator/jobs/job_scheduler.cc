@@ -4,9 +4,12 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "common/dataset/dataset_fingerprint.h"
 #include "common/exit_codes.h"
 #include "common/proto_time.h"
+#include "common/spec/batch_schedule.h"
 #include "coordinator/jobs/job_manager.h"
 #include "google/protobuf/util/message_differencer.h"
 
@@ -25,6 +28,51 @@ bool HoldsSlots(v1::JobState state) {
 
 absl::Status NoSuchJob(const std::string& job_id) {
   return absl::NotFoundError(absl::StrCat("no job \"", job_id, "\"; `mtctl list` shows all"));
+}
+
+// The order has as many samples as the steps from the beginning would take.
+absl::Status CheckSamplesLeft(const v1::JobSpec& spec, const v1::CheckpointManifest& manifest) {
+  const v1::TrainingSpec& training = spec.training();
+  const int64_t ordered = SamplesOfSteps(training, training.steps());
+  const int64_t wanted =
+      SamplesAfter(training, manifest.consumed_samples(), training.steps() - manifest.step());
+  if (wanted <= ordered || DatasetPrefixesOf(spec).empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "checkpoint.resume_from: ", manifest.job_id(), "@", manifest.step(), " has consumed ",
+      manifest.consumed_samples(), " samples, and step ", training.steps(), " would end at ",
+      wanted, ", but training.steps: ", training.steps(),
+      " of this global_batch and batch_rampup order ", ordered,
+      " samples of the data; keep the batch that the checkpoint was made with (",
+      manifest.spec().training().global_batch(), ")"));
+}
+
+// Why the samples of a run that goes on from a checkpoint come in another order than before it; "" if they do not.
+std::string DescribeNewOrder(const v1::JobSpec& before, const v1::JobSpec& now) {
+  const auto order = [](const v1::JobSpec& spec) {
+    const v1::DataSpec& data = spec.data();
+    std::string sources;
+    for (const v1::DataSource& source : data.train())
+      absl::StrAppend(&sources, " ", source.prefix(), " ", source.weight());
+    return std::vector<std::pair<std::string, std::string>>{
+        {"data.train", sources},
+        {"data.split", data.split()},
+        {"data.packing", absl::StrCat(data.packing())},
+        {"data.sequence_length", absl::StrCat(data.sequence_length())},
+        {"data.seed", absl::StrCat(data.has_seed() ? data.seed() : spec.training().seed())},
+        {"the number of samples (training.steps, global_batch)",
+         absl::StrCat(SamplesOfSteps(spec.training(), spec.training().steps()))}};
+  };
+  if (DatasetPrefixesOf(now).empty()) return "";
+  const auto then = order(before), here = order(now);
+  std::vector<std::string> changed;
+  for (size_t i = 0; i < here.size(); ++i) {
+    if (then[i] != here[i]) changed.push_back(here[i].first);
+  }
+  if (changed.empty()) return "";
+  return absl::StrCat(
+      "samples come in another order than before the checkpoint, so some come again and "
+      "some never: other than there are ",
+      absl::StrJoin(changed, ", "));
 }
 
 }  // namespace
@@ -57,7 +105,7 @@ absl::StatusOr<v1::Job> JobManager::Submit(const v1::SubmitRequest& request,
         "parallel: ", mesh.ToString(), " needs ", mesh.world(), " slots, the cluster has ", slots,
         "; use a smaller layout or add nodes to the hostfile"));
   }
-  std::string resume_job;
+  std::string resume_job, new_order;
   int64_t resume_step = -1;
   if (!spec.checkpoint().resume_from().empty()) {
     const std::vector<std::string> parts =
@@ -82,6 +130,8 @@ absl::StatusOr<v1::Job> JobManager::Submit(const v1::SubmitRequest& request,
           " has done all of training.steps: ", spec.training().steps(),
           ", which counts from the start of the whole run; set it above ", resume_step));
     }
+    MT_RETURN_IF_ERROR(CheckSamplesLeft(spec, checkpoint->manifest()));
+    new_order = DescribeNewOrder(checkpoint->manifest().spec(), spec);
   }
   if (shutting_down_) return absl::UnavailableError("the cluster is going down");
 
@@ -109,6 +159,7 @@ absl::StatusOr<v1::Job> JobManager::Submit(const v1::SubmitRequest& request,
     ledger_->EditJob(id) = record;
     ledger_->AddEvent("job_queued", id, "", 0,
                       absl::StrCat(mesh.ToString(), ", ", spec.training().steps(), " steps"));
+    if (!new_order.empty()) ledger_->AddEvent("data_order_changed", id, "", 0, new_order);
   }));
   if (!request.request_id().empty()) by_request_[request.request_id()] = id;
   schedule_ = true;

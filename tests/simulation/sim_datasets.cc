@@ -55,9 +55,9 @@ std::string SimDatasetFile(const std::string& path) {
   return contents;
 }
 
-void SimDigester::Digest(std::vector<std::string> prefixes,
-                         std::function<void(int64_t, int64_t)> progress,
-                         std::function<void(absl::StatusOr<std::vector<v1::DatasetFile>>)> done) {
+std::shared_ptr<const void> SimDigester::Digest(
+    std::vector<std::string> prefixes, std::function<void(int64_t, int64_t)> progress,
+    std::function<void(absl::StatusOr<std::vector<v1::DatasetFile>>)> done) {
   std::vector<v1::DatasetFile> files;
   for (const std::string& prefix : prefixes) {
     for (const char* suffix : {".idx", ".bin"}) {
@@ -71,6 +71,7 @@ void SimDigester::Digest(std::vector<std::string> prefixes,
   loop_->After(absl::Seconds(random_->Uniform()), [progress] { progress(1, 2); });
   loop_->After(absl::Seconds(1 + 5 * random_->Uniform()),
                [done, files = std::move(files)] { done(files); });
+  return nullptr;  // it is done soon
 }
 
 std::unique_ptr<DatasetStream> SimDatasetTransport::Read(

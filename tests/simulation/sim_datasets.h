@@ -20,8 +20,9 @@ std::string SimDatasetFile(const std::string& path);
 class SimDigester : public DatasetDigester {
  public:
   SimDigester(EventLoop* loop, Random* random) : loop_(loop), random_(random) {}
-  void Digest(std::vector<std::string> prefixes, std::function<void(int64_t, int64_t)> progress,
-              std::function<void(absl::StatusOr<std::vector<v1::DatasetFile>>)> done) override;
+  std::shared_ptr<const void> Digest(
+      std::vector<std::string> prefixes, std::function<void(int64_t, int64_t)> progress,
+      std::function<void(absl::StatusOr<std::vector<v1::DatasetFile>>)> done) override;
 
  private:
   EventLoop* const loop_;
