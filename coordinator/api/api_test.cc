@@ -16,6 +16,7 @@
 #include "mt/v1/checkpoints.grpc.pb.h"
 #include "mt/v1/cluster.grpc.pb.h"
 #include "mt/v1/jobs.grpc.pb.h"
+#include "mt/v1/worker.grpc.pb.h"
 
 namespace mt {
 namespace {
@@ -64,6 +65,7 @@ class ApiTest : public testing::Test {
     services_.push_back(
         NewClusterService(loop_.get(), coordinator_.get(), [this] { stopped_.Notify(); }));
     services_.push_back(NewCheckpointsService(loop_.get(), env_, coordinator_.get(), own));
+    services_.push_back(NewCoordinatorDatasetsService(loop_.get(), env_, coordinator_.get()));
     grpc::ServerBuilder builder;
     SetServerDefaults(builder);
     builder.AddListeningPort("127.0.0.1:0", *NewServerCredentials(env_, own), &port_);
@@ -176,6 +178,21 @@ TEST_F(ApiTest, NodesCertificateIsNoClient) {
   v1::Jobs::Stub node(Channel(Files("node", ca_->IssueNode("n1"))));
   EXPECT_EQ(Call(node, &v1::Jobs::Stub::List, v1::ListJobsRequest()).status().code(),
             absl::StatusCode::kPermissionDenied);
+}
+
+TEST_F(ApiTest, DatasetsAreForNodesOnly) {
+  const auto status_of = [](std::shared_ptr<grpc::Channel> channel) {
+    grpc::ClientContext context;
+    Limit(context);
+    v1::ReadDatasetRequest request;
+    request.set_xxh3_128(std::string(32, 'a'));
+    v1::FilePiece piece;
+    const auto reader = v1::Datasets::NewStub(channel)->Read(&context, request);
+    while (reader->Read(&piece)) continue;
+    return FromGrpcStatus(reader->Finish()).code();
+  };
+  EXPECT_EQ(status_of(As(Role::kOperator)), absl::StatusCode::kPermissionDenied);
+  EXPECT_EQ(status_of(Channel(Files("node", ca_->IssueNode("n1")))), absl::StatusCode::kNotFound);
 }
 
 TEST_F(ApiTest, SpecThatDoesNotValidateIsRefused) {
