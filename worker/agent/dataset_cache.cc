@@ -52,7 +52,9 @@ absl::StatusOr<int64_t> DatasetCache::HalfOfTheDisk() const {
   int64_t before = 0;
   const auto text = ReadFile(env_, path, 64);
   if (text.ok() && absl::SimpleAtoi(*text, &before) && before >= now) return before;
-  MT_RETURN_IF_ERROR(WriteFileAtomically(env_, path, absl::StrCat(now)));
+  if (const absl::Status kept = WriteFileAtomically(env_, path, absl::StrCat(now)); !kept.ok()) {
+    MT_LOG(Warning) << "limit of the cache of datasets: " << kept.ToString();
+  }
   return now;
 }
 
