@@ -55,11 +55,15 @@ absl::StatusOr<std::string> TextOf(const Tokenizer& tokenizer, std::span<const i
                                    const std::vector<uint8_t>& losses) {
   if (losses.empty()) return tokenizer.Decode(ids, SpecialText::kSpecial);
   std::string text;
+  size_t shown = 0;
   for (size_t begin = 0; begin < ids.size();) {
     size_t end = begin;
     while (end < ids.size() && losses[end] == losses[begin]) ++end;
-    MT_ASSIGN_OR_RETURN(const std::string part,
-                        tokenizer.Decode(ids.subspan(begin, end - begin), SpecialText::kSpecial));
+    // With all before it: the first token of a text may decode to less than it does inside.
+    MT_ASSIGN_OR_RETURN(const std::string whole,
+                        tokenizer.Decode(ids.first(end), SpecialText::kSpecial));
+    const std::string part = whole.substr(std::min(shown, whole.size()));
+    shown = whole.size();
     absl::StrAppend(&text, losses[begin] != 0 ? "⟦" : "", part, losses[begin] != 0 ? "⟧" : "");
     begin = end;
   }

@@ -1,6 +1,7 @@
 // Conversations through every chat template: broken ones are refused; of the others the tokens spell
 // what the template says and nothing that a message says becomes a special token, and exactly the
-// tokens that touch what the assistant says have a loss.
+// tokens that touch what the assistant says have a loss. Also with a vocabulary that decodes to
+// something else than the text, where at least what is an answer's beyond doubt has its loss.
 #include "tests/fuzz/fuzz.h"
 #include "worker/data/chat/chat_encoder.h"
 #include "worker/data/chat/chat_template.h"
@@ -8,11 +9,19 @@
 namespace mt {
 namespace {
 
+const Tokenizer* Golden(const char* file) {
+  return NewTokenizer(Env::Real(), absl::StrCat(MT_SOURCE_DIR, "/tests/golden/chat/", file))
+      .value()
+      .release();
+}
+
 const Tokenizer& TestTokenizer() {
-  static const Tokenizer* const kTokenizer =
-      NewTokenizer(Env::Real(), std::string(MT_SOURCE_DIR) + "/tests/golden/chat/tokenizer.json")
-          .value()
-          .release();
+  static const Tokenizer* const kTokenizer = Golden("tokenizer.json");
+  return *kTokenizer;
+}
+
+const Tokenizer& MetaspaceTokenizer() {
+  static const Tokenizer* const kTokenizer = Golden("metaspace.json");
   return *kTokenizer;
 }
 
@@ -61,11 +70,63 @@ void Check(const ChatTemplate& chat, const std::string& record) {
   MT_CHECK(num_specials == expected.num_specials);
 }
 
+// The ids are those of the texts between special tokens; a token has a loss only if its text has one somewhere,
+// and all have where all of the text has.
+void CheckSpaced(const ChatTemplate& chat, const std::string& record) {
+  const Tokenizer& tokenizer = MetaspaceTokenizer();
+  const auto factory = NewChatEncoderFactory(
+      &tokenizer, {.template_name = std::string(chat.name), .append_eod = false});
+  MT_CHECK_OK(factory.status());
+  EncodedDocument document;
+  if (!(*factory)->NewEncoder()->Encode(record, &document).ok()) return;
+  MT_CHECK(document.loss.size() == document.tokens.size());
+  std::vector<ChatPiece> pieces;
+  MT_CHECK_OK(chat.render(ParseConversation(record).value(), &pieces));
+  const auto encoder = tokenizer.NewEncoder();
+  size_t at = 0;
+  for (size_t i = 0; i < pieces.size();) {
+    std::string text;
+    bool any = false, all = true;
+    std::vector<int32_t> ids;
+    const auto add = [&](const ChatPiece& piece) {
+      any = any || piece.loss;
+      all = all && piece.loss;
+    };
+    const auto id_of = [&](const ChatPiece& piece) {
+      if (piece.kind == ChatPiece::Kind::kText) return -1;
+      if (piece.kind == ChatPiece::Kind::kEndOfDocument) return tokenizer.eod();
+      return tokenizer.special_id(piece.text);
+    };
+    if (const int32_t id = id_of(pieces[i]); id >= 0) {
+      add(pieces[i++]);
+      ids.push_back(id);
+    } else {
+      for (; i < pieces.size() && id_of(pieces[i]) < 0; ++i) {
+        add(pieces[i]);
+        text += pieces[i].text;
+      }
+      MT_CHECK_OK(at == 0 ? encoder->Encode(text, &ids) : encoder->EncodeInside(text, &ids));
+    }
+    bool behind = false;
+    for (const int32_t id : ids) {
+      MT_CHECK(at < document.tokens.size() && document.tokens[at] == id) << at;
+      const bool loss = document.loss[at++] != 0;
+      MT_CHECK(loss ? any : !all) << at;
+      MT_CHECK(loss || !behind) << at;  // in no template an answer is followed by other text
+      behind = behind || loss;
+    }
+  }
+  MT_CHECK(at == document.tokens.size());
+}
+
 }  // namespace
 }  // namespace mt
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string record = mt::FuzzInput(data, size).Rest();
-  for (const mt::ChatTemplate& chat : mt::ChatTemplates()) mt::Check(chat, record);
+  for (const mt::ChatTemplate& chat : mt::ChatTemplates()) {
+    mt::Check(chat, record);
+    mt::CheckSpaced(chat, record);
+  }
   return 0;
 }

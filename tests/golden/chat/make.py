@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
-"""Conversations as transformers' apply_chat_template renders and encodes them: golden.json and tokenizer.json of this folder.
+"""Conversations as transformers' apply_chat_template renders and encodes them: golden.json and the tokenizers of this folder.
 
   python3 make.py FOLDER    (transformers 4.57.1, tokenizers: see ../requirements.txt)
 
 The templates are the published ones of the families written again, without tools and without what depends on the day; what
-the model says is marked with `generation`, from which transformers makes its mask of assistant tokens. The tokenizer is trained
-here, on this file, and has the special tokens of all families.
+the model says is marked with `generation`, from which transformers makes its mask of assistant tokens. The tokenizers are trained
+here, on this file, and have the special tokens of all families: a byte-level one, which encodes all templates; and two that write
+spaces as SentencePiece does, which encode those that have text of others before an answer. Of these prepend.json puts a space
+before every text, has bytes for what it does not know and drops a space where it decodes, as Llama 2's; metaspace.json has
+the space at the very first text only, NFC, and an unknown token.
 """
 import json
 import sys
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 GEN, END = "{% generation %}", "{% endgeneration %}"
@@ -90,6 +93,7 @@ SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", 
             "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "<｜begin▁of▁sentence｜>", "<｜User｜>",
             "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>"]
 WORDS = ["<think>", "</think>"]  # added, but not special, as in Qwen 3
+SPACED = ["plain", "mistral", "mistral-v7", "deepseek-v2", "chatml"]  # templates that the other tokenizers encode
 
 
 def said(*turns):
@@ -110,43 +114,93 @@ CONVERSATIONS = [
     said(("a", "I begin."), ("u", "Then I answer."), ("a", "Then I do.")),
     said(("u", "one"), ("s", "from now on, two"), ("u", "three"), ("a", "four")),
     said(("u", "def f(x):\n\treturn x\n"), ("a", "```python\ndef f(x: int) -> int:\n    return x  # as is\n```\n")),
+    said(("u", "  cafe\u0301, \u2603 and  e\u0301te\u0301"), ("a", "\U0001f3b9 oui, cafe\u0301 \u2603\u2603")),
+    said(("u", " spaced  out "), ("a", "  so  am I "), ("u", "42"), ("a", "4 2")),
     # Ids differ from those of transformers on purpose: what a message spells is no special token.
     said(("u", "say <|im_end|> and </s>[INST]"), ("a", "<|im_end|>\n<|im_start|>system\n<|eot_id|>")),
 ]
 
 
-def train():
+def texts():
+    with open(__file__) as text:
+        return [text.read()] + [m["content"] for c in CONVERSATIONS for m in c]
+
+
+def byte_level():
     tokenizer = Tokenizer(models.BPE())
     pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=SPECIALS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    with open(__file__) as text:
-        tokenizer.train_from_iterator([text.read()] + [m["content"] for c in CONVERSATIONS for m in c], trainer)
+    tokenizer.train_from_iterator(texts(), trainer)
     tokenizer.add_tokens(WORDS)
     return tokenizer
 
 
-def main(folder):
-    tokenizer = train()
-    tokenizer.save(f"{folder}/tokenizer.json", pretty=False)
-    with open(f"{folder}/tokenizer_config.json", "w") as file:
-        json.dump({"eos_token": "<|endoftext|>"}, file)
+def trained_on_words(tokenizer, more_tokens=()):
+    """Of ASCII letters, so that there are characters that it does not know."""
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
+    specials = ["<unk>"] + SPECIALS + list(more_tokens)
+    trainer = trainers.BpeTrainer(vocab_size=len(specials) + 250, special_tokens=specials, limit_alphabet=100, show_progress=False)
+    tokenizer.train_from_iterator(["".join(c for c in text if ord(c) < 128) for text in texts()], trainer)
+    spec = json.loads(tokenizer.to_str())
+    spec["added_tokens"] = spec["added_tokens"][:1 + len(SPECIALS)]
+    return spec
+
+
+def prepend():
+    spec = trained_on_words(Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)), [f"<0x{byte:02X}>" for byte in range(256)])
+    spec["pre_tokenizer"] = None
+    spec["normalizer"] = {"type": "Sequence", "normalizers": [
+        {"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]}
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                           decoders.Strip(content=" ", left=1, right=0)])
+    return tokenizer
+
+
+def metaspace():
+    spec = trained_on_words(Tokenizer(models.BPE(unk_token="<unk>")))
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
+    return tokenizer
+
+
+def encodings(tokenizer, names):
+    """By template, of each conversation: its text, ids and mask, or why there are none."""
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
-    golden = {"conversations": CONVERSATIONS, "templates": {}}
-    for name, template in TEMPLATES.items():
-        results = golden["templates"][name] = []
+    golden = {}
+    for name in names:
+        results = golden[name] = []
         for number, conversation in enumerate(CONVERSATIONS):
             try:
-                text = fast.apply_chat_template(conversation, chat_template=template, tokenize=False)
-                encoded = fast.apply_chat_template(conversation, chat_template=template, return_dict=True, return_assistant_tokens_mask=True)
+                text = fast.apply_chat_template(conversation, chat_template=TEMPLATES[name], tokenize=False)
+                encoded = fast.apply_chat_template(conversation, chat_template=TEMPLATES[name], return_dict=True, return_assistant_tokens_mask=True)
             except Exception as error:
                 results.append({"error": str(error)})
                 continue
             results.append({"text": text})
             if number != len(CONVERSATIONS) - 1:
                 results[-1].update(ids=encoded["input_ids"], loss=encoded["assistant_masks"])
+    return golden
+
+
+def main(folder):
+    tokenizer = byte_level()
+    tokenizer.save(f"{folder}/tokenizer.json", pretty=False)
+    with open(f"{folder}/tokenizer_config.json", "w") as file:
+        json.dump({"eos_token": "<|endoftext|>"}, file)
+    golden = {"conversations": CONVERSATIONS, "templates": encodings(tokenizer, TEMPLATES), "spaced": {}}
+    for make in (prepend, metaspace):
+        tokenizer = make()
+        tokenizer.save(f"{folder}/{make.__name__}.json", pretty=False)
+        golden["spaced"][make.__name__] = {
+            name: [{key: result[key] for key in ("ids", "loss") if key in result} for result in results]
+            for name, results in encodings(tokenizer, SPACED).items()}
     with open(f"{folder}/golden.json", "w") as file:
         json.dump(golden, file, ensure_ascii=True, separators=(",", ":"))
 

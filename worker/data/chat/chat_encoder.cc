@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_join.h"
 #include "worker/data/chat/chat_template.h"
+#include "worker/data/chat/token_borders.h"
 
 namespace mt {
 namespace {
@@ -16,31 +17,27 @@ struct Shared {
   ChatOptions options;
 };
 
-// Text between two special tokens: its bytes, and where its pieces end.
+// Text between two special tokens.
 struct Run {
   std::string text;
   struct Part {
-    size_t end;
+    size_t begin, end;  // in text
     bool loss;
   };
-  std::vector<Part> parts;
+  std::vector<Part> parts;  // without gaps; neighbours differ in their loss
 
   void Add(const ChatPiece& piece) {
+    const size_t begin = text.size();
     text += piece.text;
-    parts.push_back({text.size(), piece.loss});
+    if (!parts.empty() && parts.back().loss == piece.loss) {
+      parts.back().end = text.size();
+    } else {
+      parts.push_back({begin, text.size(), piece.loss});
+    }
   }
   void Clear() {
     text.clear();
     parts.clear();
-  }
-  // Of any of the bytes [begin, end).
-  bool LossOf(size_t begin, size_t end) const {
-    size_t part_begin = 0;
-    for (const Part& part : parts) {
-      if (part.loss && part_begin < end && begin < part.end) return true;
-      part_begin = part.end;
-    }
-    return false;
   }
 };
 
@@ -97,19 +94,23 @@ class ChatEncoder : public RecordEncoder {
   absl::Status EncodeRun(EncodedDocument* document) {
     if (run_.text.empty()) return absl::OkStatus();
     const size_t first = document->tokens.size();
-    MT_RETURN_IF_ERROR(encoder_->Encode(run_.text, &document->tokens));
-    // Tokens follow each other as their bytes do; behind the last border they are all alike.
-    size_t border = 0;
-    for (size_t i = 0; i + 1 < run_.parts.size(); ++i)
-      if (run_.parts[i].loss != run_.parts[i + 1].loss) border = run_.parts[i].end;
-    size_t begin = 0;
-    for (size_t i = first; i < document->tokens.size() && begin < border; ++i) {
-      MT_ASSIGN_OR_RETURN(const std::string bytes,
-                          shared_.tokenizer->Decode(std::span(&document->tokens[i], 1)));
-      document->loss.push_back(run_.LossOf(begin, begin + bytes.size()) ? 1 : 0);
-      begin += bytes.size();
+    const bool inside = first > 0;
+    MT_RETURN_IF_ERROR(inside ? encoder_->EncodeInside(run_.text, &document->tokens)
+                              : encoder_->Encode(run_.text, &document->tokens));
+    if (run_.parts.size() == 1) {
+      document->loss.resize(document->tokens.size(), run_.parts[0].loss ? 1 : 0);
+    } else {
+      document->loss.resize(document->tokens.size(), 0);
+      MT_ASSIGN_OR_RETURN(
+          const TokenBorders borders,
+          TokenBorders::Of(*shared_.tokenizer, encoder_.get(), inside, run_.text,
+                           std::span<const int32_t>(document->tokens).subspan(first)));
+      for (const Run::Part& part : run_.parts) {
+        if (!part.loss) continue;
+        MT_ASSIGN_OR_RETURN(const auto tokens, borders.TokensOf(part.begin, part.end));
+        for (size_t i = tokens.first; i < tokens.second; ++i) document->loss[first + i] = 1;
+      }
     }
-    document->loss.resize(document->tokens.size(), run_.parts.back().loss ? 1 : 0);
     run_.Clear();
     return absl::OkStatus();
   }

@@ -25,7 +25,7 @@ struct ChatOptions {
 absl::StatusOr<ChatOptions::Loss> ParseChatLoss(absl::string_view name);
 
 // Records are JSON (conversation.h). A text between two special tokens is encoded as a whole, as transformers does; a token on the border of what
-// the assistant says counts as the assistant's. Encode refuses, besides what ParseConversation and the template refuse,
+// the assistant says counts as the assistant's (token_borders.h). Encode refuses, besides what ParseConversation and the template refuse,
 // a conversation in which nothing has a loss. `tokenizer` must outlive the factory.
 //
 // INVALID_ARGUMENT: no such template, or the vocabulary lacks a special token that the template needs, by name.

@@ -5,6 +5,7 @@
 #include "worker/data/chat/chat_encoder.h"
 #include "worker/data/chat/chat_template.h"
 #include "worker/data/chat/python_strip.h"
+#include "worker/data/chat/token_borders.h"
 
 namespace mt {
 namespace {
@@ -21,9 +22,12 @@ const json& Golden() {
   return *kFile;
 }
 
+std::unique_ptr<Tokenizer> NewGoldenTokenizer(absl::string_view file) {
+  return NewTokenizer(Env::Real(), absl::StrCat(kGolden, "/", file)).value();
+}
+
 const Tokenizer& GoldenTokenizer() {
-  static const Tokenizer* const kTokenizer =
-      NewTokenizer(Env::Real(), kGolden + "/tokenizer.json").value().release();
+  static const Tokenizer* const kTokenizer = NewGoldenTokenizer("tokenizer.json").release();
   return *kTokenizer;
 }
 
@@ -63,20 +67,34 @@ TEST_P(ChatGoldenTest, TextsAreThoseOfTransformers) {
   }
 }
 
-TEST_P(ChatGoldenTest, IdsAndLossesAreThoseOfTransformers) {
-  const json& expected = Golden()["templates"][GetParam()];
+// `expected`: of each conversation.
+void ExpectIdsAndLosses(const Tokenizer& tokenizer, const std::string& chat, const json& expected) {
   int compared = 0;
   for (size_t i = 0; i < expected.size(); ++i) {
     if (!expected[i].contains("ids")) continue;
+    const std::string conversation = Golden()["conversations"][i].dump();
     const EncodedDocument document =
-        Encode(GoldenTokenizer(), {.template_name = GetParam(), .append_eod = false},
-               Golden()["conversations"][i].dump())
-            .value();
-    EXPECT_EQ(document.tokens, expected[i]["ids"].get<std::vector<int32_t>>()) << i;
-    EXPECT_EQ(document.loss, expected[i]["loss"].get<std::vector<uint8_t>>()) << i;
+        Encode(tokenizer, {.template_name = chat, .append_eod = false}, conversation).value();
+    EXPECT_EQ(document.tokens, expected[i]["ids"].get<std::vector<int32_t>>()) << conversation;
+    EXPECT_EQ(document.loss, expected[i]["loss"].get<std::vector<uint8_t>>()) << conversation;
     ++compared;
   }
-  EXPECT_GE(compared, 9);
+  EXPECT_GE(compared, 11);
+}
+
+TEST_P(ChatGoldenTest, IdsAndLossesAreThoseOfTransformers) {
+  ExpectIdsAndLosses(GoldenTokenizer(), GetParam(), Golden()["templates"][GetParam()]);
+}
+
+// Where decoding drops spaces, normal forms change lengths, and unknown characters have no bytes.
+TEST(Chat, IdsAndLossesAreThoseOfTransformersWithSpacedVocabularies) {
+  for (const auto& [name, templates] : Golden()["spaced"].items()) {
+    const auto tokenizer = NewGoldenTokenizer(name + ".json");
+    for (const auto& [chat, expected] : templates.items()) {
+      SCOPED_TRACE(name + ", " + chat);
+      ExpectIdsAndLosses(*tokenizer, chat, expected);
+    }
+  }
 }
 
 // What messages spell cannot end a turn: there are as many special tokens as the template puts.
@@ -109,6 +127,74 @@ INSTANTIATE_TEST_SUITE_P(Chat, ChatGoldenTest, ::testing::ValuesIn([] {
                              if (std::isalnum(c) != 0) name += c;
                            return name;
                          });
+
+// Bytes behind a space that decoding drops. As in SentencePiece, of a character that is cut each byte becomes U+FFFD.
+class CuttingTokenizer : public Tokenizer {
+ public:
+  std::unique_ptr<TokenEncoder> NewEncoder(SpecialText) const override {
+    class Encoder : public TokenEncoder {
+      absl::Status Encode(absl::string_view text, std::vector<int32_t>* ids) override {
+        ids->push_back(' ');
+        for (const char c : text) ids->push_back(static_cast<uint8_t>(c));
+        return absl::OkStatus();
+      }
+    };
+    return std::make_unique<Encoder>();
+  }
+  absl::StatusOr<std::string> Decode(std::span<const int32_t> ids, SpecialText) const override {
+    num_decoded += ids.size();
+    std::string text;
+    for (size_t i = ids.empty() ? 0 : 1; i < ids.size();) {
+      const size_t bytes = ids[i] < 0x80 ? 1 : ids[i] < 0xE0 ? 2 : ids[i] < 0xF0 ? 3 : 4;
+      if (i + bytes > ids.size()) text += "\uFFFD";
+      for (size_t b = 0; i + bytes <= ids.size() && b < bytes; ++b)
+        text += static_cast<char>(ids[i + b]);
+      i += i + bytes > ids.size() ? 1 : bytes;
+    }
+    return text;
+  }
+  int32_t vocab_size() const override { return 256; }
+  int32_t eod() const override { return -1; }
+  int32_t special_id(absl::string_view) const override { return -1; }
+  const std::string& spec() const override { return name_; }
+  const std::string& digest() const override { return name_; }
+
+  mutable size_t num_decoded = 0;
+
+ private:
+  const std::string name_ = "cutting";
+};
+
+std::pair<size_t, size_t> TokensOf(const Tokenizer& tokenizer, const std::string& text,
+                                   size_t begin, size_t end) {
+  const auto encoder = tokenizer.NewEncoder();
+  std::vector<int32_t> ids;
+  EXPECT_TRUE(encoder->Encode(text, &ids).ok());
+  return TokenBorders::Of(tokenizer, encoder.get(), false, text, ids)
+      .value()
+      .TokensOf(begin, end)
+      .value();
+}
+
+TEST(TokenBorders, ACutCharacterIsWhole) {
+  const CuttingTokenizer tokenizer;
+  const std::string text = "e: 🎹é！";  // at 3, 7, 9; the last ends at 12 and begins as U+FFFD does
+  EXPECT_EQ(TokensOf(tokenizer, text, 3, 12), std::pair(size_t{4}, size_t{13}));
+  EXPECT_EQ(TokensOf(tokenizer, text, 3, 7), std::pair(size_t{4}, size_t{8}));
+  EXPECT_EQ(TokensOf(tokenizer, text, 7, 9), std::pair(size_t{8}, size_t{10}));
+  EXPECT_EQ(TokensOf(tokenizer, text, 9, 12), std::pair(size_t{10}, size_t{13}));
+  EXPECT_EQ(TokensOf(tokenizer, text, 0, 3), std::pair(size_t{0}, size_t{4}));
+}
+
+TEST(TokenBorders, LongTextsAreDecodedAFewTimes) {
+  const CuttingTokenizer tokenizer;
+  const std::string text(100'000, 'x');
+  EXPECT_EQ(TokensOf(tokenizer, text, 99'990, 99'999), std::pair(size_t{99'991}, size_t{100'000}));
+  EXPECT_LE(tokenizer.num_decoded, 40u * text.size());
+  tokenizer.num_decoded = 0;
+  EXPECT_EQ(TokensOf(tokenizer, text, 10, text.size()), std::pair(size_t{11}, size_t{100'001}));
+  EXPECT_LE(tokenizer.num_decoded, 3u * text.size());
+}
 
 // Bytes are tokens, so the mask can be read.
 std::string Marked(const std::string& record, const ChatOptions& options) {

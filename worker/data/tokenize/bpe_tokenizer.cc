@@ -93,13 +93,22 @@ class BpeEncoder : public TokenEncoder {
       : parts_(tokenizer->parts()), model_(tokenizer->model()), special_(special) {}
 
   absl::Status Encode(absl::string_view text, std::vector<int32_t>* ids) override {
+    return EncodeText(text, true, ids);
+  }
+  absl::Status EncodeInside(absl::string_view text, std::vector<int32_t>* ids) override {
+    return EncodeText(text, false, ids);
+  }
+
+ private:
+  // `begins`: nothing stands before it.
+  absl::Status EncodeText(absl::string_view text, bool begins, std::vector<int32_t>* ids) {
     if (text.size() > kMaxTextBytes) {
       return absl::InvalidArgumentError(
           absl::StrCat("a text of ", text.size(), " bytes; at most ", kMaxTextBytes,
                        " can be encoded at once: split the document"));
     }
     return ForEachSegment(parts_.raw_added, text, ids, [&](absl::string_view raw) {
-      const bool first = raw.data() == text.data();
+      const bool first = begins && raw.data() == text.data();
       const absl::string_view normal = parts_.normalizer.Normalize(raw, &normalized_);
       return ForEachSegment(parts_.normalized_added, normal, ids, [&](absl::string_view segment) {
         return EncodeSegment(segment, first && segment.data() == normal.data(), ids);
@@ -107,7 +116,6 @@ class BpeEncoder : public TokenEncoder {
     });
   }
 
- private:
   // The ids of the added tokens in `text`, and `encode` for what is between them.
   template <typename EncodeBetween>
   absl::Status ForEachSegment(const AddedTokens& added, absl::string_view text,
@@ -121,7 +129,7 @@ class BpeEncoder : public TokenEncoder {
     return at < text.size() ? encode(text.substr(at)) : absl::OkStatus();
   }
 
-  // `first`: the whole text begins with it.
+  // `first`: everything begins with it.
   absl::Status EncodeSegment(absl::string_view text, bool first, std::vector<int32_t>* ids) {
     text = WithSpaces(text, first);
     used_ = 0;

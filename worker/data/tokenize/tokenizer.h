@@ -28,6 +28,11 @@ class TokenEncoder {
   // Appends the ids of `text`; adds no beginning or end of document. Any bytes are accepted; what bytes that are not UTF-8 become
   // is in docs/spec/tokenizers.md. Equal texts give equal ids, whatever was encoded before.
   virtual absl::Status Encode(absl::string_view text, std::vector<int32_t>* ids) = 0;
+  // The same of a text with something before it, such as a special token: where a space is put before nothing but the very first
+  // text (Metaspace with prepend_scheme "first"), this one gets none.
+  virtual absl::Status EncodeInside(absl::string_view text, std::vector<int32_t>* ids) {
+    return Encode(text, ids);
+  }
 };
 
 class Tokenizer {
