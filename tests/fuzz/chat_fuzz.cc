@@ -39,7 +39,8 @@ Rendered RenderedBy(const ChatTemplate& chat, const std::vector<ChatMessage>& me
     const bool is_eod = piece.kind == ChatPiece::Kind::kEndOfDocument;
     rendered.text += is_eod ? "<|endoftext|>" : piece.text;
     rendered.loss.resize(rendered.text.size(), piece.loss ? 1 : 0);
-    if (piece.kind != ChatPiece::Kind::kText) ++rendered.num_specials;
+    // <think> is an added token here, and no special one: it decodes to its text.
+    if (is_eod || piece.kind == ChatPiece::Kind::kSpecial) ++rendered.num_specials;
   }
   return rendered;
 }
