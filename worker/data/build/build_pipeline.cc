@@ -112,10 +112,10 @@ void BuildPipeline::Work() {
     if (!ended) result.status = encoder.Encode(chunk, format, &result.chunk);
     // What one large record needed is not kept.
     if (chunk.buffer.capacity() > ChunkReader::kLargeBytes) chunk = TextChunk();
+    result.bytes = result.chunk.memory_bytes();
     std::lock_guard lock(mutex_);
     times_.parse += encoder.parse_time() - std::exchange(parsed, encoder.parse_time());
     times_.encode += encoder.encode_time() - std::exchange(encoded, encoder.encode_time());
-    result.bytes = result.chunk.memory_bytes();
     input.in_flight += result.bytes - options_.chunk_bytes;
     in_flight_ += result.bytes - options_.chunk_bytes;
     encoded_.emplace(key, std::move(result));

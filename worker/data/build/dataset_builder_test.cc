@@ -6,11 +6,13 @@
 #include <filesystem>
 #include <fstream>
 #include <random>
+#include <thread>
 
 #include "absl/strings/match.h"
 #include "common/testing/mem_env.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "worker/data/build/build_pipeline.h"
 #include "worker/data/dataset_verifier.h"
 #include "worker/data/indexed_dataset.h"
 #include "worker/data/loss_file.h"
@@ -499,6 +501,66 @@ TEST_F(BuildInMemoryTest, LargeRecordsTakeTurnsAndNothingHangs) {
   options_.memory_bytes = 1000;
   options_.journal_interval = absl::Hours(1);
   EXPECT_GT(Build().value().files.num_tokens, 2 * static_cast<int64_t>(ChunkReader::kLargeBytes));
+}
+
+// Refuses everything, and counts.
+class RefusingFactory : public LossFactory {
+ public:
+  using LossFactory::LossFactory;
+  class Encoder : public RecordEncoder {
+   public:
+    explicit Encoder(std::atomic<int64_t>* refused) : refused_(*refused) {}
+    absl::Status Encode(absl::string_view, EncodedDocument*) override {
+      ++refused_;
+      return absl::InvalidArgumentError("it is refused");
+    }
+
+   private:
+    std::atomic<int64_t>& refused_;
+  };
+  std::unique_ptr<RecordEncoder> NewEncoder() const override {
+    return std::make_unique<Encoder>(&refused_);
+  }
+  int64_t refused() const { return refused_; }
+
+ private:
+  mutable std::atomic<int64_t> refused_ = 0;
+};
+
+// Bad lines take memory too: readers that met nothing else must wait for a slow writer all the same.
+TEST_F(BuildInMemoryTest, MemoryHoldsWhereAllLinesAreBad) {
+  constexpr int64_t kLines = 400;
+  constexpr size_t kLineBytes = 10'000;
+  std::string text;
+  for (int64_t i = 0; i < kLines; ++i)
+    text += "{\"text\": \"" + std::string(kLineBytes, 'x') + "\"}\n";
+  Put("/in/a.jsonl", text);
+  options_.inputs = {"/in/a.jsonl"};
+  options_.threads = 4;
+  options_.chunk_bytes = kLineBytes;
+  options_.memory_bytes = 20 * kLineBytes;
+  options_.deduplicate = false;
+  const RefusingFactory encoders(tokenizer_.get());
+  BuildPipeline pipeline(&env_, Clock::Real(), encoders, options_, TokenType::kUint16, 0, {},
+                         nullptr);
+  int64_t written = 0, most = 0;
+  while (true) {
+    const std::optional<EncodedChunk> chunk = pipeline.Next(absl::Seconds(1)).value();
+    if (!chunk.has_value()) continue;
+    if (!chunk->file_xxh3.empty()) break;
+    written += static_cast<int64_t>(chunk->bad.size());
+    // As slow a writer as it takes for the readers to come as far as they may.
+    int64_t refused = -1;
+    for (int still = 0; still < 2000 && encoders.refused() < kLines; ++still) {
+      if (encoders.refused() != refused) still = 0;
+      refused = encoders.refused();
+      std::this_thread::yield();
+    }
+    most = std::max(most, encoders.refused() - written);
+  }
+  EXPECT_EQ(written, kLines);
+  EXPECT_GE(most, 10);
+  EXPECT_LE(most, 20 + 2 * options_.threads);  // each thread one chunk of two lines more
 }
 
 }  // namespace

@@ -20,6 +20,9 @@ struct BadRecord {
   std::string reason;
   std::string found;  // as it stands in the file, at most kKeptBytes of it
   static constexpr size_t kKeptBytes = 64 << 10;
+
+  // On the heap; a short string may be counted though it is not.
+  size_t memory_bytes() const { return reason.capacity() + found.capacity(); }
 };
 
 struct EncodedChunk {
@@ -39,8 +42,10 @@ struct EncodedChunk {
   uint64_t text_bytes = 0;
 
   size_t memory_bytes() const {
-    return bin.capacity() + lengths.capacity() * sizeof(int32_t) + loss.capacity() +
-           hashes.capacity() * sizeof(DocumentHash);
+    size_t bytes = bin.capacity() + lengths.capacity() * sizeof(int32_t) + loss.capacity() +
+                   hashes.capacity() * sizeof(DocumentHash) + bad.capacity() * sizeof(BadRecord);
+    for (const BadRecord& record : bad) bytes += record.memory_bytes();
+    return bytes;
   }
 };
 
