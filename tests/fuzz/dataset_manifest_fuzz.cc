@@ -10,7 +10,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   MT_CHECK_OK(file->Append(mt::FuzzInput(data, size).Rest()));
   const auto manifest = mt::ReadDatasetManifest(&env, "/d/set");
   if (!manifest.ok()) return 0;
-  MT_CHECK_OK(mt::WriteDatasetManifest(&env, "/d/copy", *manifest));
+  MT_CHECK_OK(mt::WriteFileAtomically(&env, mt::DatasetManifestPath("/d/copy"),
+                                      mt::DatasetManifestJson(*manifest)));
   const auto copy = mt::ReadDatasetManifest(&env, "/d/copy");
   MT_CHECK_OK(copy.status());
   MT_CHECK(copy->files.num_tokens == manifest->files.num_tokens &&

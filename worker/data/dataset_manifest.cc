@@ -4,8 +4,6 @@
 
 #include <algorithm>
 
-#include "worker/data/dataset_commit.h"
-
 namespace mt {
 namespace {
 
@@ -15,8 +13,7 @@ constexpr int kFormatVersion = 1;
 
 std::string DatasetManifestPath(const std::string& prefix) { return prefix + ".manifest.json"; }
 
-absl::Status WriteDatasetManifest(Env* env, const std::string& prefix,
-                                  const DatasetManifest& manifest) {
+std::string DatasetManifestJson(const DatasetManifest& manifest) {
   nlohmann::ordered_json json;
   json["format_version"] = kFormatVersion;
   json["documents"] = manifest.files.num_documents;
@@ -43,10 +40,7 @@ absl::Status WriteDatasetManifest(Env* env, const std::string& prefix,
   }
   json["num_inputs"] = std::max<int64_t>(manifest.num_inputs, manifest.inputs.size());
   if (!manifest.inputs_xxh3.empty()) json["inputs_xxh3_128"] = manifest.inputs_xxh3;
-  // File names need not be UTF-8; what is not is replaced rather than thrown about.
-  return ReplaceLockedFile(
-      env, DatasetManifestPath(prefix),
-      json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+  return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
 absl::StatusOr<DatasetManifest> ReadDatasetManifest(Env* env, const std::string& prefix) {

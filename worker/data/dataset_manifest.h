@@ -42,8 +42,8 @@ struct DatasetManifest {
 constexpr int64_t kListedInputs = 10'000;
 
 std::string DatasetManifestPath(const std::string& prefix);
-absl::Status WriteDatasetManifest(Env* env, const std::string& prefix,
-                                  const DatasetManifest& manifest);
+// As it is written (StageManifest). File names need not be UTF-8; what is not is replaced.
+std::string DatasetManifestJson(const DatasetManifest& manifest);
 // NOT_FOUND: none. INVALID_ARGUMENT: not a manifest of this format.
 absl::StatusOr<DatasetManifest> ReadDatasetManifest(Env* env, const std::string& prefix);
 

@@ -86,13 +86,13 @@ absl::StatusOr<std::unique_ptr<IndexedDatasetWriter>> IndexedDatasetWriter::Crea
 IndexedDatasetWriter::~IndexedDatasetWriter() {
   // Without the lock the files belong to someone else. Errors have nowhere to go: a leftover
   // .partial is harmless.
-  if (lock_ == nullptr) return;
+  if (lock_ == nullptr || keep_) return;
   bin_.reset();
   lengths_.reset();
   loss_.reset();
   for (absl::string_view name :
-       {".bin.partial", ".idx.partial", ".lengths.partial", ".loss.partial", ".lock"}) {
-    if (keep_ && name != ".lock") continue;
+       {".bin.partial", ".idx.partial", ".lengths.partial", ".loss.partial",
+        ".manifest.json.partial"}) {
     env_->RemoveFile(absl::StrCat(prefix_, name)).IgnoreError();
   }
 }
@@ -173,7 +173,8 @@ absl::StatusOr<IndexedDatasetSummary> IndexedDatasetWriter::Seal() {
 }
 
 absl::Status IndexedDatasetWriter::Commit(const DatasetManifest* manifest) {
-  return CommitDataset(env_, prefix_, makes_loss_, manifest);
+  if (manifest != nullptr) MT_RETURN_IF_ERROR(StageManifest(env_, prefix_, *manifest).status());
+  return CommitDataset(env_, prefix_, {.manifest = manifest != nullptr, .loss = makes_loss_});
 }
 
 absl::StatusOr<SpoolFile::State> IndexedDatasetWriter::WriteIndex() {

@@ -66,7 +66,7 @@ class IndexedDatasetWriter {
 
   // Makes the files durable without showing them yet, so that a caller may write what describes them. Call once.
   absl::StatusOr<IndexedDatasetSummary> Seal();
-  // CommitDataset. Call once, after Seal.
+  // StageManifest, if there is one, and CommitDataset. Call once, after Seal.
   absl::Status Commit(const DatasetManifest* manifest = nullptr);
 
   int64_t num_documents() const { return num_documents_; }

@@ -17,6 +17,29 @@ SpoolFile::State SpoolOf(const Json& json) {
   return {json.at("bytes").get<uint64_t>(), json.at("xxh3_128").get<std::string>()};
 }
 
+Json SealedJson(const SealedBuild& sealed) {
+  const IndexedDatasetSummary& files = sealed.files;
+  return {{"documents", files.num_documents},
+          {"tokens", files.num_tokens},
+          {"bin", SpoolJson({files.bin_bytes, files.bin_xxh3})},
+          {"idx", SpoolJson({files.idx_bytes, files.idx_xxh3})},
+          {"loss", SpoolJson({files.loss_bytes, files.loss_xxh3})},
+          {"manifest", SpoolJson(sealed.manifest)}};
+}
+SealedBuild SealedOf(const Json& json) {
+  const SpoolFile::State bin = SpoolOf(json.at("bin")), idx = SpoolOf(json.at("idx")),
+                         loss = SpoolOf(json.at("loss"));
+  return {.files = {.num_documents = json.at("documents").get<int64_t>(),
+                    .num_tokens = json.at("tokens").get<int64_t>(),
+                    .bin_bytes = bin.bytes,
+                    .idx_bytes = idx.bytes,
+                    .bin_xxh3 = bin.xxh3,
+                    .idx_xxh3 = idx.xxh3,
+                    .loss_bytes = loss.bytes,
+                    .loss_xxh3 = loss.xxh3},
+          .manifest = SpoolOf(json.at("manifest"))};
+}
+
 BuildJournal Parse(const Json& json) {
   BuildJournal journal;
   journal.identity = json.at("identity").get<std::map<std::string, std::string>>();
@@ -38,6 +61,7 @@ BuildJournal Parse(const Json& json) {
   journal.bad_lines = json.at("bad_lines").get<int64_t>();
   journal.duplicates = json.at("duplicates").get<int64_t>();
   journal.empty_documents = json.at("empty_documents").get<int64_t>();
+  if (json.contains("sealed")) journal.sealed = SealedOf(json.at("sealed"));
   return journal;
 }
 
@@ -67,6 +91,7 @@ absl::Status WriteBuildJournal(Env* env, const std::string& prefix, const BuildJ
   json["bad_lines"] = journal.bad_lines;
   json["duplicates"] = journal.duplicates;
   json["empty_documents"] = journal.empty_documents;
+  if (journal.sealed.has_value()) json["sealed"] = SealedJson(*journal.sealed);
   return ReplaceLockedFile(env, BuildJournalPath(prefix),
                            json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
 }

@@ -1,7 +1,11 @@
 // PREFIX.journal.json: how far an interrupted build got.
 //
 // It is replaced as a whole, and only after everything that it speaks of is on stable storage; so whatever is killed whenever, the
-// files begin with what the journal says, and what follows there is cut off. It goes before the finished dataset appears.
+// files begin with what the journal says, and what follows there is cut off.
+//
+// The last one of a build is sealed: every file is whole under its partial name, the manifest too, and nothing is left to do but
+// rename them (CommitDataset). Only then is the dataset that they replace touched; and the journal goes last of all, so that a build
+// that was stopped in between is finished, not begun again.
 #pragma once
 
 #include <map>
@@ -16,6 +20,12 @@
 
 namespace mt {
 
+// The files as they will be shown.
+struct SealedBuild {
+  IndexedDatasetSummary files;
+  SpoolFile::State manifest;
+};
+
 struct BuildJournal {
   // By name, all that the result depends on: options, encoder, tokenizer, version, the list of inputs.
   std::map<std::string, std::string> identity;
@@ -28,6 +38,7 @@ struct BuildJournal {
   int64_t bad_lines = 0;
   int64_t duplicates = 0;
   int64_t empty_documents = 0;
+  std::optional<SealedBuild> sealed;  // then `bad` and `inputs` are whole, and `writer` and `hashes` are needed no more
 };
 
 std::string BuildJournalPath(const std::string& prefix);

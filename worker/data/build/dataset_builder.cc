@@ -21,27 +21,17 @@ namespace {
 using Json = nlohmann::ordered_json;
 constexpr absl::Duration kProgressInterval = absl::Seconds(1);
 
-absl::Status CheckOutput(Env* env, const BuildOptions& options) {
+absl::Status CheckOptions(const BuildOptions& options) {
   if (options.inputs.empty())
     return absl::InvalidArgumentError("no input files; name .txt or .jsonl files");
   if (options.output_prefix.empty())
     return absl::InvalidArgumentError("no output prefix; give --output PREFIX");
-  if (options.overwrite) return absl::OkStatus();
-  for (absl::string_view suffix : {".idx", ".bin"}) {
-    const std::string path = absl::StrCat(options.output_prefix, suffix);
-    if (Exists(env, path)) {
-      return absl::AlreadyExistsError(
-          absl::StrCat(path, " exists; choose another prefix or add --overwrite"));
-    }
-  }
   return absl::OkStatus();
 }
 
 std::string Line(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
-
-std::string BadLinesPath(const std::string& prefix) { return prefix + ".bad.jsonl"; }
 
 // One build, from its checks to its dataset. One thread's.
 class Build {
@@ -65,6 +55,11 @@ class Build {
   // What the data depends on and the manifest tells: all of the identity that is not told elsewhere there.
   std::map<std::string, std::string> Options() const;
   absl::Status Open();
+  absl::Status CheckOutput(bool showing) const;
+  absl::Status OpenFiles(std::unique_ptr<FileLock> lock, bool resume);
+  absl::Status OpenSealed(std::unique_ptr<FileLock> lock);
+  void Resumed(int64_t documents, int64_t tokens);
+  absl::Status CheckSealed() const;
   absl::Status CheckIdentity() const;
   absl::Status CheckFinishedInputs();
   absl::Status LoadHashes();
@@ -74,7 +69,8 @@ class Build {
   absl::Status WriteBad(const EncodedChunk& chunk);
   absl::Status EndInput(const EncodedChunk& chunk);
   absl::Status WriteJournal();
-  absl::Status Finish();
+  absl::Status Seal();
+  absl::Status Show();
   absl::StatusOr<DatasetManifest> Manifest();
   void Report(bool always);
   bool Full() const {
@@ -93,10 +89,11 @@ class Build {
   absl::Duration reported_, journalled_;
   BuildResult result_;
   std::vector<FileInfo> infos_;  // of the inputs
-  BuildJournal journal_;         // where the build is
+  BuildJournal journal_;         // where the build is; sealed, and there is no writer if it was found so
   bool has_journal_ = false;     // on disk
   bool has_files_ = false;       // under partial names
   uint64_t finished_bytes_ = 0;  // of the inputs before the one that is read
+  std::unique_ptr<FileLock> lock_;  // unless the writer has it
   DocumentHashes known_;
   std::unique_ptr<IndexedDatasetWriter> writer_;
   std::unique_ptr<SpoolFile> bad_, inputs_, hashes_;
@@ -104,10 +101,14 @@ class Build {
 
 Build::~Build() {
   if (has_journal_ && writer_ != nullptr) writer_->Keep();
-  if (has_journal_ || !has_files_) return;
+  if (!has_files_ || journal_.sealed.has_value()) return;
   bad_.reset();
   inputs_.reset();
   hashes_.reset();
+  // What an unsealed journal knows nothing of only takes room.
+  for (absl::string_view name : {"idx", "manifest.json"})
+    env_->RemoveFile(Partial(name)).IgnoreError();
+  if (has_journal_) return;
   for (absl::string_view name : {"bad.jsonl", "inputs", "hashes"})
     env_->RemoveFile(Partial(name)).IgnoreError();
 }
@@ -204,19 +205,55 @@ absl::Status Build::LoadHashes() {
   return absl::OkStatus();
 }
 
+absl::Status Build::CheckOutput(bool showing) const {
+  if (options_.overwrite) return absl::OkStatus();
+  const bool has_index = Exists(env_, prefix_ + ".idx");
+  // A commit that was stopped leaves a PREFIX.bin without its index.
+  if (!has_index && (showing || !Exists(env_, prefix_ + ".bin"))) return absl::OkStatus();
+  return absl::AlreadyExistsError(absl::StrCat(prefix_, has_index ? ".idx" : ".bin",
+                                               " exists; choose another prefix or add "
+                                               "--overwrite"));
+}
+
 absl::Status Build::Open() {
   // A journal is its build's as long as that runs.
   MT_ASSIGN_OR_RETURN(std::unique_ptr<FileLock> lock, LockDataset(env_, prefix_));
-  if (options_.restart) MT_RETURN_IF_ERROR(RemoveIfThere(env_, BuildJournalPath(prefix_)));
-  MT_ASSIGN_OR_RETURN(std::optional<BuildJournal> found, ReadBuildJournal(env_, prefix_));
+  absl::StatusOr<std::optional<BuildJournal>> found = ReadBuildJournal(env_, prefix_);
+  if (!found.ok() && !options_.restart) return found.status();
+  const bool has_journal = found.ok() && found->has_value();
+  const bool sealed = has_journal && (*found)->sealed.has_value();
+  if (has_journal) journal_ = **std::move(found);
+  if (sealed && !options_.restart && !Exists(env_, Partial("idx"))) {
+    // All but the tidying up is done, unless someone has put another dataset there since.
+    if (CheckIdentity().ok() && CheckSealed().ok() && CheckFinishedInputs().ok())
+      return OpenSealed(std::move(lock));
+    MT_RETURN_IF_ERROR(RemoveIfThere(env_, BuildJournalPath(prefix_)));
+    finished_bytes_ = 0;
+  }
+  const bool showing = sealed && Exists(env_, Partial("idx"));
+  MT_RETURN_IF_ERROR(CheckOutput(showing));
+  if (options_.restart) {
+    if (showing && !Exists(env_, prefix_ + ".idx"))
+      MT_RETURN_IF_ERROR(RemoveIfThere(env_, prefix_ + ".bin"));
+    MT_RETURN_IF_ERROR(RemoveIfThere(env_, BuildJournalPath(prefix_)));
+  } else if (showing) {
+    MT_RETURN_IF_ERROR(CheckIdentity());
+    MT_RETURN_IF_ERROR(CheckSealed());
+    MT_RETURN_IF_ERROR(CheckFinishedInputs());
+    return OpenSealed(std::move(lock));
+  }
   // Without its files a journal is one that outlived the end of its build.
-  const bool resume = found.has_value() && Exists(env_, Partial("bin"));
+  const bool resume =
+      has_journal && !sealed && !options_.restart && Exists(env_, Partial("bin"));
   if (resume) {
-    journal_ = *std::move(found);
     MT_RETURN_IF_ERROR(CheckIdentity());
   } else {
-    journal_.identity = Identity();
+    journal_ = BuildJournal{.identity = Identity()};
   }
+  return OpenFiles(std::move(lock), resume);
+}
+
+absl::Status Build::OpenFiles(std::unique_ptr<FileLock> lock, bool resume) {
   const auto state = [&](const SpoolFile::State& of) { return resume ? &of : nullptr; };
   MT_ASSIGN_OR_RETURN(
       writer_, IndexedDatasetWriter::Create(env_, prefix_, result_.type, encoders_.makes_loss(),
@@ -232,22 +269,62 @@ absl::Status Build::Open() {
   if (!resume) return absl::OkStatus();
   MT_RETURN_IF_ERROR(CheckFinishedInputs());
   if (options_.deduplicate) MT_RETURN_IF_ERROR(LoadHashes());
+  Resumed(writer_->num_documents(), writer_->num_tokens());
+  return absl::OkStatus();
+}
+
+absl::Status Build::OpenSealed(std::unique_ptr<FileLock> lock) {
+  lock_ = std::move(lock);
+  has_journal_ = true;
+  result_.files = journal_.sealed->files;
+  Resumed(result_.files.num_documents, result_.files.num_tokens);
+  return absl::OkStatus();
+}
+
+void Build::Resumed(int64_t documents, int64_t tokens) {
   result_.bad_lines = journal_.bad_lines;
   result_.duplicates = journal_.duplicates;
   result_.empty_documents = journal_.empty_documents;
   BuildProgress& progress = result_.progress;
   progress.input_bytes_done = progress.input_bytes_resumed = journal_.input_bytes;
-  progress.documents = writer_->num_documents();
-  progress.tokens = progress.tokens_resumed = writer_->num_tokens();
+  progress.documents = documents;
+  progress.tokens = progress.tokens_resumed = tokens;
   if (options_.on_resume) options_.on_resume(progress);
-  return absl::OkStatus();
+}
+
+// Every file is where it was or has its name already, and has the bytes that were written.
+absl::Status Build::CheckSealed() const {
+  const auto check = [&](absl::string_view name, uint64_t bytes, const std::string& xxh3) {
+    std::string path = Partial(name);
+    if (!Exists(env_, path)) path = absl::StrCat(prefix_, ".", name);
+    const absl::StatusOr<FileInfo> info = env_->Stat(path);
+    if (info.ok() && info->size_bytes == bytes) {
+      const absl::StatusOr<std::string> digest = Xxh3HexOfFile(env_, path);
+      if (!digest.ok()) return digest.status();
+      if (*digest == xxh3) return absl::OkStatus();
+    }
+    return absl::DataLossError(
+        absl::StrCat(path, ": its ", bytes, " bytes are not what was written before"));
+  };
+  const IndexedDatasetSummary& files = journal_.sealed->files;
+  const SpoolFile::State& manifest = journal_.sealed->manifest;
+  MT_RETURN_IF_ERROR(check("bin", files.bin_bytes, files.bin_xxh3));
+  MT_RETURN_IF_ERROR(check("idx", files.idx_bytes, files.idx_xxh3));
+  if (!files.loss_xxh3.empty())
+    MT_RETURN_IF_ERROR(check("loss", files.loss_bytes, files.loss_xxh3));
+  if (journal_.bad_lines > 0)
+    MT_RETURN_IF_ERROR(check("bad.jsonl", journal_.bad.bytes, journal_.bad.xxh3));
+  MT_RETURN_IF_ERROR(check("inputs", journal_.inputs.bytes, journal_.inputs.xxh3));
+  return check("manifest.json", manifest.bytes, manifest.xxh3);
 }
 
 void Build::Report(bool always) {
   const absl::Duration now = clock_->Monotonic();
   result_.progress.elapsed = now - start_;
-  result_.progress.documents = writer_->num_documents();
-  result_.progress.tokens = writer_->num_tokens();
+  if (writer_ != nullptr) {
+    result_.progress.documents = writer_->num_documents();
+    result_.progress.tokens = writer_->num_tokens();
+  }
   if (!options_.on_progress || (!always && now - reported_ < kProgressInterval)) return;
   reported_ = now;
   options_.on_progress(result_.progress);
@@ -394,8 +471,8 @@ absl::StatusOr<DatasetManifest> Build::Manifest() {
                            .empty_documents = result_.empty_documents,
                            .mt_version = MT_VERSION,
                            .options = Options()};
-  MT_ASSIGN_OR_RETURN(const SpoolFile::State state, inputs_->Finish());
-  MT_ASSIGN_OR_RETURN(const std::string list, ReadFile(env_, Partial("inputs"), state.bytes));
+  MT_ASSIGN_OR_RETURN(const std::string list,
+                      ReadFile(env_, Partial("inputs"), journal_.inputs.bytes));
   Xxh3Stream digest;
   for (absl::string_view line : absl::StrSplit(list, '\n', absl::SkipEmpty())) {
     const Json json = Json::parse(line.begin(), line.end());
@@ -415,30 +492,55 @@ absl::StatusOr<DatasetManifest> Build::Manifest() {
   return manifest;
 }
 
-absl::Status Build::Finish() {
+// All that takes room; with the journal at the end of it, what follows needs none and can be done again.
+absl::Status Build::Seal() {
   if (writer_->num_tokens() == 0) {
     return absl::InvalidArgumentError(absl::StrCat("no document with text in ",
                                                    options_.inputs.size(), " input file(s), ",
                                                    result_.bad_lines, " bad line(s)"));
   }
   MT_ASSIGN_OR_RETURN(result_.files, writer_->Seal());
+  BuildJournal sealed = journal_;
+  MT_ASSIGN_OR_RETURN(sealed.bad, bad_->Finish());
+  MT_ASSIGN_OR_RETURN(sealed.inputs, inputs_->Finish());
+  journal_.inputs = sealed.inputs;
+  sealed.input_bytes = result_.progress.input_bytes_done;
+  sealed.bad_lines = result_.bad_lines;
+  sealed.duplicates = result_.duplicates;
+  sealed.empty_documents = result_.empty_documents;
+  sealed.sealed.emplace().files = result_.files;
   MT_ASSIGN_OR_RETURN(const DatasetManifest manifest, Manifest());
-  MT_RETURN_IF_ERROR(bad_->Finish().status());
-  // From here on the files lose their names one by one: nothing may go on with them. Made durable by the sync below.
+  MT_ASSIGN_OR_RETURN(sealed.sealed->manifest, StageManifest(env_, prefix_, manifest));
+  const absl::Status status = WriteBuildJournal(env_, prefix_, sealed);
+  if (!status.ok()) {
+    // It may have its name already: then what it speaks of must stay.
+    const auto found = ReadBuildJournal(env_, prefix_);
+    if (found.ok() && !(found->has_value() && (*found)->sealed.has_value())) return status;
+  }
+  journal_ = std::move(sealed);
+  has_journal_ = true;
+  return status;
+}
+
+absl::Status Build::Show() {
+  if (Exists(env_, Partial("idx"))) {
+    MT_RETURN_IF_ERROR(
+        CommitDataset(env_, prefix_,
+                      {.manifest = true,
+                       .loss = !result_.files.loss_xxh3.empty(),
+                       .bad_lines = result_.bad_lines > 0}));
+  }
+  for (absl::string_view name : {"lengths", "hashes", "bad.jsonl"})
+    MT_RETURN_IF_ERROR(RemoveIfThere(env_, Partial(name)));
   MT_RETURN_IF_ERROR(RemoveIfThere(env_, BuildJournalPath(prefix_)));
-  MT_RETURN_IF_ERROR(RemoveIfThere(env_, BuildJournalPath(prefix_) + ".partial"));
-  has_journal_ = false;
-  // The old dataset goes before anything that describes the new one appears.
-  MT_RETURN_IF_ERROR(RemoveIfThere(env_, prefix_ + ".idx"));
   MT_RETURN_IF_ERROR(env_->SyncDirectory(DatasetFolder(prefix_)));
-  MT_RETURN_IF_ERROR(result_.bad_lines > 0
-                         ? env_->Rename(Partial("bad.jsonl"), BadLinesPath(prefix_))
-                         : RemoveIfThere(env_, BadLinesPath(prefix_)));
-  return writer_->Commit(&manifest);
+  has_journal_ = false;
+  // As long as there is a journal, it tells whether the inputs are still the same.
+  return RemoveIfThere(env_, Partial("inputs"));
 }
 
 absl::StatusOr<BuildResult> Build::Run() {
-  MT_RETURN_IF_ERROR(CheckOutput(env_, options_));
+  MT_RETURN_IF_ERROR(CheckOptions(options_));
   MT_RETURN_IF_ERROR(StatInputs());
   absl::Status opened = Open();
   if (absl::IsDataLoss(opened)) {
@@ -446,8 +548,12 @@ absl::StatusOr<BuildResult> Build::Run() {
                     "what an interrupted build left is damaged; add --restart to throw it away");
   }
   MT_RETURN_IF_ERROR(opened);
-  absl::Status status = Pump();
-  if (status.ok()) status = Finish();
+  absl::Status status;
+  if (!journal_.sealed.has_value()) {
+    status = Pump();
+    if (status.ok()) status = Seal();
+  }
+  if (status.ok()) status = Show();
   if (absl::IsResourceExhausted(status)) {
     return Annotate(status, has_journal_ ? "the build has stopped; make room and run it again, it "
                                            "goes on where it was"

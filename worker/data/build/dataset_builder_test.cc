@@ -12,6 +12,7 @@
 #include "common/testing/mem_env.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "worker/data/build/build_journal.h"
 #include "worker/data/build/build_pipeline.h"
 #include "worker/data/dataset_verifier.h"
 #include "worker/data/indexed_dataset.h"
@@ -175,8 +176,8 @@ TEST_F(DatasetBuilderTest, NoTextIsAnError) {
   EXPECT_THAT(Output(), ElementsAre());
 }
 
-// Stopped at any change to the files, over an older dataset: what opens is the old set or the new
-// one, whole.
+// Stopped at any change to the files, over an older dataset: the old set is there until nothing more can fail for want of room; then
+// what opens is the old one or the new one, whole, or nothing, and the same command brings the new one.
 TEST_F(DatasetBuilderTest, WhateverStopsItNothingPassesForWhole) {
   int refused = 0;
   for (int changes = 0;; ++changes) {
@@ -194,9 +195,16 @@ TEST_F(DatasetBuilderTest, WhateverStopsItNothingPassesForWhole) {
       EXPECT_EQ(report->num_tokens, report->manifest->append_eod ? 11 : 8) << changes;
     } else {
       EXPECT_EQ(report.status().code(), absl::StatusCode::kNotFound) << changes << report.status();
+      EXPECT_TRUE(
+          ReadBuildJournal(Env::Real(), options_.output_prefix).value().value().sealed.has_value())
+          << changes;
       ++refused;
     }
     if (!env.dead()) break;
+    ASSERT_TRUE(Build().ok()) << changes;
+    EXPECT_EQ(VerifyDataset(Env::Real(), options_.output_prefix).value().num_tokens, 8) << changes;
+    EXPECT_THAT(Output(), ElementsAre("set.bad.jsonl", "set.bin", "set.idx", "set.manifest.json"))
+        << changes;
   }
   EXPECT_GT(refused, 0) << "the dangerous moments were never reached";
 }
@@ -292,7 +300,7 @@ class BuildInMemoryTest : public ::testing::Test {
   // Every file of the output, by name.
   std::map<std::string, std::string> Output() {
     std::map<std::string, std::string> files;
-    const std::vector<std::string> names = env_.List("/out").value();
+    const auto names = env_.List("/out").value_or(std::vector<std::string>());
     for (const std::string& name : names) files[name] = ReadFile(&env_, "/out/" + name).value();
     return files;
   }
@@ -403,6 +411,158 @@ TEST_F(BuildInMemoryTest, WhateverIsLostTheSameBytesComeOut) {
     for (const auto& [name, contents] : expected) ASSERT_EQ(found[name], contents) << name;
   }
   EXPECT_GT(resumed, 50);
+}
+
+// Of each change to the files from the last document on, over an old dataset and over none. Once everything is written, the same command
+// finishes the build without a look at a document; with the journal gone, the dataset is whole.
+TEST_F(BuildInMemoryTest, StoppedAtAnyMomentOfTheEndItIsFinished) {
+  ASSERT_TRUE(Build().ok());
+  const auto expected = Output();
+  options_.deduplicate = false;
+  Clean();
+  ASSERT_TRUE(Build().ok());
+  const auto old = Output();
+  options_.deduplicate = true;
+  options_.journal_interval = absl::Hours(1);
+  int finished = 0, of_index = 0;
+  for (const bool overwrite : {false, true}) {
+    for (const bool crash : {false, true}) {
+      for (int64_t changes = 0;; ++changes) {
+        SCOPED_TRACE(absl::StrCat(overwrite ? "over an old one, " : "", crash ? "crash" : "kill",
+                                  " after change ", changes));
+        Clean();
+        options_.overwrite = overwrite;
+        if (overwrite) {
+          ASSERT_TRUE(env_.CreateDirectories("/out").ok());
+          for (const auto& [name, contents] : old)
+            ASSERT_TRUE(WriteFileAtomically(&env_, "/out/" + name, contents).ok());
+        }
+        const bool ok = DieAfter(changes) < 0;
+        if (crash) {
+          env_.Crash();
+        } else {
+          env_.KillProcess();
+        }
+        if (ok) break;  // but for the lock's file
+        const auto journal = ReadBuildJournal(&env_, "/out/set").value_or(std::nullopt);
+        const bool sealed = journal.has_value() && journal->sealed.has_value();
+        const std::map<std::string, std::string> left = Output();
+        ASSERT_TRUE(sealed || !overwrite || left.contains("set.idx"));
+        if (left.contains("set.idx") && !sealed) {
+          const auto& whole = left.at("set.idx") == expected.at("set.idx") ? expected : old;
+          for (const auto& [name, contents] : whole) ASSERT_EQ(left.at(name), contents) << name;
+        }
+        std::atomic<int> documents = 0;
+        env_.SetFault([&](absl::string_view operation, const std::string& path) {
+          if (operation == "read" && absl::StartsWith(path, "/in/")) ++documents;
+          return absl::OkStatus();
+        });
+        const absl::Status status = Build().status();
+        env_.SetFault(nullptr);
+        if (status.code() == absl::StatusCode::kAlreadyExists) {
+          ASSERT_FALSE(overwrite || sealed);
+        } else {
+          ASSERT_TRUE(status.ok()) << status;
+          ASSERT_EQ(documents == 0, sealed);
+          finished += sealed ? 1 : 0;
+          of_index += sealed && left.contains("set.idx") && left.at("set.idx") == expected.at("set.idx");
+        }
+        std::map<std::string, std::string> found = Output();
+        found.erase("set.inputs.partial");
+        found.erase("set.lock");
+        ASSERT_EQ(found, expected);
+      }
+    }
+  }
+  EXPECT_GT(finished, 20);
+  EXPECT_GT(of_index, 4) << "never stopped between PREFIX.idx and the end";
+}
+
+// A sealed build is finished only if it is that of the command, and what lies there is what it wrote.
+TEST_F(BuildInMemoryTest, AJournalThatOutlivedItsDatasetIsNoBuild) {
+  env_.SetFault([](absl::string_view operation, const std::string& path) {
+    return operation == "remove" && absl::EndsWith(path, ".journal.json")
+               ? absl::UnavailableError("dead")
+               : absl::OkStatus();
+  });
+  ASSERT_FALSE(Build().ok());
+  env_.SetFault(nullptr);
+  ASSERT_TRUE(Exists(&env_, "/out/set.idx"));
+  ASSERT_TRUE(Exists(&env_, "/out/set.journal.json"));
+  const std::map<std::string, std::string> before = Output();
+  const auto again = [&] {
+    Clean();
+    ASSERT_TRUE(env_.CreateDirectories("/out").ok());
+    for (const auto& [name, contents] : before)
+      ASSERT_TRUE(WriteFileAtomically(&env_, "/out/" + name, contents).ok());
+  };
+  EXPECT_TRUE(Build().ok());
+  EXPECT_THAT(Output(), ::testing::SizeIs(5));
+  again();
+  options_.deduplicate = false;
+  EXPECT_EQ(Build().status().code(), absl::StatusCode::kAlreadyExists);
+  again();
+  options_.overwrite = true;
+  EXPECT_EQ(Build().value().duplicates, 0);
+  options_.deduplicate = true;
+  again();
+  ASSERT_TRUE(env_.CorruptByte("/out/set.bin", 3).ok());
+  EXPECT_GT(Build().value().duplicates, 0);
+  EXPECT_EQ(Output().at("set.bin"), before.at("set.bin"));
+  again();
+  Put("/in/g.jsonl", "{\"text\": \"another\"}\n");
+  ASSERT_TRUE(Build().ok());
+  EXPECT_NE(Output().at("set.bin"), before.at("set.bin"));
+}
+
+TEST_F(BuildInMemoryTest, ASealedBuildThatWasDamagedIsToldAndCanBeThrownAway) {
+  env_.SetFault([](absl::string_view operation, const std::string& path) {
+    return operation == "rename" && absl::EndsWith(path, ".idx.partial")
+               ? absl::UnavailableError("dead")
+               : absl::OkStatus();
+  });
+  ASSERT_FALSE(Build().ok());
+  env_.SetFault(nullptr);
+  ASSERT_TRUE(env_.CorruptByte("/out/set.bin", 3).ok());
+  EXPECT_EQ(Build().status().code(), absl::StatusCode::kDataLoss);
+  options_.deduplicate = false;
+  EXPECT_EQ(Build().status().code(), absl::StatusCode::kFailedPrecondition);
+  options_.restart = true;
+  EXPECT_TRUE(Build().ok());
+}
+
+// Thousands of inputs make a manifest that may be larger than the room that is left.
+TEST_F(BuildInMemoryTest, NoRoomForTheManifestLeavesTheOldDataset) {
+  ASSERT_TRUE(Build().ok());
+  const auto old = Output();
+  options_.overwrite = true;
+  options_.inputs.clear();
+  for (int i = 0; i < 1000; ++i) {
+    options_.inputs.push_back(absl::StrCat("/in/", i, ".txt"));
+    Put(options_.inputs.back(), absl::StrCat(i));
+  }
+  for (const absl::Duration interval : {absl::ZeroDuration(), absl::InfiniteDuration()}) {
+    options_.journal_interval = interval;
+    const uint64_t before = env_.UsedBytes();
+    int refused = 0;
+    for (uint64_t room = 200'000;; room += 2'000) {
+      env_.SetCapacity(before + room);
+      const absl::Status status = Build().status();
+      if (status.ok()) break;
+      ASSERT_TRUE(absl::IsResourceExhausted(status)) << status;
+      for (const auto& [name, contents] : old) ASSERT_EQ(Output()[name], contents) << name;
+      EXPECT_FALSE(Exists(&env_, "/out/set.manifest.json.partial"));
+      EXPECT_FALSE(Exists(&env_, "/out/set.journal.json.partial"));
+      refused += absl::StrContains(status.message(), ".manifest.json") ? 1 : 0;
+    }
+    EXPECT_GT(refused, 3);
+    env_.SetCapacity(std::nullopt);
+    EXPECT_NE(Output()["set.bin"], old.at("set.bin"));
+    ASSERT_TRUE(env_.RemoveTree("/out").ok());
+    ASSERT_TRUE(env_.CreateDirectories("/out").ok());
+    for (const auto& [name, contents] : old)
+      ASSERT_TRUE(WriteFileAtomically(&env_, "/out/" + name, contents).ok());
+  }
 }
 
 TEST_F(BuildInMemoryTest, AFullDiskIsToldAndNothingIsLost) {

@@ -348,19 +348,14 @@ class Outputs {
   Outputs(Env* env, const std::vector<DatasetCopy>& copies) : env_(env), copies_(copies) {}
   ~Outputs() {
     for (const std::string& prefix : locked_) {
-      for (absl::string_view name : {".bin.partial", ".idx.partial", ".loss.partial", ".lock"})
+      for (absl::string_view name : {".bin.partial", ".idx.partial", ".loss.partial", ".manifest.json.partial"})
         env_->RemoveFile(absl::StrCat(prefix, name)).IgnoreError();
     }
   }
   absl::Status Lock() {
     for (const DatasetCopy& copy : copies_) {
-      absl::StatusOr<std::unique_ptr<FileLock>> lock = env_->Lock(copy.prefix + ".lock");
-      if (absl::IsFailedPrecondition(lock.status())) {
-        return absl::FailedPreconditionError(
-            absl::StrCat(copy.prefix, ": another process is writing this dataset"));
-      }
-      if (!lock.ok()) return lock.status();
-      locks_.push_back(*std::move(lock));
+      MT_ASSIGN_OR_RETURN(std::unique_ptr<FileLock> lock, LockDataset(env_, copy.prefix));
+      locks_.push_back(std::move(lock));
       locked_.push_back(copy.prefix);
     }
     return absl::OkStatus();
@@ -389,11 +384,15 @@ absl::StatusOr<std::vector<IndexedDatasetSummary>> CopyDocuments(
     summaries.push_back(std::move(summary));
   }
   MT_RETURN_IF_ERROR(copier.CheckDigests());
+  std::vector<DatasetExtras> extras;
   for (size_t i = 0; i < copies.size(); ++i) {
     const std::optional<DatasetManifest> manifest = ManifestOf(copies[i], summaries[i]);
-    MT_RETURN_IF_ERROR(CommitDataset(env, copies[i].prefix, HasLoss(copies[i]),
-                                     manifest.has_value() ? &*manifest : nullptr));
+    if (manifest.has_value())
+      MT_RETURN_IF_ERROR(StageManifest(env, copies[i].prefix, *manifest).status());
+    extras.push_back({.manifest = manifest.has_value(), .loss = HasLoss(copies[i])});
   }
+  for (size_t i = 0; i < copies.size(); ++i)
+    MT_RETURN_IF_ERROR(CommitDataset(env, copies[i].prefix, extras[i]));
   return summaries;
 }
 

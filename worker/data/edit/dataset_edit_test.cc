@@ -267,6 +267,19 @@ TEST_F(DatasetEditTest, ADamagedSourceIsRefusedAndLeavesNothing) {
                                                      "b.bin", "b.idx", "b.manifest.json"));
 }
 
+// The manifest is what is written last.
+TEST_F(DatasetEditTest, AManifestThatCannotBeWrittenLeavesTheOldDataset) {
+  Write("a", Documents(50, 6), true);
+  Write("old", Documents(20, 7), false);
+  const DatasetReport before = VerifyDataset(Env::Real(), folder_ + "old").value();
+  std::filesystem::create_directory(folder_ + "old.manifest.json.partial");  // in its way
+  EXPECT_FALSE(Merge({folder_ + "a"}, folder_ + "old", true).ok());
+  EXPECT_EQ(VerifyDataset(Env::Real(), folder_ + "old").value().num_tokens, before.num_tokens);
+  std::filesystem::remove(folder_ + "old.manifest.json.partial");
+  EXPECT_TRUE(Merge({folder_ + "a"}, folder_ + "old", true).ok());
+  EXPECT_NE(VerifyDataset(Env::Real(), folder_ + "old").value().num_tokens, before.num_tokens);
+}
+
 TEST_F(DatasetEditTest, VerifyReadsLossesToo) {
   const std::vector<Document> documents = {{{1, 2, 256}, {0, 1, 1}}, {{}, {}}, {{7, 8}, {0, 1}}};
   Write("a", documents, true);
