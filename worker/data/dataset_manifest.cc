@@ -49,7 +49,11 @@ absl::StatusOr<DatasetManifest> ReadDatasetManifest(Env* env, const std::string&
     return absl::InvalidArgumentError(absl::StrCat(DatasetManifestPath(prefix), ": ", what,
                                                    "; remove it or build the data again"));
   };
-  const nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
+  // Numbers are whole here: another kind would be cast to one without a look at its size.
+  const auto whole = [](int, nlohmann::json::parse_event_t event, const nlohmann::json& value) {
+    return event != nlohmann::json::parse_event_t::value || !value.is_number_float();
+  };
+  const nlohmann::json json = nlohmann::json::parse(text, whole, false);
   if (json.is_discarded()) return broken("is not JSON");
   DatasetManifest manifest;
   // The library reports a missing key or a wrong type only by exception; none leaves this function.

@@ -100,7 +100,11 @@ absl::StatusOr<std::optional<BuildJournal>> ReadBuildJournal(Env* env, const std
   const absl::StatusOr<std::string> text = ReadFile(env, BuildJournalPath(prefix));
   if (absl::IsNotFound(text.status())) return std::nullopt;
   if (!text.ok()) return text.status();
-  const Json json = Json::parse(*text, nullptr, false);
+  // Numbers are whole here: another kind would be cast to one without a look at its size.
+  const auto whole = [](int, Json::parse_event_t event, const Json& value) {
+    return event != Json::parse_event_t::value || !value.is_number_float();
+  };
+  const Json json = Json::parse(*text, whole, false);
   // The library reports a missing key or a wrong type only by exception; none leaves this function.
   try {
     if (!json.is_discarded() && json.at("format_version").get<int>() == kFormatVersion)
