@@ -125,19 +125,34 @@ class PosixFileLock : public FileLock {
 
 class PosixEnv : public Env {
  public:
+  // Modes of what is made, before the umask.
+  PosixEnv(mode_t file_mode, mode_t folder_mode, Env* for_shared_files)
+      : file_mode_(file_mode),
+        folder_mode_(folder_mode),
+        for_shared_files_(for_shared_files == nullptr ? this : for_shared_files) {}
+  Env* ForSharedFiles() override { return for_shared_files_; }
+
   absl::StatusOr<std::unique_ptr<WritableFile>> NewWritableFile(const std::string& path,
                                                                 WriteMode mode) override {
     const int flags =
         O_WRONLY | O_CREAT | O_CLOEXEC | (mode == WriteMode::kAppend ? O_APPEND : O_TRUNC);
-    const int fd = open(path.c_str(), flags, 0600);
+    const int fd = open(path.c_str(), flags, file_mode_);
     if (fd < 0) return ErrnoStatus(errno, "open for writing", path);
     return std::make_unique<PosixWritableFile>(fd, path);
   }
   absl::StatusOr<std::unique_ptr<RandomAccessFile>> NewRandomAccessFile(
       const std::string& path) override {
-    const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    // A pipe would keep the open waiting for someone who writes to it.
+    const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return ErrnoStatus(errno, "open", path);
-    return std::make_unique<PosixRandomAccessFile>(fd, path);
+    auto file = std::make_unique<PosixRandomAccessFile>(fd, path);
+    struct stat info;
+    if (fstat(fd, &info) != 0) return ErrnoStatus(errno, "stat", path);
+    if (S_ISFIFO(info.st_mode)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("open ", path, ": a pipe, not a file; write what it gives to a file first"));
+    }
+    return file;
   }
   absl::Status Rename(const std::string& from, const std::string& to) override {
     return rename(from.c_str(), to.c_str()) == 0
@@ -161,7 +176,7 @@ class PosixEnv : public Env {
     for (size_t end = 1; end <= path.size(); ++end) {
       if (end < path.size() && path[end] != '/') continue;
       const std::string prefix = path.substr(0, end);
-      if (mkdir(prefix.c_str(), 0700) != 0 && errno != EEXIST) {
+      if (mkdir(prefix.c_str(), folder_mode_) != 0 && errno != EEXIST) {
         struct stat info;  // EROFS and EACCES come before EEXIST on some file systems
         const int error = errno;
         if (stat(prefix.c_str(), &info) != 0 || !S_ISDIR(info.st_mode))
@@ -196,33 +211,60 @@ class PosixEnv : public Env {
   absl::StatusOr<FileInfo> Stat(const std::string& path) override {
     struct stat info;
     if (lstat(path.c_str(), &info) != 0) return ErrnoStatus(errno, "stat", path);
-    return FileInfo{static_cast<uint64_t>(info.st_size), S_ISDIR(info.st_mode),
-                    S_ISLNK(info.st_mode),
-                    info.st_mtim.tv_sec * int64_t{1'000'000'000} + info.st_mtim.tv_nsec};
+    return InfoOf(info);
+  }
+  absl::StatusOr<FileInfo> StatTarget(const std::string& path) override {
+    struct stat info;
+    if (stat(path.c_str(), &info) != 0) return ErrnoStatus(errno, "stat", path);
+    return InfoOf(info);
   }
   absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path) override {
-    const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0) return ErrnoStatus(errno, "open lock", path);
-    auto lock = std::make_unique<PosixFileLock>(fd);
-    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
-      if (errno == EWOULDBLOCK)
-        return absl::FailedPreconditionError(
-            absl::StrCat("lock ", path, " is held by another process"));
-      return ErrnoStatus(errno, "lock", path);
+    // Whoever held it may have removed the file since it was opened here. A lock on a file that has lost its name keeps nobody out.
+    constexpr int kTries = 100;
+    for (int i = 0; i < kTries; ++i) {
+      const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, file_mode_);
+      if (fd < 0) return ErrnoStatus(errno, "open lock", path);
+      auto lock = std::make_unique<PosixFileLock>(fd);
+      if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        if (errno == EWOULDBLOCK) break;
+        return ErrnoStatus(errno, "lock", path);
+      }
+      struct stat locked, named;
+      if (fstat(fd, &locked) != 0) return ErrnoStatus(errno, "stat lock", path);
+      if (stat(path.c_str(), &named) != 0) {
+        if (errno == ENOENT) continue;
+        return ErrnoStatus(errno, "stat lock", path);
+      }
+      if (locked.st_dev == named.st_dev && locked.st_ino == named.st_ino) return lock;
     }
-    return lock;
+    return absl::FailedPreconditionError(
+        absl::StrCat("lock ", path, " is held by another process"));
   }
   absl::StatusOr<uint64_t> FreeBytes(const std::string& path) override {
     struct statvfs info;
     if (statvfs(path.c_str(), &info) != 0) return ErrnoStatus(errno, "statvfs", path);
     return static_cast<uint64_t>(info.f_bavail) * info.f_frsize;
   }
+
+ private:
+  static FileInfo InfoOf(const struct stat& info) {
+    const mode_t mode = info.st_mode;
+    return {.size_bytes = static_cast<uint64_t>(info.st_size),
+            .is_directory = S_ISDIR(mode),
+            .is_symlink = S_ISLNK(mode),
+            .is_special = !S_ISREG(mode) && !S_ISDIR(mode) && !S_ISLNK(mode),
+            .modified_ns = info.st_mtim.tv_sec * int64_t{1'000'000'000} + info.st_mtim.tv_nsec};
+  }
+
+  const mode_t file_mode_, folder_mode_;
+  Env* const for_shared_files_;
 };
 
 }  // namespace
 
 Env* Env::Real() {
-  static auto* env = new PosixEnv;
+  static auto* shared = new PosixEnv(0666, 0777, nullptr);
+  static auto* env = new PosixEnv(0600, 0700, shared);
   return env;
 }
 

@@ -41,6 +41,7 @@ struct FileInfo {
   uint64_t size_bytes = 0;
   bool is_directory = false;
   bool is_symlink = false;
+  bool is_special = false;  // no file, folder or link: a pipe, a socket, a device
   int64_t modified_ns = 0;  // changes with every write; only for comparing
 };
 
@@ -51,25 +52,32 @@ class Env {
   enum class WriteMode { kTruncate, kAppend };
   virtual absl::StatusOr<std::unique_ptr<WritableFile>> NewWritableFile(const std::string& path,
                                                                         WriteMode mode) = 0;
+  // Never waits; INVALID_ARGUMENT for a pipe.
   virtual absl::StatusOr<std::unique_ptr<RandomAccessFile>> NewRandomAccessFile(
       const std::string& path) = 0;
   virtual absl::Status Rename(const std::string& from, const std::string& to) = 0;
   // Cuts a file off behind its first `size` bytes; INVALID_ARGUMENT if it has fewer.
   virtual absl::Status Truncate(const std::string& path, uint64_t size) = 0;
   virtual absl::Status SyncDirectory(const std::string& path) = 0;
-  virtual absl::Status CreateDirectories(
-      const std::string& path) = 0;  // mode 0700 for new ones; fine if it exists
+  virtual absl::Status CreateDirectories(const std::string& path) = 0;  // fine if it exists
   virtual absl::Status RemoveFile(const std::string& path) = 0;
   virtual absl::Status RemoveTree(
       const std::string& path) = 0;  // fine if absent; never follows links
   virtual absl::StatusOr<std::vector<std::string>> List(
       const std::string& path) = 0;                                    // names, sorted
   virtual absl::StatusOr<FileInfo> Stat(const std::string& path) = 0;  // does not follow a link
-  // Exclusive advisory lock on a file that it creates. FAILED_PRECONDITION if another process holds it.
+  // Of what a link points to. Where there are no links it is Stat.
+  virtual absl::StatusOr<FileInfo> StatTarget(const std::string& path) { return Stat(path); }
+  // Exclusive advisory lock on a file that it creates. FAILED_PRECONDITION if another process holds it. The holder may remove the
+  // file before it lets go: who comes then locks a new one, and one alone holds it at any time.
   virtual absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path) = 0;
   virtual absl::StatusOr<uint64_t> FreeBytes(const std::string& path) = 0;
 
-  // The operating system's files; lives forever.
+  // The same files; what is made through it is for whomever the umask lets (0666 and 0777 without it): datasets, which a team reads.
+  // It lives as long as this one.
+  virtual Env* ForSharedFiles() { return this; }
+
+  // The operating system's files; lives forever. What is made through it is the user's alone (0600 and 0700), like keys and state.
   static Env* Real();
 };
 

@@ -2,8 +2,11 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
+#include <atomic>
 #include <filesystem>
+#include <thread>
 
 #include "common/hash.h"
 
@@ -64,6 +67,77 @@ TEST(EnvTest, ASecondLockIsRefused) {
   EXPECT_EQ(env->Lock(path).status().code(), absl::StatusCode::kFailedPrecondition);
   first->reset();
   EXPECT_TRUE(env->Lock(path).ok());
+}
+
+// One opens the file, the holder removes it and lets go, and the other two must not hold one each.
+TEST(EnvTest, ALockWhoseFileIsRemovedStillHasOneHolder) {
+  Env* env = Env::Real();
+  const std::string path = JoinPath(Scratch(""), "lock");
+  std::atomic<int> holders = 0, taken = 0, together = 0;
+  const auto work = [&] {
+    while (taken < 5000) {
+      const auto lock = env->Lock(path);
+      if (!lock.ok()) {
+        EXPECT_EQ(lock.status().code(), absl::StatusCode::kFailedPrecondition) << lock.status();
+        continue;
+      }
+      if (++holders > 1) ++together;
+      ++taken;
+      --holders;
+      EXPECT_TRUE(env->RemoveFile(path).ok() || together > 0);
+    }
+  };
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) threads.emplace_back(work);
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(together, 0);
+}
+
+TEST(EnvTest, SharedFilesFollowTheUmaskAndOthersAreTheUsersAlone) {
+  const std::string folder = Scratch("");
+  const auto modes = [&](Env* env, const std::string& name) {
+    const std::string below = JoinPath(folder, name);
+    EXPECT_TRUE(env->CreateDirectories(below).ok());
+    EXPECT_TRUE(WriteFileAtomically(env, JoinPath(below, "file"), "x").ok());
+    const auto lock = env->Lock(JoinPath(below, "lock"));
+    std::vector<int> modes;
+    for (const char* of : {"", "/file", "/lock"})
+      modes.push_back(static_cast<int>(std::filesystem::status(below + of).permissions()));
+    return modes;
+  };
+  const mode_t before = umask(027);
+  EXPECT_THAT(modes(Env::Real(), "own"), testing::ElementsAre(0700, 0600, 0600));
+  EXPECT_THAT(modes(Env::Real()->ForSharedFiles(), "shared"),
+              testing::ElementsAre(0750, 0640, 0640));
+  umask(077);
+  EXPECT_THAT(modes(Env::Real()->ForSharedFiles()->ForSharedFiles(), "none"),
+              testing::ElementsAre(0700, 0600, 0600));
+  umask(before);
+}
+
+TEST(EnvTest, APipeIsRefusedAndNotWaitedFor) {
+  const std::string path = JoinPath(Scratch(""), "pipe");
+  ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+  const absl::Status status = Env::Real()->NewRandomAccessFile(path).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr(path + ": a pipe"));
+  EXPECT_TRUE(Env::Real()->Stat(path)->is_special);
+  EXPECT_FALSE(Env::Real()->Stat("/")->is_special);
+}
+
+TEST(EnvTest, ALinkAndItsTargetAreToldApart) {
+  Env* env = Env::Real();
+  const std::string folder = Scratch("");
+  ASSERT_TRUE(WriteFileAtomically(env, JoinPath(folder, "file"), "contents").ok());
+  const std::string link = JoinPath(folder, "link");
+  std::filesystem::create_symlink("file", link);
+  EXPECT_TRUE(env->Stat(link)->is_symlink);
+  EXPECT_FALSE(env->StatTarget(link)->is_symlink);
+  EXPECT_EQ(env->StatTarget(link)->size_bytes, 8u);
+  EXPECT_EQ(env->StatTarget(link)->modified_ns, env->Stat(JoinPath(folder, "file"))->modified_ns);
+  ASSERT_TRUE(env->RemoveFile(JoinPath(folder, "file")).ok());
+  EXPECT_TRUE(env->Stat(link).ok());
+  EXPECT_EQ(env->StatTarget(link).status().code(), absl::StatusCode::kNotFound);
 }
 
 TEST(HashTest, FileDigestEqualsDigestOfContents) {
