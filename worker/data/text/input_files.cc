@@ -10,11 +10,26 @@ namespace mt {
 namespace {
 
 constexpr uint64_t kLongestList = 1ull << 30;
+constexpr absl::string_view kByteOrderMark = "\xEF\xBB\xBF";
+
+// A file, or a link to one.
+absl::Status CheckFile(Env* env, const std::string& path) {
+  const absl::StatusOr<FileInfo> info = env->StatTarget(path);
+  if (absl::IsNotFound(info.status()) && env->Stat(path).ok()) {
+    return absl::NotFoundError(
+        absl::StrCat(path, ": a link to a file that is not there; mend or remove it"));
+  }
+  if (!info.ok()) return info.status();
+  if (!info->is_special) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      path, ": a pipe, a socket or a device, not a file; write what it gives to a file first"));
+}
 
 // nullopt: a file that is no folder.
 absl::StatusOr<std::optional<std::vector<std::string>>> NamesIn(Env* env, const std::string& path) {
   absl::StatusOr<std::vector<std::string>> names = env->List(path);
   if (names.ok()) return *std::move(names);
+  MT_RETURN_IF_ERROR(CheckFile(env, path));
   MT_RETURN_IF_ERROR(env->NewRandomAccessFile(path).status());
   return std::nullopt;
 }
@@ -23,7 +38,7 @@ absl::Status AddFolder(Env* env, const std::string& folder, const std::vector<st
                        std::vector<std::string>* files) {
   for (const std::string& name : names) {
     if (name[0] == '.' || absl::EndsWith(name, ".manifest.json") ||
-        absl::EndsWith(name, ".bad.jsonl")) {
+        absl::EndsWith(name, ".bad.jsonl") || absl::EndsWith(name, ".journal.json")) {
       continue;
     }
     const std::string path = JoinPath(folder, name);
@@ -32,6 +47,7 @@ absl::Status AddFolder(Env* env, const std::string& folder, const std::vector<st
       MT_ASSIGN_OR_RETURN(const std::vector<std::string> inner, env->List(path));
       MT_RETURN_IF_ERROR(AddFolder(env, path, inner, files));
     } else if (InputKindOf(path).ok() && !(info.is_symlink && env->List(path).ok())) {
+      MT_RETURN_IF_ERROR(CheckFile(env, path));
       files->push_back(path);
     }
   }
@@ -80,9 +96,9 @@ absl::StatusOr<std::vector<std::string>> ExpandInputs(Env* env,
 absl::StatusOr<std::vector<std::string>> ReadInputList(Env* env, const std::string& path) {
   MT_ASSIGN_OR_RETURN(const std::string text, ReadFile(env, path, kLongestList));
   std::vector<std::string> paths;
-  for (absl::string_view line : absl::StrSplit(text, '\n')) {
-    line = absl::StripSuffix(line, "\r");
-    if (line.find_first_not_of(" \t") != absl::string_view::npos) paths.emplace_back(line);
+  for (absl::string_view line : absl::StrSplit(absl::StripPrefix(text, kByteOrderMark), '\n')) {
+    const size_t last = line.find_last_not_of(" \t\r");
+    if (last != absl::string_view::npos) paths.emplace_back(line.substr(0, last + 1));
   }
   if (paths.empty())
     return absl::InvalidArgumentError(absl::StrCat(path, ": the list names no file"));

@@ -1,5 +1,10 @@
 #include "worker/data/text/text_source.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -307,10 +312,11 @@ TEST(JsonLineTest, RawValuesAreAsTheyStand) {
 TEST(InputFilesTest, FoldersGiveTheirTextFilesInOrder) {
   MemEnv env;
   ASSERT_TRUE(env.CreateDirectories("/d/b").ok());
-  for (const std::string path :
-       {"/d/z.txt", "/d/b/2.jsonl.zst", "/d/b/10.json", "/d/.hidden.txt", "/d/x.parquet",
-        "/d/set.manifest.json", "/d/set.bad.jsonl", "/d/a.txt.gz", "/list"}) {
-    ASSERT_TRUE(WriteFileAtomically(&env, path, "/d/z.txt\r\n\n/d/a.txt.gz").ok());
+  for (const std::string path : {"/d/z.txt", "/d/b/2.jsonl.zst", "/d/b/10.json", "/d/.hidden.txt",
+                                 "/d/x.parquet", "/d/set.manifest.json", "/d/set.bad.jsonl",
+                                 "/d/set.journal.json", "/d/a.txt.gz", "/list"}) {
+    ASSERT_TRUE(
+        WriteFileAtomically(&env, path, "\xEF\xBB\xBF/d/z.txt\r\n \t\n/d/a.txt.gz \t\r\n").ok());
   }
   EXPECT_THAT(
       ExpandInputs(&env, {"/d/z.txt", "/d"}).value(),
@@ -321,6 +327,33 @@ TEST(InputFilesTest, FoldersGiveTheirTextFilesInOrder) {
   EXPECT_EQ(ExpandInputs(&env, {"/nowhere"}).status().code(), absl::StatusCode::kNotFound);
   ASSERT_TRUE(env.CreateDirectories("/empty").ok());
   EXPECT_THAT(ExpandInputs(&env, {"/empty"}).status().message(), HasSubstr("no .txt or .jsonl"));
+}
+
+TEST_F(TextSourceTest, PipesAndBrokenLinksAreNamed) {
+  const std::filesystem::path folder =
+      ::testing::TempDir() + "/text_source." + std::to_string(getpid());
+  std::filesystem::create_directories(folder / "inner");
+  std::ofstream(folder / "a.txt") << "text";
+  std::filesystem::create_symlink("a.txt", folder / "b.txt");
+  std::filesystem::create_symlink("inner", folder / "c.txt");
+  EXPECT_THAT(ExpandInputs(Env::Real(), {folder}).value(),
+              ElementsAre(folder / "a.txt", folder / "b.txt"));
+  const std::string pipe = folder / "inner/x.jsonl";
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  for (const std::string& input : {folder.string(), pipe}) {
+    const absl::Status status = ExpandInputs(Env::Real(), {input}).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(status.message(), HasSubstr(pipe + ": a pipe"));
+  }
+  std::filesystem::remove(pipe);
+  const std::string link = folder / "d.jsonl";
+  std::filesystem::create_symlink("nowhere", link);
+  for (const std::string& input : {folder.string(), link}) {
+    const absl::Status status = ExpandInputs(Env::Real(), {input}).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+    EXPECT_THAT(status.message(), HasSubstr(link + ": a link to a file that is not there"));
+  }
+  std::filesystem::remove_all(folder);
 }
 
 TEST_F(TextSourceTest, OtherFilesAreRefused) {
