@@ -37,7 +37,7 @@ std::string Line(const Json& json) {
 class Build {
  public:
   Build(Env* env, Clock* clock, const RecordEncoderFactory& encoders, const BuildOptions& options)
-      : env_(env),
+      : env_(env->ForSharedFiles()),
         clock_(clock),
         encoders_(encoders),
         options_(options),
@@ -116,9 +116,8 @@ Build::~Build() {
 absl::Status Build::StatInputs() {
   for (const std::string& path : options_.inputs) {
     MT_RETURN_IF_ERROR(InputKindOf(path).status());
-    // Opened too: Stat does not follow links.
     MT_ASSIGN_OR_RETURN(const auto file, env_->NewRandomAccessFile(path));
-    MT_ASSIGN_OR_RETURN(FileInfo info, env_->Stat(path));
+    MT_ASSIGN_OR_RETURN(FileInfo info, env_->StatTarget(path));
     MT_ASSIGN_OR_RETURN(info.size_bytes, file->Size());
     result_.progress.input_bytes_total += info.size_bytes;
     infos_.push_back(info);

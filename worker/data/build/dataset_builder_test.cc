@@ -1,5 +1,6 @@
 #include "worker/data/build/dataset_builder.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -69,6 +70,9 @@ class DyingEnv : public Env {
   }
   absl::StatusOr<FileInfo> Stat(const std::string& path) override {
     return Env::Real()->Stat(path);
+  }
+  absl::StatusOr<FileInfo> StatTarget(const std::string& path) override {
+    return Env::Real()->StatTarget(path);
   }
   absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path) override {
     return Env::Real()->Lock(path);
@@ -207,6 +211,40 @@ TEST_F(DatasetBuilderTest, WhateverStopsItNothingPassesForWhole) {
         << changes;
   }
   EXPECT_GT(refused, 0) << "the dangerous moments were never reached";
+}
+
+// Downloads are often links into a cache.
+TEST_F(DatasetBuilderTest, ALinkIsWhatItPointsToWhenTheBuildGoesOn) {
+  std::filesystem::create_directories(folder_ + "/cache");
+  const std::string target = Input("cache/blob", "one");
+  std::filesystem::create_symlink(target, folder_ + "/link.txt");
+  options_.inputs[0] = folder_ + "/link.txt";
+  options_.journal_interval = absl::ZeroDuration();
+  const std::string journal = BuildJournalPath(options_.output_prefix);
+  for (int changes = 0; !Exists(Env::Real(), journal); ++changes) {
+    DyingEnv env(changes);
+    ASSERT_FALSE(Build(&env).ok());
+    const auto found = ReadBuildJournal(Env::Real(), options_.output_prefix).value();
+    if (found.has_value() && found->file == 0) std::filesystem::remove(journal);
+  }
+  const auto before = std::filesystem::last_write_time(target);
+  Input("cache/blob", "eno");
+  std::filesystem::last_write_time(target, before + std::chrono::seconds(1));
+  EXPECT_THAT(std::string(Build().status().message()), HasSubstr("link.txt: has changed"));
+  Input("cache/blob", "one");
+  EXPECT_TRUE(Build().ok());
+}
+
+// One user builds, and those who train read.
+TEST_F(DatasetBuilderTest, FilesAndFoldersFollowTheUmask) {
+  const mode_t before = umask(022);
+  EXPECT_TRUE(Build().ok());
+  umask(before);
+  const auto mode = [&](const std::string& path) {
+    return static_cast<int>(std::filesystem::status(path).permissions());
+  };
+  EXPECT_EQ(mode(folder_ + "/out"), 0755);
+  for (const std::string& name : Output()) EXPECT_EQ(mode(folder_ + "/out/" + name), 0644) << name;
 }
 
 TEST_F(DatasetBuilderTest, VerifyFindsASingleChangedByte) {

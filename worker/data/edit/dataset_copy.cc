@@ -372,6 +372,7 @@ class Outputs {
 
 absl::StatusOr<std::vector<IndexedDatasetSummary>> CopyDocuments(
     Env* env, const std::vector<DatasetCopy>& copies, const CopyOptions& options) {
+  env = env->ForSharedFiles();
   for (const DatasetCopy& copy : copies) MT_RETURN_IF_ERROR(CheckSources(copy));
   MT_RETURN_IF_ERROR(CheckOutputs(env, copies, options.overwrite));
   MT_RETURN_IF_ERROR(CheckRoom(env, copies));
