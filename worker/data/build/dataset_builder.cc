@@ -149,12 +149,14 @@ std::map<std::string, std::string> Build::Identity() const {
 }
 
 absl::Status Build::CheckIdentity() const {
-  std::map<std::string, std::string> before = journal_.identity, now = Identity();
+  const std::map<std::string, std::string>& before = journal_.identity;
+  const std::map<std::string, std::string> now = Identity();
   for (const auto& [name, value] : now) {
-    if (before[name] == value) continue;
+    const auto found = before.find(name);
+    if (found != before.end() && found->second == value) continue;
     return absl::FailedPreconditionError(absl::StrCat(
-        BuildJournalPath(prefix_), ": an interrupted build with another ", name, " (`",
-        before[name], "`, now `", value,
+        BuildJournalPath(prefix_), ": an interrupted build with another ", name, " (",
+        found == before.end() ? "none" : absl::StrCat("`", found->second, "`"), ", now `", value,
         "`); run it as it was to go on with it, or add --restart to throw away what it did"));
   }
   for (const auto& [name, value] : before) {

@@ -632,6 +632,10 @@ TEST_F(BuildInMemoryTest, WhatHasChangedSinceAKillIsRefused) {
   EXPECT_THAT(std::string(Build().status().message()),
               HasSubstr("another text_key (`text`, now `other`)"));
   options_.text.text_key = "text";
+  // No separator is not that of blank lines, in either order.
+  options_.text.document_separator = std::nullopt;
+  EXPECT_THAT(std::string(Build().status().message()), HasSubstr("with document_separator ``"));
+  options_.text.document_separator = "";
   const std::string first = ReadFile(&env_, "/in/a.jsonl").value();
   std::string changed = first;
   changed[12] = '#';
@@ -643,6 +647,25 @@ TEST_F(BuildInMemoryTest, WhatHasChangedSinceAKillIsRefused) {
   Put("/in/a.jsonl", first);
   ASSERT_TRUE(Build().ok());
   EXPECT_EQ(Output(), expected);
+}
+
+TEST_F(BuildInMemoryTest, ASeparatorThatCameLaterIsRefused) {
+  options_.text.document_separator = std::nullopt;
+  ASSERT_GT(DieAfter(300), 0);
+  ASSERT_TRUE(Exists(&env_, "/out/set.journal.json"));
+  options_.text.document_separator = "";
+  EXPECT_THAT(std::string(Build().status().message()),
+              HasSubstr("another document_separator (none, now ``)"));
+}
+
+// Whose output lies among its inputs goes on all the same.
+TEST_F(BuildInMemoryTest, ABuildIntoItsInputFolderGoesOn) {
+  options_.output_prefix = "/in/set";
+  ASSERT_GT(DieAfter(300), 0);
+  ASSERT_TRUE(Exists(&env_, "/in/set.journal.json"));
+  EXPECT_EQ(ExpandInputs(&env_, {"/in"}).value(), options_.inputs);
+  EXPECT_TRUE(Build().ok());
+  EXPECT_EQ(ExpandInputs(&env_, {"/in"}).value(), options_.inputs);
 }
 
 TEST_F(BuildInMemoryTest, RestartThrowsTheOldWorkAway) {
