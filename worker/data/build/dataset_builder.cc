@@ -65,8 +65,8 @@ class Build {
   absl::Status LoadHashes();
   absl::Status Pump();
   absl::Status Write(EncodedChunk chunk);
-  absl::Status WriteDocuments(const EncodedChunk& chunk);
-  absl::Status WriteBad(const EncodedChunk& chunk);
+  absl::StatusOr<size_t> WriteDocuments(const EncodedChunk& chunk);
+  absl::Status WriteBad(const EncodedChunk& chunk, size_t before);
   absl::Status EndInput(const EncodedChunk& chunk);
   absl::Status WriteJournal();
   absl::Status Seal();
@@ -89,10 +89,10 @@ class Build {
   absl::Duration reported_, journalled_;
   BuildResult result_;
   std::vector<FileInfo> infos_;  // of the inputs
-  BuildJournal journal_;         // where the build is; sealed, and there is no writer if it was found so
-  bool has_journal_ = false;     // on disk
-  bool has_files_ = false;       // under partial names
-  uint64_t finished_bytes_ = 0;  // of the inputs before the one that is read
+  BuildJournal journal_;  // where the build is; sealed, and there is no writer if it was found so
+  bool has_journal_ = false;        // on disk
+  bool has_files_ = false;          // under partial names
+  uint64_t finished_bytes_ = 0;     // of the inputs before the one that is read
   std::unique_ptr<FileLock> lock_;  // unless the writer has it
   DocumentHashes known_;
   std::unique_ptr<IndexedDatasetWriter> writer_;
@@ -331,8 +331,10 @@ void Build::Report(bool always) {
   options_.on_progress(result_.progress);
 }
 
-// The documents that are not left out, in runs as long as they come.
-absl::Status Build::WriteDocuments(const EncodedChunk& chunk) {
+// The documents that are not left out, in runs as long as they come. Returns the place that ends the chunk, as
+// EncodedChunk::num_before counts: with max_documents nothing behind the last document is looked at, whatever stands in the chunk, so
+// that the result does not depend on where chunks end.
+absl::StatusOr<size_t> Build::WriteDocuments(const EncodedChunk& chunk) {
   const size_t token_bytes = TokenBytes(result_.type);
   size_t from = 0;                  // the run's first document
   size_t token = 0, run_token = 0;  // tokens before this document, before the run
@@ -350,7 +352,8 @@ absl::Status Build::WriteDocuments(const EncodedChunk& chunk) {
     if (options_.max_documents > 0 &&
         writer_->num_documents() + static_cast<int64_t>(document - from) >=
             options_.max_documents) {
-      break;
+      MT_RETURN_IF_ERROR(write_run(document));
+      return document - 1;  // what has it before itself stands behind it
     }
     const DocumentHash* hash = options_.deduplicate ? &chunk.hashes[document] : nullptr;
     const bool keep = hash == nullptr || known_.Insert(*hash);
@@ -368,12 +371,14 @@ absl::Status Build::WriteDocuments(const EncodedChunk& chunk) {
       run_token = token;
     }
   }
-  return write_run(document);
+  MT_RETURN_IF_ERROR(write_run(document));
+  return Full() ? document - 1 : document;
 }
 
-absl::Status Build::WriteBad(const EncodedChunk& chunk) {
+absl::Status Build::WriteBad(const EncodedChunk& chunk, size_t before) {
   const std::string& path = options_.inputs[chunk.file];
   for (const BadRecord& bad : chunk.bad) {
+    if (bad.num_before > before) break;
     if (options_.strict) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, ":", bad.line, ": ", bad.reason,
@@ -411,10 +416,13 @@ absl::Status Build::Write(EncodedChunk chunk) {
   if (ended) {
     MT_RETURN_IF_ERROR(EndInput(chunk));
   } else {
-    MT_RETURN_IF_ERROR(WriteBad(chunk));
-    MT_RETURN_IF_ERROR(WriteDocuments(chunk));
-    result_.duplicates += chunk.duplicates;
-    result_.empty_documents += chunk.empty_documents;
+    MT_ASSIGN_OR_RETURN(const size_t before, WriteDocuments(chunk));
+    MT_RETURN_IF_ERROR(WriteBad(chunk, before));
+    for (const LeftOut& left_out : chunk.left_out) {
+      if (left_out.num_before > before) break;
+      result_.duplicates += left_out.duplicates;
+      result_.empty_documents += left_out.empty_documents;
+    }
     result_.progress.text_bytes += chunk.text_bytes;
     journal_.position = std::move(chunk.end);
   }

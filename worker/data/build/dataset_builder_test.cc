@@ -362,13 +362,20 @@ class BuildInMemoryTest : public ::testing::Test {
   LossFactory encoders_{tokenizer_.get()};
 };
 
-TEST_F(BuildInMemoryTest, BytesDoNotDependOnThreadsNorChunksNorMemory) {
+// All that is left out counts, that is in the manifest, too, and with a limit that stands in the middle of a chunk.
+class BuildOfSomeTest : public BuildInMemoryTest, public ::testing::WithParamInterface<int64_t> {};
+INSTANTIATE_TEST_SUITE_P(Limits, BuildOfSomeTest, ::testing::Values(0, 25, 70, 165, 166));
+
+TEST_P(BuildOfSomeTest, BytesDoNotDependOnThreadsNorChunksNorMemory) {
+  options_.max_documents = GetParam();
   options_.threads = 1;
   options_.chunk_bytes = kChunkBytes;
   const BuildResult result = Build().value();
-  EXPECT_GT(result.bad_lines, 10);
-  EXPECT_GT(result.duplicates, 10);
-  EXPECT_GT(result.empty_documents, 5);
+  if (GetParam() == 0 || GetParam() > 100) {
+    EXPECT_GT(result.bad_lines, 10);
+    EXPECT_GT(result.duplicates, 10);
+    EXPECT_GT(result.empty_documents, 5);
+  }
   const auto expected = Output();
   ASSERT_THAT(expected, ::testing::SizeIs(5));
   for (const int threads : {1, 2, 3, 8}) {
@@ -417,6 +424,31 @@ TEST_F(BuildInMemoryTest, TheFirstDocumentsAreThoseOfTheWhole) {
   const std::string part = ReadFile(&env_, "/out/set.bin").value();
   EXPECT_LT(part.size(), whole.size());
   EXPECT_TRUE(absl::StartsWith(whole, part));
+}
+
+// What follows the last document that is wanted is not looked at, in its chunk or behind it.
+TEST_F(BuildInMemoryTest, NothingBehindTheLastDocumentCounts) {
+  Put("/x.jsonl",
+      "{\"text\": \"a\"}\n{\"text\": \"nothing\"}\noops\n{\"text\": \"b\"}\n"
+      "{\"text\": \"a\"}\noops\n{\"text\": \"nothing\"}\n{\"text\": \"c\"}\noops\n");
+  options_.inputs = {"/x.jsonl"};
+  for (const size_t chunk_bytes : {size_t{1}, size_t{30}, kChunkBytes}) {
+    for (const int64_t documents : {1, 2, 3}) {
+      SCOPED_TRACE(absl::StrCat(documents, " documents, chunks of ", chunk_bytes));
+      Clean();
+      options_.chunk_bytes = chunk_bytes;
+      options_.max_documents = documents;
+      options_.strict = false;
+      const BuildResult result = Build().value();
+      EXPECT_EQ(result.files.num_documents, documents);
+      EXPECT_EQ(result.bad_lines, documents - 1);
+      EXPECT_EQ(result.empty_documents, documents - 1);
+      EXPECT_EQ(result.duplicates, documents == 3 ? 1 : 0);
+      Clean();
+      options_.strict = true;
+      EXPECT_EQ(Build().ok(), documents == 1);
+    }
+  }
 }
 
 // Power is lost at any change to the files: what follows goes on from what was durable, and ends with the same bytes.

@@ -10,6 +10,17 @@
 
 namespace mt {
 
+namespace {
+
+LeftOut& LeftOutHere(EncodedChunk* encoded) {
+  const size_t num_before = encoded->lengths.size();
+  if (encoded->left_out.empty() || encoded->left_out.back().num_before != num_before)
+    encoded->left_out.push_back({.num_before = num_before});
+  return encoded->left_out.back();
+}
+
+}  // namespace
+
 DocumentHash HashDocument(absl::string_view record) {
   const XXH128_hash_t hash = XXH3_128bits(record.data(), record.size());
   return {.high = hash.high64, .low = hash.low64};
@@ -38,8 +49,8 @@ absl::Status ChunkEncoder::Encode(const TextChunk& chunk, TextFormat format,
       record.reason = std::string(status.message());
       record.found = record.text;
     }
-    encoded->bad.push_back(
-        {record.line, record.reason, std::string(record.found.substr(0, BadRecord::kKeptBytes))});
+    encoded->bad.push_back({encoded->lengths.size(), record.line, record.reason,
+                            std::string(record.found.substr(0, BadRecord::kKeptBytes))});
   }
   if (document_.tokens.capacity() > ChunkReader::kLargeBytes) document_ = EncodedDocument();
   total_time_ += clock_->Monotonic() - start;
@@ -52,7 +63,7 @@ absl::Status ChunkEncoder::Add(const Record& record, EncodedChunk* encoded) {
     hash = HashDocument(record.text);
     // Known before this chunk: encoding it would be for nothing. Those that only the writer can know are left out there.
     if (known_->Contains(hash)) {
-      ++encoded->duplicates;
+      ++LeftOutHere(encoded).duplicates;
       return absl::OkStatus();
     }
   }
@@ -62,7 +73,7 @@ absl::Status ChunkEncoder::Add(const Record& record, EncodedChunk* encoded) {
   encode_time_ += clock_->Monotonic() - start;
   MT_RETURN_IF_ERROR(status);
   if (document_.tokens.empty()) {
-    ++encoded->empty_documents;
+    ++LeftOutHere(encoded).empty_documents;
     return absl::OkStatus();
   }
   if (document_.tokens.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {

@@ -16,6 +16,7 @@
 namespace mt {
 
 struct BadRecord {
+  size_t num_before = 0;  // documents that stand before it in the chunk
   int64_t line = 0;
   std::string reason;
   std::string found;  // as it stands in the file, at most kKeptBytes of it
@@ -23,6 +24,13 @@ struct BadRecord {
 
   // On the heap; a short string may be counted though it is not.
   size_t memory_bytes() const { return reason.capacity() + found.capacity(); }
+};
+
+// Records between two documents that are none.
+struct LeftOut {
+  size_t num_before = 0;  // documents before them in the chunk
+  int64_t empty_documents = 0;
+  int64_t duplicates = 0;  // known as such already when they were met
 };
 
 struct EncodedChunk {
@@ -37,13 +45,13 @@ struct EncodedChunk {
   std::vector<uint8_t> loss;
   std::vector<DocumentHash> hashes;
   std::vector<BadRecord> bad;
-  int64_t empty_documents = 0;
-  int64_t duplicates = 0;  // known as such already when they were met
+  std::vector<LeftOut> left_out;
   uint64_t text_bytes = 0;
 
   size_t memory_bytes() const {
     size_t bytes = bin.capacity() + lengths.capacity() * sizeof(int32_t) + loss.capacity() +
-                   hashes.capacity() * sizeof(DocumentHash) + bad.capacity() * sizeof(BadRecord);
+                   hashes.capacity() * sizeof(DocumentHash) +
+                   left_out.capacity() * sizeof(LeftOut) + bad.capacity() * sizeof(BadRecord);
     for (const BadRecord& record : bad) bytes += record.memory_bytes();
     return bytes;
   }
