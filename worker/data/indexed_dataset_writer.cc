@@ -90,9 +90,8 @@ IndexedDatasetWriter::~IndexedDatasetWriter() {
   bin_.reset();
   lengths_.reset();
   loss_.reset();
-  for (absl::string_view name :
-       {".bin.partial", ".idx.partial", ".lengths.partial", ".loss.partial",
-        ".manifest.json.partial"}) {
+  for (absl::string_view name : {".bin.partial", ".idx.partial", ".lengths.partial",
+                                 ".loss.partial", ".manifest.json.partial"}) {
     env_->RemoveFile(absl::StrCat(prefix_, name)).IgnoreError();
   }
 }

@@ -38,7 +38,8 @@ struct BuildJournal {
   int64_t bad_lines = 0;
   int64_t duplicates = 0;
   int64_t empty_documents = 0;
-  std::optional<SealedBuild> sealed;  // then `bad` and `inputs` are whole, and `writer` and `hashes` are needed no more
+  // If it is there, `bad` and `inputs` are whole, and `writer` and `hashes` are needed no more.
+  std::optional<SealedBuild> sealed;
 };
 
 std::string BuildJournalPath(const std::string& prefix);

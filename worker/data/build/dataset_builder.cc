@@ -244,8 +244,7 @@ absl::Status Build::Open() {
     return OpenSealed(std::move(lock));
   }
   // Without its files a journal is one that outlived the end of its build.
-  const bool resume =
-      has_journal && !sealed && !options_.restart && Exists(env_, Partial("bin"));
+  const bool resume = has_journal && !sealed && !options_.restart && Exists(env_, Partial("bin"));
   if (resume) {
     MT_RETURN_IF_ERROR(CheckIdentity());
   } else {
@@ -258,8 +257,7 @@ absl::Status Build::OpenFiles(std::unique_ptr<FileLock> lock, bool resume) {
   const auto state = [&](const SpoolFile::State& of) { return resume ? &of : nullptr; };
   MT_ASSIGN_OR_RETURN(
       writer_, IndexedDatasetWriter::Create(env_, prefix_, result_.type, encoders_.makes_loss(),
-                                            resume ? &journal_.writer : nullptr,
-                                            std::move(lock)));
+                                            resume ? &journal_.writer : nullptr, std::move(lock)));
   has_journal_ = resume;
   has_files_ = true;
   MT_ASSIGN_OR_RETURN(bad_, SpoolFile::Open(env_, Partial("bad.jsonl"), state(journal_.bad)));
@@ -533,11 +531,10 @@ absl::Status Build::Seal() {
 
 absl::Status Build::Show() {
   if (Exists(env_, Partial("idx"))) {
-    MT_RETURN_IF_ERROR(
-        CommitDataset(env_, prefix_,
-                      {.manifest = true,
-                       .loss = !result_.files.loss_xxh3.empty(),
-                       .bad_lines = result_.bad_lines > 0}));
+    MT_RETURN_IF_ERROR(CommitDataset(env_, prefix_,
+                                     {.manifest = true,
+                                      .loss = !result_.files.loss_xxh3.empty(),
+                                      .bad_lines = result_.bad_lines > 0}));
   }
   for (absl::string_view name : {"lengths", "hashes", "bad.jsonl"})
     MT_RETURN_IF_ERROR(RemoveIfThere(env_, Partial(name)));

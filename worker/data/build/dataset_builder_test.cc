@@ -535,7 +535,8 @@ TEST_F(BuildInMemoryTest, StoppedAtAnyMomentOfTheEndItIsFinished) {
           ASSERT_TRUE(status.ok()) << status;
           ASSERT_EQ(documents == 0, sealed);
           finished += sealed ? 1 : 0;
-          of_index += sealed && left.contains("set.idx") && left.at("set.idx") == expected.at("set.idx");
+          of_index +=
+              sealed && left.contains("set.idx") && left.at("set.idx") == expected.at("set.idx");
         }
         std::map<std::string, std::string> found = Output();
         found.erase("set.inputs.partial");

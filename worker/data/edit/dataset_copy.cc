@@ -348,7 +348,8 @@ class Outputs {
   Outputs(Env* env, const std::vector<DatasetCopy>& copies) : env_(env), copies_(copies) {}
   ~Outputs() {
     for (const std::string& prefix : locked_) {
-      for (absl::string_view name : {".bin.partial", ".idx.partial", ".loss.partial", ".manifest.json.partial"})
+      for (absl::string_view name :
+           {".bin.partial", ".idx.partial", ".loss.partial", ".manifest.json.partial"})
         env_->RemoveFile(absl::StrCat(prefix, name)).IgnoreError();
     }
   }
