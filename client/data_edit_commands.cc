@@ -10,7 +10,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
-#include "client/data_inspect_commands.h"
+#include "client/dataset_names.h"
+#include "client/size_value.h"
 #include "worker/data/dataset_commit.h"
 #include "worker/data/edit/dataset_copy.h"
 #include "worker/data/edit/decode.h"
@@ -79,11 +80,13 @@ void PrintWritten(Session* session, const std::vector<DatasetCopy>& copies,
 
 absl::StatusOr<ExitCode> Merge(Session* session, const Options& options) {
   AllowManyFiles();
+  DatasetCopy copy;
+  MT_ASSIGN_OR_RETURN(copy.prefix, OutputPrefix(options.output));
+  MT_ASSIGN_OR_RETURN(const std::vector<std::string> prefixes, DatasetsNamed(options.prefixes));
   std::vector<DatasetSource> sources;
-  sources.reserve(options.prefixes.size());
-  DatasetCopy copy{.prefix = DatasetPrefix(options.output)};
-  for (const std::string& name : options.prefixes) {
-    MT_ASSIGN_OR_RETURN(DatasetSource source, OpenDatasetSource(Env::Real(), DatasetPrefix(name)));
+  sources.reserve(prefixes.size());
+  for (const std::string& prefix : prefixes) {
+    MT_ASSIGN_OR_RETURN(DatasetSource source, OpenDatasetSource(Env::Real(), prefix));
     sources.push_back(std::move(source));
   }
   size_t with_manifest = 0;
@@ -107,8 +110,8 @@ absl::StatusOr<ExitCode> Split(Session* session, const Options& options) {
   MT_ASSIGN_OR_RETURN(const DatasetSource source,
                       OpenDatasetSource(Env::Real(), DatasetPrefix(options.prefix)));
   MT_ASSIGN_OR_RETURN(const std::vector<SplitPiece> pieces, PlanSplit(*source.data, options.split));
-  const std::string output =
-      DatasetPrefix(options.output.empty() ? options.prefix : options.output);
+  MT_ASSIGN_OR_RETURN(const std::string output,
+                      OutputPrefix(options.output.empty() ? options.prefix : options.output));
   std::vector<DatasetCopy> copies;
   for (const SplitPiece& piece : pieces)
     copies.push_back({absl::StrCat(output, "-", piece.name), {{&source, piece.begin, piece.end}}});
@@ -239,7 +242,9 @@ absl::StatusOr<ExitCode> Decode(Session*, const Options& options) {
 void AddMerge(CLI::App* data, Session* session, Options& o) {
   CLI::App* merge = data->add_subcommand(
       "merge", "Several .bin/.idx pairs into one, in the order that they are named in");
-  merge->add_option("PREFIX", o.prefixes, "Datasets, with or without an ending, as in part*.idx")
+  merge
+      ->add_option("PREFIX", o.prefixes,
+                   "Datasets, with or without an ending, as in part*; each is taken once")
       ->required();
   merge->add_option("--output", o.output, "Prefix of the new pair")
       ->required()
@@ -262,7 +267,7 @@ void AddSplit(CLI::App* data, Session* session, Options& o) {
   split
       ->add_option("--size", o.split.max_bytes,
                    "Pieces of at most this size, such as 10GB: writes OUTPUT-0 and so on")
-      ->transform(CLI::AsSizeValue(false));
+      ->transform(SizeValue());
   split->add_option("--output", o.output, "Beginning of the new prefixes; default: PREFIX")
       ->type_name("OUTPUT");
   split->add_flag("--overwrite", o.copy.overwrite, "Replace existing pairs");
@@ -296,6 +301,7 @@ void AddDecode(CLI::App* data, Session* session, Options& o) {
 
 void AddDataEditCommands(CLI::App* data, Session* session) {
   static Options o;
+  o = Options();
   AddMerge(data, session, o);
   AddSplit(data, session, o);
   AddDecode(data, session, o);

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "absl/strings/match.h"
+#include "client/dataset_names.h"
 #include "worker/data/dataset_source.h"
 #include "worker/data/dataset_verifier.h"
 #include "worker/data/edit/decode.h"
@@ -46,6 +46,7 @@ Json ReportJson(const std::string& prefix, const DatasetReport& report) {
   if (report.manifest.has_value()) {
     json["tokenizer"] = Utf8(report.manifest->tokenizer);
     json["vocab_size"] = report.manifest->vocab_size;
+    json["inputs"] = report.manifest->num_inputs;
   }
   return json;
 }
@@ -145,7 +146,7 @@ void PrintReport(Session* session, const DatasetReport& report, const Tokenizer*
   if (report.manifest.has_value()) {
     table.AddRow({"tokenizer", absl::StrCat(Safe(report.manifest->tokenizer), ", vocabulary ",
                                             report.manifest->vocab_size)});
-    table.AddRow({"made from", absl::StrCat(report.manifest->inputs.size(), " files")});
+    table.AddRow({"made from", absl::StrCat(report.manifest->num_inputs, " files")});
   }
   table.Print(session->wide());
 }
@@ -217,14 +218,9 @@ absl::StatusOr<ExitCode> Verify(Session* session, const Options& options) {
 
 }  // namespace
 
-std::string DatasetPrefix(std::string name) {
-  for (absl::string_view ending : {".bin", ".idx"})
-    if (absl::EndsWith(name, ending)) return name.substr(0, name.size() - ending.size());
-  return name;
-}
-
 void AddDataInspectCommands(CLI::App* data, Session* session) {
   static Options o;
+  o = Options();
   CLI::App* inspect = data->add_subcommand("inspect", "What is in a .bin/.idx pair");
   inspect->add_option("PREFIX", o.prefix, "The path without .bin or .idx")->required();
   inspect->add_option("--tokenizer", o.tokenizer, "Default: the one in the manifest");
