@@ -4,9 +4,14 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 
 #include "absl/strings/str_format.h"
+#include "client/dataset_names.h"
+#include "client/size_value.h"
+#include "worker/data/build/build_journal.h"
 #include "worker/data/build/dataset_builder.h"
+#include "worker/data/build/finished_build.h"
 #include "worker/data/chat/chat_encoder.h"
 #include "worker/data/chat/chat_template.h"
 #include "worker/data/text/input_files.h"
@@ -16,6 +21,7 @@ namespace mt::client {
 namespace {
 
 constexpr int64_t kBadLinesShown = 10;
+constexpr int kMostThreads = 4096;
 
 // What the options are parsed into; lives as long as the application.
 struct Options {
@@ -122,9 +128,109 @@ absl::StatusOr<std::unique_ptr<RecordEncoderFactory>> NewEncoders(const Tokenize
   return NewChatEncoderFactory(&tokenizer, chat);
 }
 
+// One dataset of a command.
+struct Part {
+  std::string key, prefix;
+  // It is there, as this command would make it.
+  std::optional<DatasetManifest> finished;
+};
+
+// A single key makes PREFIX; of several each has Megatron's name.
+absl::StatusOr<std::vector<Part>> PartsOf(const std::vector<std::string>& keys,
+                                          const std::string& prefix) {
+  std::vector<Part> parts;
+  for (const std::string& key : keys) {
+    for (const Part& part : parts) {
+      if (part.key == key)
+        return absl::InvalidArgumentError(
+            absl::StrCat("--text-key ", key, " is given twice; give each key once"));
+    }
+    if (keys.size() > 1 && (key.empty() || key.find('/') != std::string::npos)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--text-key `", key,
+                       "` can be no part of a file's name, as it has to be where several are "
+                       "given; build its dataset alone"));
+    }
+    parts.push_back({key, keys.size() > 1 ? absl::StrCat(prefix, "_", key, "_document") : prefix});
+  }
+  return parts;
+}
+
+absl::StatusOr<std::optional<DatasetManifest>> Finished(const Part& part, BuildOptions build,
+                                                        const RecordEncoderFactory& encoders) {
+  if (!Exists(Env::Real(), part.prefix + ".idx")) return std::nullopt;
+  absl::StatusOr<DatasetManifest> manifest = ReadDatasetManifest(Env::Real(), part.prefix);
+  if (absl::IsNotFound(manifest.status())) return std::nullopt;
+  MT_RETURN_IF_ERROR(manifest.status());
+  build.text.text_key = part.key;
+  MT_ASSIGN_OR_RETURN(const bool same, IsWhatBuildMakes(Env::Real(), *manifest, encoders, build));
+  if (!same) return std::nullopt;
+  return *std::move(manifest);
+}
+
+// Before any work of several builds: what is in their way, and which of them an earlier run of the same command has finished. That
+// there was one, parts that are missing tell; with --overwrite, a later part's journal.
+absl::Status LookAround(const BuildOptions& build, const RecordEncoderFactory& encoders,
+                        std::vector<Part>* parts) {
+  bool interrupted = false;
+  if (!build.restart) {
+    for (const Part& part : *parts) {
+      interrupted = interrupted || Exists(Env::Real(), BuildJournalPath(part.prefix)) ||
+                    (!build.overwrite && !Exists(Env::Real(), part.prefix + ".idx"));
+    }
+  }
+  for (Part& part : *parts) {
+    if (interrupted && !Exists(Env::Real(), BuildJournalPath(part.prefix))) {
+      MT_ASSIGN_OR_RETURN(part.finished, Finished(part, build, encoders));
+    }
+    if (part.finished.has_value() || build.overwrite) continue;
+    for (absl::string_view suffix : {".idx", ".bin"}) {
+      const std::string path = absl::StrCat(part.prefix, suffix);
+      if (Exists(Env::Real(), path)) {
+        return absl::AlreadyExistsError(
+            absl::StrCat(path, " exists; choose another prefix or add --overwrite"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+Json FinishedJson(const Part& part) {
+  return {{"prefix", Utf8(part.prefix)},
+          {"documents", part.finished->files.num_documents},
+          {"tokens", part.finished->files.num_tokens},
+          {"token_type", part.finished->type},
+          {"vocab_size", part.finished->vocab_size},
+          {"bin_bytes", part.finished->files.bin_bytes},
+          {"bad_lines", part.finished->bad_lines},
+          {"duplicates", part.finished->duplicates},
+          {"empty_documents", part.finished->empty_documents},
+          {"finished_before", true}};
+}
+
+// What would be taken as it is, and then do nothing.
+absl::Status CheckSeparator(const std::optional<std::string>& separator) {
+  constexpr size_t kLongest = 64 << 10;  // text_options.h
+  if (!separator.has_value()) return absl::OkStatus();
+  const char* wrong = nullptr;
+  if (separator->find('\n') != std::string::npos) wrong = "has a line feed in it";
+  if (!separator->empty() && separator->back() == '\r') wrong = "ends in a carriage return";
+  if (separator->size() > kLongest) wrong = "is longer than 64 KiB";
+  if (wrong == nullptr) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--document-separator ", wrong,
+                   ", so that no line equals it; give the line without its end ('' means blank "
+                   "lines)"));
+}
+
 absl::StatusOr<ExitCode> Build(Session* session, const Options& options) {
-  MT_ASSIGN_OR_RETURN(const auto tokenizer, NewTokenizer(Env::Real(), options.tokenizer));
   BuildOptions build = options.build;
+  MT_RETURN_IF_ERROR(CheckSeparator(build.text.document_separator));
+  MT_ASSIGN_OR_RETURN(build.output_prefix, OutputPrefix(options.build.output_prefix));
+  std::vector<std::string> keys = options.text_keys;
+  if (keys.empty()) keys = {options.chat.empty() ? "text" : "messages"};
+  MT_ASSIGN_OR_RETURN(std::vector<Part> parts, PartsOf(keys, build.output_prefix));
+  MT_ASSIGN_OR_RETURN(const auto tokenizer, NewTokenizer(Env::Real(), options.tokenizer));
   std::vector<std::string> inputs = options.inputs;
   for (const std::string& list : options.lists) {
     MT_ASSIGN_OR_RETURN(const std::vector<std::string> listed, ReadInputList(Env::Real(), list));
@@ -133,20 +239,21 @@ absl::StatusOr<ExitCode> Build(Session* session, const Options& options) {
   MT_ASSIGN_OR_RETURN(build.inputs, ExpandInputs(Env::Real(), inputs));
   build.journal_interval = absl::Seconds(options.journal_seconds);
   MT_ASSIGN_OR_RETURN(const auto encoders, NewEncoders(*tokenizer, options));
-  std::vector<std::string> keys = options.text_keys;
-  if (keys.empty()) keys = {options.chat.empty() ? "text" : "messages"};
-  for (const std::string& key : keys) {
-    build.text.text_key = key;
-    // Megatron's name for each of several.
-    if (keys.size() > 1)
-      build.output_prefix = absl::StrCat(options.build.output_prefix, "_", key, "_document");
-    MT_ASSIGN_OR_RETURN(const BuildResult result, BuildOne(build, *encoders));
-    if (session->json()) {
-      session->Print(ResultJson(build.output_prefix, result, *tokenizer));
-    } else {
-      PrintResult(build.output_prefix, result, *tokenizer);
+  if (parts.size() > 1) MT_RETURN_IF_ERROR(LookAround(build, *encoders, &parts));
+  Json results = Json::array();
+  for (const Part& part : parts) {
+    if (part.finished.has_value()) {
+      Note(absl::StrCat(Safe(part.prefix), " was finished by an earlier run and is left as it is"));
+      results.push_back(FinishedJson(part));
+      continue;
     }
+    build.text.text_key = part.key;
+    build.output_prefix = part.prefix;
+    MT_ASSIGN_OR_RETURN(const BuildResult result, BuildOne(build, *encoders));
+    results.push_back(ResultJson(part.prefix, result, *tokenizer));
+    if (!session->json()) PrintResult(part.prefix, result, *tokenizer);
   }
+  if (session->json()) session->Print(parts.size() > 1 ? results : results[0]);
   return kExitOk;
 }
 
@@ -154,14 +261,19 @@ void AddInputOptions(CLI::App* build, Options& o) {
   build->add_option("INPUT", o.inputs,
                     "Files: .txt, or .jsonl with one object per line, also as .gz or .zst; or "
                     "folders of them");
-  build->add_option("--files-from", o.lists, "A file with the path of an input on each line")
+  build
+      ->add_option("--files-from", o.lists,
+                   "A file with the path of an input on each line; may be given again")
+      ->allow_extra_args(false)
       ->type_name("LIST");
   build
       ->add_option(
           "--text-key", o.text_keys,
-          "Key of the text in a JSONL object (text; with --chat, messages); several make a "
-          "dataset each, PREFIX_KEY_document")
-      ->delimiter(',');
+          "Key of the text in a JSONL object (text; with --chat, messages); several, as KEY,KEY or "
+          "given again, make a dataset each, PREFIX_KEY_document")
+      ->allow_extra_args(false)
+      ->delimiter(',')
+      ->type_name("KEY");
   build
       ->add_option_function<std::string>(
           "--document-separator",
@@ -173,7 +285,7 @@ void AddInputOptions(CLI::App* build, Options& o) {
   build
       ->add_option("--max-document-bytes", o.build.text.max_document_bytes,
                    "Larger documents are bad lines")
-      ->transform(CLI::AsSizeValue(false))
+      ->transform(SizeValue())
       ->capture_default_str();
   build->add_option("--max-documents", o.build.max_documents, "Stop after so many; 0: all")
       ->check(CLI::NonNegativeNumber)
@@ -207,12 +319,12 @@ void AddRunOptions(CLI::App* build, Options& o) {
   build->add_flag("--restart", o.build.restart,
                   "Throw away what an interrupted build did, instead of going on with it");
   build->add_option("--threads", o.build.threads, "0: one for each core; the result is the same")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0, kMostThreads))
       ->capture_default_str();
   build
       ->add_option("--memory", o.build.memory_bytes,
                    "For what is read or encoded and not yet written")
-      ->transform(CLI::AsSizeValue(false))
+      ->transform(SizeValue())
       ->capture_default_str();
   build
       ->add_option("--journal-interval", o.journal_seconds,
@@ -223,8 +335,19 @@ void AddRunOptions(CLI::App* build, Options& o) {
 
 }  // namespace
 
+std::string MeantByMegatron(absl::string_view option) {
+  if (option == "--input") return "mtctl data build FILE... --output PREFIX";
+  if (option == "--json-keys") return "--text-key";
+  if (option == "--workers") return "--threads";
+  for (absl::string_view tokenizer :
+       {"--tokenizer-type", "--tokenizer-model", "--vocab-file", "--merge-file"})
+    if (option == tokenizer) return "--tokenizer";
+  return "";
+}
+
 void AddDataBuildCommand(CLI::App* data, Session* session) {
   static Options o;
+  o = Options();
   CLI::App* build = data->add_subcommand(
       "build",
       "Turn text files into a Megatron .bin/.idx pair; run again, it goes on after a kill");

@@ -1,6 +1,7 @@
 #include "worker/data/build/build_pipeline.h"
 
 #include <algorithm>
+#include <system_error>
 
 namespace mt {
 
@@ -23,7 +24,16 @@ BuildPipeline::BuildPipeline(Env* env, Clock* clock, const RecordEncoderFactory&
   const int threads = options.threads > 0
                           ? options.threads
                           : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Work(); });
+  for (int i = 0; i < threads; ++i) {
+    try {
+      threads_.emplace_back([this] { Work(); });
+    } catch (const std::system_error& error) {
+      started_ = absl::FailedPreconditionError(
+          absl::StrCat("thread ", i + 1, " of ", threads, " cannot be started: ", error.what(),
+                       "; use fewer with --threads, or raise the limit (ulimit -u)"));
+      return;
+    }
+  }
 }
 
 BuildPipeline::~BuildPipeline() {
@@ -124,6 +134,7 @@ void BuildPipeline::Work() {
 }
 
 absl::StatusOr<std::optional<EncodedChunk>> BuildPipeline::Next(absl::Duration patience) {
+  MT_RETURN_IF_ERROR(started_);
   std::unique_lock lock(mutex_);
   if (taken_ > 0) {
     in_flight_ -= std::exchange(taken_, 0);

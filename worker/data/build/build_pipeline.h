@@ -41,7 +41,7 @@ class BuildPipeline {
   BuildPipeline& operator=(const BuildPipeline&) = delete;
 
   // The next chunk, in order; after the last file has ended, call it no more. nullopt: none within `patience`. An error is that of
-  // the chunk whose turn it is: the same for any number of threads.
+  // the chunk whose turn it is: the same for any number of threads. FAILED_PRECONDITION: the system gives less threads than are asked for.
   absl::StatusOr<std::optional<EncodedChunk>> Next(absl::Duration patience);
 
   // Of all threads, up to the chunks that were handed over.
@@ -90,6 +90,7 @@ class BuildPipeline {
   uint64_t in_flight_ = 0;
   bool stopping_ = false;
   StageTimes times_;
+  absl::Status started_;  // set once, before Next is called
   std::vector<std::thread> threads_;
 };
 
