@@ -6,6 +6,7 @@
 #include "client/checkpoint_commands.h"
 #include "client/cluster_commands.h"
 #include "client/completion.h"
+#include "client/data_build_command.h"
 #include "client/data_commands.h"
 #include "client/jobs_commands.h"
 #include "client/model_commands.h"
@@ -95,6 +96,8 @@ Misspelt FindMisspelt(const CLI::App& app, int argc, const char* const* argv) {
       }
       if (known) continue;
       result.word = name;
+      if (result.at == "mtctl data build") result.meant = MeantByMegatron(name);
+      if (!result.meant.empty()) return result;
       const std::string nearest = NearestWord(name.substr(2), names);
       if (!nearest.empty())
         result.meant = absl::StrCat("--", absl::StrReplaceAll(nearest, {{"_", "-"}}));
