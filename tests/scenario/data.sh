@@ -42,6 +42,9 @@ mtctl data merge GPL-2.idx GPL-3 LGPL-2.1 Apache-2.0 MPL-2.0.bin --output merged
 same merged all
 mtctl data verify merged | grep 'digests equal' || fail "the manifest was not kept"
 mtctl data split all --documents 1 --output one
+mtctl data merge one* --output glob > /dev/null
+same glob all
+refused 5 'one-0.idx is named twice' -- mtctl data merge one-0.idx one-1 one-0.idx --output no
 for i in 0 1 2 3 4; do set -- GPL-2 GPL-3 LGPL-2.1 Apache-2.0 MPL-2.0; shift "$i"; same one-$i "$1"; done
 mtctl data split all --shares 60,20,20
 says 'all-train: 3 documents' 'all-test: 1 documents' -- mtctl data split all --shares 60,20,20 --overwrite
@@ -112,6 +115,8 @@ END
   mtctl data build chat.jsonl --chat chatml --tokenizer "$golden/chat/tokenizer.json" --output chatml
   says '<\|im_start\|>assistant\\n4<\|im_end\|>' -- mtctl data decode chatml --special --documents 0
   mtctl data verify chatml
+  mtctl data build chat.jsonl --chat mistral --tokenizer "$golden/chat/prepend.json" --output mistral
+  says '2\+2\?\[/INST\] +⟦4</s>⟧' '⟦Hi\.</s>⟧\[INST\]' -- mtctl data inspect mistral
   mtctl data split chatml --documents 1 --output chatml > /dev/null
   mtctl data merge chatml-0 chatml-1 --output chatml-again > /dev/null
   same chatml-again chatml

@@ -68,3 +68,22 @@ mount -o remount,size=300m "$work/small"
 grep -q 'going on with an interrupted build' "$work/log" || fail "begun again after room was made"
 same "$work/small/set" "disk full"
 echo "disk full, room made, gone on: the same bytes"
+
+# Two datasets of one command, killed in the second: the same command leaves the first as it is and goes on in the second.
+keys=("$bin/mtctl" data build "$work/corpus/a.jsonl" --text-key id,text --journal-interval 0 --memory 64MB)
+sed -i 's/{"id": \([0-9]*\),/{"id": "number \1",/' "$work/corpus/a.jsonl"
+mkdir "$work/keys"
+"${keys[@]}" --output "$work/keys/whole" >/dev/null 2>&1
+"${keys[@]}" --output "$work/keys/set" >/dev/null 2>&1 &
+pid=$!
+while kill -0 $pid 2>/dev/null && [ ! -e "$work/keys/set_text_document.journal.json" ]; do :; done
+kill -9 $pid 2>/dev/null || fail "the second key was faster than the kill"
+wait $pid 2>/dev/null || true
+written=$(stat -c %y%i "$work/keys/set_id_document.bin")
+"${keys[@]}" --output "$work/keys/set" >/dev/null 2>"$work/log" || { cat "$work/log" >&2; fail "after a kill in the second key"; }
+grep -q 'set_id_document was finished by an earlier run' "$work/log" && grep -q 'going on with an interrupted build' "$work/log" || { cat "$work/log" >&2; fail "begun again"; }
+[ "$(stat -c %y%i "$work/keys/set_id_document.bin")" = "$written" ] || fail "the first key was built again"
+for key in id text; do
+  for suffix in bin idx; do cmp "$work/keys/whole_${key}_document.$suffix" "$work/keys/set_${key}_document.$suffix" || fail "several keys: $key differs"; done
+done
+echo "killed in the second key, gone on there: the same bytes"
