@@ -1,5 +1,7 @@
 #include <nlohmann/json.hpp>
 
+#include <random>
+
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "worker/data/chat/chat_encoder.h"
@@ -186,14 +188,68 @@ TEST(TokenBorders, ACutCharacterIsWhole) {
   EXPECT_EQ(TokensOf(tokenizer, text, 0, 3), std::pair(size_t{0}, size_t{4}));
 }
 
-TEST(TokenBorders, LongTextsAreDecodedAFewTimes) {
+TEST(TokenBorders, LongTextsAreNotDecodedOverAndOver) {
   const CuttingTokenizer tokenizer;
   const std::string text(100'000, 'x');
   EXPECT_EQ(TokensOf(tokenizer, text, 99'990, 99'999), std::pair(size_t{99'991}, size_t{100'000}));
-  EXPECT_LE(tokenizer.num_decoded, 40u * text.size());
+  EXPECT_LE(tokenizer.num_decoded, 4u * text.size());  // once to begin with, and each end
   tokenizer.num_decoded = 0;
   EXPECT_EQ(TokensOf(tokenizer, text, 10, text.size()), std::pair(size_t{11}, size_t{100'001}));
-  EXPECT_LE(tokenizer.num_decoded, 3u * text.size());
+  EXPECT_LE(tokenizer.num_decoded, text.size() + 10'000);
+}
+
+// What TokensOf promises, from the decodings of all beginnings.
+std::pair<size_t, size_t> TokensByHand(const Tokenizer& tokenizer, const std::string& text,
+                                       size_t begin, size_t end) {
+  const auto decoded = [&](const std::string& of) {
+    std::vector<int32_t> ids;
+    EXPECT_TRUE(tokenizer.Encode(of, &ids).ok());
+    return tokenizer.Decode(ids, SpecialText::kSpecial).value();
+  };
+  const auto common = [](const std::string& a, const std::string& b) {
+    size_t n = 0;
+    while (n < a.size() && n < b.size() && a[n] == b[n]) ++n;
+    return n;
+  };
+  std::vector<int32_t> ids;
+  EXPECT_TRUE(tokenizer.Encode(text, &ids).ok());
+  const std::string all = decoded(text);
+  const size_t first = common(all, decoded(text.substr(0, begin)));
+  const size_t last = common(all, decoded(text.substr(0, end)));
+  std::pair<size_t, size_t> tokens(0, ids.size());
+  bool reached = false;
+  for (size_t n = 0; n <= ids.size(); ++n) {
+    const std::string part =
+        tokenizer.Decode(std::span(ids).first(n), SpecialText::kSpecial).value();
+    const size_t right = common(all, part);
+    if (begin > 0 && right == part.size() && right <= first) tokens.first = n;
+    if (end < text.size() && !reached && right >= last) tokens.second = n;
+    reached = reached || right >= last;
+  }
+  return {tokens.first, std::max(tokens.first, tokens.second)};
+}
+
+TEST(TokenBorders, PartsAreDecodedAsTheWholeIs) {
+  std::mt19937 random(1);
+  const std::vector<std::string> words = {" ", "  ", "the", " one", "\n", "é",  "e\u0301",
+                                          "☃", "☃☃", "🎹",   "世界", "42", ".x", "<think>"};
+  std::vector<std::unique_ptr<Tokenizer>> tokenizers;
+  for (const char* file : {"tokenizer.json", "prepend.json", "metaspace.json"})
+    tokenizers.push_back(NewGoldenTokenizer(file));
+  tokenizers.push_back(std::make_unique<CuttingTokenizer>());
+  for (int i = 0; i < 500; ++i) {
+    std::string parts[3];
+    for (std::string& part : parts)
+      for (size_t n = 1 + random() % 40; n > 0; --n) part += words[random() % words.size()];
+    const std::string text = parts[0] + parts[1] + parts[2];
+    const size_t begin = parts[0].size(), end = begin + parts[1].size();
+    for (const auto& tokenizer : tokenizers) {
+      EXPECT_EQ(TokensOf(*tokenizer, text, begin, end), TokensByHand(*tokenizer, text, begin, end))
+          << tokenizer->spec() << ": `" << parts[0] << "`" << parts[1] << "`" << parts[2] << "`";
+      EXPECT_EQ(TokensOf(*tokenizer, text, begin, text.size()),
+                TokensByHand(*tokenizer, text, begin, text.size()));
+    }
+  }
 }
 
 // Bytes are tokens, so the mask can be read.

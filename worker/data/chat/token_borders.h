@@ -27,7 +27,7 @@ class TokenBorders {
                                          std::span<const int32_t> ids);
 
   // The tokens, from the first to before the last, that spell any of the bytes [begin, end) of the text; begin < end. Tokens that
-  // stand for no byte belong to what follows them. Costs O(log ids) decodings, and none at the text's own ends.
+  // stand for no byte belong to what follows them. Decodes no more than there are ids, or little more, and none at the text's own ends.
   absl::StatusOr<std::pair<size_t, size_t>> TokensOf(size_t begin, size_t end) const;
 
  private:
@@ -40,13 +40,17 @@ class TokenBorders {
         ids_(ids),
         decoded_(std::move(decoded)) {}
 
-  struct Spelled {
-    size_t bytes;  // of decoded_ that are right
-    bool clean;    // nothing else: no character is cut
+  // A number of tokens, and the bytes of decoded_ that they decode to.
+  struct Cut {
+    size_t tokens = 0;
+    size_t bytes = 0;
+    bool clean = true;  // they decode to nothing else: no character is cut
   };
-  absl::StatusOr<Spelled> SpelledBy(size_t num_tokens) const;
-  // The least number of tokens that spell more than `place` bytes of decoded_; one more than there are: none do.
-  absl::StatusOr<size_t> TokensBeyond(size_t place) const;
+  // `known` is clean and has no more tokens; only what stands between is decoded.
+  absl::StatusOr<Cut> CutAt(size_t num_tokens, const Cut& known) const;
+  // The least number of tokens that decode to more than `place` bytes; one more than there are: none do. `before`: of the clean
+  // cuts in front of it that were looked at, the last.
+  absl::StatusOr<size_t> TokensBeyond(size_t place, Cut* before) const;
   // Where in decoded_ a place of the text is.
   absl::StatusOr<size_t> PlaceOf(size_t byte) const;
 
