@@ -14,6 +14,7 @@
 #include "worker/data/build/finished_build.h"
 #include "worker/data/chat/chat_encoder.h"
 #include "worker/data/chat/chat_template.h"
+#include "worker/data/dataset_source.h"
 #include "worker/data/text/input_files.h"
 #include "worker/data/tokenize/tokenizer.h"
 
@@ -159,13 +160,14 @@ absl::StatusOr<std::vector<Part>> PartsOf(const std::vector<std::string>& keys,
 absl::StatusOr<std::optional<DatasetManifest>> Finished(const Part& part, BuildOptions build,
                                                         const RecordEncoderFactory& encoders) {
   if (!Exists(Env::Real(), part.prefix + ".idx")) return std::nullopt;
-  absl::StatusOr<DatasetManifest> manifest = ReadDatasetManifest(Env::Real(), part.prefix);
-  if (absl::IsNotFound(manifest.status())) return std::nullopt;
-  MT_RETURN_IF_ERROR(manifest.status());
+  absl::StatusOr<DatasetSource> source = OpenDatasetSource(Env::Real(), part.prefix);
+  // A broken one, too, is in the way.
+  if (!source.ok() || !source->manifest.has_value()) return std::nullopt;
   build.text.text_key = part.key;
-  MT_ASSIGN_OR_RETURN(const bool same, IsWhatBuildMakes(Env::Real(), *manifest, encoders, build));
+  MT_ASSIGN_OR_RETURN(const bool same,
+                      IsWhatBuildMakes(Env::Real(), *source->manifest, encoders, build));
   if (!same) return std::nullopt;
-  return *std::move(manifest);
+  return std::move(source->manifest);
 }
 
 // Before any work of several builds: what is in their way, and which of them an earlier run of the same command has finished. That

@@ -334,6 +334,10 @@ TEST_F(SeveralKeysTest, AFinishedKeyIsLeftOnlyIfItIsWhatTheCommandMakes) {
   Write("in.jsonl", changed);
   ExpectRefused(command_, 5, "x_a_document.idx exists");
   Write("in.jsonl", before);
+  const std::string bin = Read("x_a_document.bin");
+  Write("x_a_document.bin", bin.substr(1));
+  ExpectRefused(command_, 5, "x_a_document.idx exists");
+  Write("x_a_document.bin", bin);
   const Result result = Data(command_);
   ASSERT_EQ(result.code, 0) << result.err;
   EXPECT_THAT(result.err, HasSubstr("x_a_document was finished by an earlier run"));

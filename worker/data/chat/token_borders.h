@@ -27,7 +27,7 @@ class TokenBorders {
                                          std::span<const int32_t> ids);
 
   // The tokens, from the first to before the last, that spell any of the bytes [begin, end) of the text; begin < end. Tokens that
-  // stand for no byte belong to what follows them. Decodes no more than there are ids, or little more, and none at the text's own ends.
+  // stand for no byte are among them inside and at the text's own ends. Decodes no more than there are ids, or little more, and none at the text's own ends.
   absl::StatusOr<std::pair<size_t, size_t>> TokensOf(size_t begin, size_t end) const;
 
  private:
