@@ -118,7 +118,8 @@ class JobManager {
   void OnDataChecked(const store::AttemptRecord& attempt, const std::string& node,
                      const v1::DataChecked& checked);
   void CompareData(const store::AttemptRecord& attempt);
-  std::string DescribeChange(const store::AttemptRecord& attempt) const;  // "": the data is as it was
+  std::string DescribeChange(
+      const store::AttemptRecord& attempt) const;  // "": the data is as it was
   void RefuseData(const store::AttemptRecord& attempt, const std::vector<std::string>& nodes,
                   const std::function<std::string(const std::string& node)>& why);
   void SendLaunch(const store::AttemptRecord& attempt, const std::string& node);

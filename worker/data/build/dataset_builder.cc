@@ -53,7 +53,6 @@ class Build {
   absl::Status StatInputs();
   std::map<std::string, std::string> Identity() const;
   // What the data depends on and the manifest tells: all of the identity that is not told elsewhere there.
-  std::map<std::string, std::string> Options() const;
   absl::Status Open();
   absl::Status CheckOutput(bool showing) const;
   absl::Status OpenFiles(std::unique_ptr<FileLock> lock, bool resume);
@@ -125,20 +124,8 @@ absl::Status Build::StatInputs() {
   return absl::OkStatus();
 }
 
-std::map<std::string, std::string> Build::Options() const {
-  std::map<std::string, std::string> options = {
-      {"encoder", encoders_.description()},
-      {"text_key", options_.text.text_key},
-      {"max_document_bytes", absl::StrCat(options_.text.max_document_bytes)},
-      {"deduplicate", options_.deduplicate ? "yes" : "no"}};
-  if (options_.text.document_separator.has_value())
-    options["document_separator"] = *options_.text.document_separator;
-  if (options_.max_documents > 0) options["max_documents"] = absl::StrCat(options_.max_documents);
-  return options;
-}
-
 std::map<std::string, std::string> Build::Identity() const {
-  std::map<std::string, std::string> identity = Options();
+  std::map<std::string, std::string> identity = ManifestOptions(encoders_, options_);
   Xxh3Stream paths;
   for (const std::string& path : options_.inputs) paths.Update(path.c_str(), path.size() + 1);
   identity["mt_version"] = MT_VERSION;
@@ -477,7 +464,7 @@ absl::StatusOr<DatasetManifest> Build::Manifest() {
                            .duplicates = result_.duplicates,
                            .empty_documents = result_.empty_documents,
                            .mt_version = MT_VERSION,
-                           .options = Options()};
+                           .options = ManifestOptions(encoders_, options_)};
   MT_ASSIGN_OR_RETURN(const std::string list,
                       ReadFile(env_, Partial("inputs"), journal_.inputs.bytes));
   Xxh3Stream digest;
@@ -571,6 +558,19 @@ absl::StatusOr<BuildResult> Build::Run() {
 }
 
 }  // namespace
+
+std::map<std::string, std::string> ManifestOptions(const RecordEncoderFactory& encoders,
+                                                   const BuildOptions& options) {
+  std::map<std::string, std::string> named = {
+      {"encoder", encoders.description()},
+      {"text_key", options.text.text_key},
+      {"max_document_bytes", absl::StrCat(options.text.max_document_bytes)},
+      {"deduplicate", options.deduplicate ? "yes" : "no"}};
+  if (options.text.document_separator.has_value())
+    named["document_separator"] = *options.text.document_separator;
+  if (options.max_documents > 0) named["max_documents"] = absl::StrCat(options.max_documents);
+  return named;
+}
 
 absl::StatusOr<BuildResult> BuildDataset(Env* env, Clock* clock,
                                          const RecordEncoderFactory& encoders,

@@ -20,6 +20,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -74,6 +75,10 @@ struct BuildResult {
   // Seconds that all threads together spent, by stage; waiting is not among them.
   double read_seconds = 0, parse_seconds = 0, encode_seconds = 0, write_seconds = 0;
 };
+
+// What the manifest's `options` are: all that the documents depend on besides tokenizer and inputs.
+std::map<std::string, std::string> ManifestOptions(const RecordEncoderFactory& encoders,
+                                                   const BuildOptions& options);
 
 // ALREADY_EXISTS: the output exists and `overwrite` is off. INVALID_ARGUMENT: no inputs, a bad line with `strict`, or no document at
 // all. FAILED_PRECONDITION: an interrupted build of other inputs or options, or inputs that have changed since. DATA_LOSS: a damaged

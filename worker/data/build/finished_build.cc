@@ -1,6 +1,5 @@
 #include "worker/data/build/finished_build.h"
 
-#include <map>
 #include <string>
 
 #include "common/hash.h"
@@ -11,19 +10,6 @@
 
 namespace mt {
 namespace {
-
-std::map<std::string, std::string> OptionsOf(const RecordEncoderFactory& encoders,
-                                             const BuildOptions& options) {
-  std::map<std::string, std::string> named = {
-      {"encoder", encoders.description()},
-      {"text_key", options.text.text_key},
-      {"max_document_bytes", absl::StrCat(options.text.max_document_bytes)},
-      {"deduplicate", options.deduplicate ? "yes" : "no"}};
-  if (options.text.document_separator.has_value())
-    named["document_separator"] = *options.text.document_separator;
-  if (options.max_documents > 0) named["max_documents"] = absl::StrCat(options.max_documents);
-  return named;
-}
 
 // Sizes as far as they are listed: what costs next to nothing to compare.
 absl::StatusOr<bool> SameFiles(Env* env, const DatasetManifest& manifest,
@@ -67,7 +53,7 @@ absl::StatusOr<bool> SameContents(Env* env, const DatasetManifest& manifest,
 absl::StatusOr<bool> IsWhatBuildMakes(Env* env, const DatasetManifest& manifest,
                                       const RecordEncoderFactory& encoders,
                                       const BuildOptions& options) {
-  if (manifest.mt_version != MT_VERSION || manifest.options != OptionsOf(encoders, options) ||
+  if (manifest.mt_version != MT_VERSION || manifest.options != ManifestOptions(encoders, options) ||
       manifest.tokenizer_digest != encoders.tokenizer().digest()) {
     return false;
   }
