@@ -714,6 +714,15 @@ TEST_F(BuildInMemoryTest, RestartThrowsTheOldWorkAway) {
   EXPECT_EQ(Build().value().duplicates, 0);
 }
 
+TEST_F(BuildInMemoryTest, AnInputThatGrowsWhileItIsReadEndsTheBuild) {
+  ASSERT_GT(DieAfter(300), 0);
+  options_.on_resume = [this](const BuildProgress&) {  // all inputs have been looked at
+    Put("/in/g.jsonl", ReadFile(&env_, "/in/g.jsonl").value() + "{\"text\": \"late\"}\n");
+  };
+  EXPECT_THAT(std::string(Build().status().message()),
+              HasSubstr("build again when nobody writes to it"));
+}
+
 TEST_F(BuildInMemoryTest, ABuildThatAnotherOneKeepsOutTakesNothingOfItsAway) {
   ASSERT_GT(DieAfter(300), 0);
   const std::map<std::string, std::string> before = Output();
