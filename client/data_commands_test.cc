@@ -9,8 +9,8 @@
 #include "client/session.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "worker/data/build/build_journal.h"
 #include "worker/data/build/dataset_builder.h"
+#include "worker/data/dataset_commit.h"
 #include "worker/data/indexed_dataset.h"
 
 namespace mt::client {

@@ -176,7 +176,7 @@ absl::Status ToStdout(absl::string_view piece) {
 absl::StatusOr<DecodeCounts> DecodeToFile(const DatasetSource& source, const Tokenizer* tokenizer,
                                           const DecodeOptions& decode, const std::string& path,
                                           bool overwrite) {
-  Env* env = Env::Real();
+  Env* env = Env::Real()->ForSharedFiles();
   if (!overwrite && Exists(env, path)) {
     return absl::AlreadyExistsError(
         absl::StrCat(path, " exists; choose another file or add --overwrite"));

@@ -60,6 +60,7 @@ std::string DatasetFolder(const std::string& prefix) {
   return folder.empty() ? "." : folder;
 }
 
+std::string BuildJournalPath(const std::string& prefix) { return prefix + ".journal.json"; }
 std::string BadLinesPath(const std::string& prefix) { return prefix + ".bad.jsonl"; }
 
 absl::Status ReplaceLockedFile(Env* env, const std::string& path, absl::string_view contents) {

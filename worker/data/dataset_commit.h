@@ -18,6 +18,7 @@ namespace mt {
 
 // The folder that PREFIX's files lie in.
 std::string DatasetFolder(const std::string& prefix);
+std::string BuildJournalPath(const std::string& prefix);
 std::string BadLinesPath(const std::string& prefix);
 
 // The lock of who writes a dataset: taken before anything of it is changed, or read to go on from. PREFIX.lock goes when it is let go.

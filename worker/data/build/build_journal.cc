@@ -67,8 +67,6 @@ BuildJournal Parse(const Json& json) {
 
 }  // namespace
 
-std::string BuildJournalPath(const std::string& prefix) { return prefix + ".journal.json"; }
-
 absl::Status WriteBuildJournal(Env* env, const std::string& prefix, const BuildJournal& journal) {
   Json json;
   json["format_version"] = kFormatVersion;

@@ -42,7 +42,6 @@ struct BuildJournal {
   std::optional<SealedBuild> sealed;
 };
 
-std::string BuildJournalPath(const std::string& prefix);
 absl::Status WriteBuildJournal(Env* env, const std::string& prefix, const BuildJournal& journal);
 // nullopt: there is none. DATA_LOSS: it is no journal.
 absl::StatusOr<std::optional<BuildJournal>> ReadBuildJournal(Env* env, const std::string& prefix);

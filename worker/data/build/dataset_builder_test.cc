@@ -16,6 +16,7 @@
 #include "gtest/gtest.h"
 #include "worker/data/build/build_journal.h"
 #include "worker/data/build/build_pipeline.h"
+#include "worker/data/dataset_commit.h"
 #include "worker/data/dataset_verifier.h"
 #include "worker/data/indexed_dataset.h"
 #include "worker/data/loss_file.h"

@@ -357,6 +357,13 @@ class Outputs {
     for (const DatasetCopy& copy : copies_) {
       MT_ASSIGN_OR_RETURN(std::unique_ptr<FileLock> lock, LockDataset(env_, copy.prefix));
       locks_.push_back(std::move(lock));
+      // Its partial files have the names of ours.
+      if (Exists(env_, BuildJournalPath(copy.prefix))) {
+        return absl::FailedPreconditionError(absl::StrCat(
+            BuildJournalPath(copy.prefix),
+            ": a build of this dataset was interrupted; run it again to finish it, remove this "
+            "file to give up what it did, or choose another prefix"));
+      }
       locked_.push_back(copy.prefix);
     }
     return absl::OkStatus();

@@ -280,6 +280,16 @@ TEST_F(DatasetEditTest, AManifestThatCannotBeWrittenLeavesTheOldDataset) {
   EXPECT_NE(VerifyDataset(Env::Real(), folder_ + "old").value().num_tokens, before.num_tokens);
 }
 
+TEST_F(DatasetEditTest, AnInterruptedBuildIsNotWrittenOver) {
+  Write("a", Documents(50, 6), false);
+  std::ofstream(folder_ + "half.journal.json") << "{}";
+  std::ofstream(folder_ + "half.bin.partial") << "hours of work";
+  EXPECT_THAT(std::string(Merge({folder_ + "a"}, folder_ + "half", true).message()),
+              HasSubstr("half.journal.json: a build of this dataset was interrupted"));
+  EXPECT_EQ(Bytes(folder_ + "half.bin.partial"), "hours of work");
+  EXPECT_FALSE(std::filesystem::exists(folder_ + "half.lock"));
+}
+
 TEST_F(DatasetEditTest, VerifyReadsLossesToo) {
   const std::vector<Document> documents = {{{1, 2, 256}, {0, 1, 1}}, {{}, {}}, {{7, 8}, {0, 1}}};
   Write("a", documents, true);
