@@ -212,12 +212,11 @@ Json FinishedJson(const Part& part) {
 
 // What would be taken as it is, and then do nothing.
 absl::Status CheckSeparator(const std::optional<std::string>& separator) {
-  constexpr size_t kLongest = 64 << 10;  // text_options.h
   if (!separator.has_value()) return absl::OkStatus();
   const char* wrong = nullptr;
   if (separator->find('\n') != std::string::npos) wrong = "has a line feed in it";
   if (!separator->empty() && separator->back() == '\r') wrong = "ends in a carriage return";
-  if (separator->size() > kLongest) wrong = "is longer than 64 KiB";
+  if (separator->size() > kMaxSeparatorBytes) wrong = "is longer than 64 KiB";
   if (wrong == nullptr) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("--document-separator ", wrong,

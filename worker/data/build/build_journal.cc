@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "common/hash.h"
 #include "worker/data/dataset_commit.h"
 
 namespace mt {
@@ -112,6 +113,51 @@ absl::StatusOr<std::optional<BuildJournal>> ReadBuildJournal(Env* env, const std
   return absl::DataLossError(absl::StrCat(BuildJournalPath(prefix),
                                           ": is not the journal of an interrupted build of this "
                                           "version; add --restart to throw away what it did"));
+}
+
+absl::Status CheckIdentity(const std::string& prefix, const BuildJournal& journal,
+                           const std::map<std::string, std::string>& now) {
+  const std::map<std::string, std::string>& before = journal.identity;
+  for (const auto& [name, value] : now) {
+    const auto found = before.find(name);
+    if (found != before.end() && found->second == value) continue;
+    return absl::FailedPreconditionError(absl::StrCat(
+        BuildJournalPath(prefix), ": an interrupted build with another ", name, " (",
+        found == before.end() ? "none" : absl::StrCat("`", found->second, "`"), ", now `", value,
+        "`); run it as it was to go on with it, or add --restart to throw away what it did"));
+  }
+  for (const auto& [name, value] : before) {
+    if (now.contains(name)) continue;
+    return absl::FailedPreconditionError(absl::StrCat(
+        BuildJournalPath(prefix), ": an interrupted build with ", name, " `", value,
+        "`; run it as it was to go on with it, or add --restart to throw away what it did"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckSealed(Env* env, const std::string& prefix, const BuildJournal& journal) {
+  const auto check = [&](absl::string_view name, uint64_t bytes, const std::string& xxh3) {
+    std::string path = absl::StrCat(prefix, ".", name, ".partial");
+    if (!Exists(env, path)) path = absl::StrCat(prefix, ".", name);
+    const absl::StatusOr<FileInfo> info = env->Stat(path);
+    if (info.ok() && info->size_bytes == bytes) {
+      const absl::StatusOr<std::string> digest = Xxh3HexOfFile(env, path);
+      if (!digest.ok()) return digest.status();
+      if (*digest == xxh3) return absl::OkStatus();
+    }
+    return absl::DataLossError(
+        absl::StrCat(path, ": its ", bytes, " bytes are not what was written before"));
+  };
+  const IndexedDatasetSummary& files = journal.sealed->files;
+  const SpoolFile::State& manifest = journal.sealed->manifest;
+  MT_RETURN_IF_ERROR(check("bin", files.bin_bytes, files.bin_xxh3));
+  MT_RETURN_IF_ERROR(check("idx", files.idx_bytes, files.idx_xxh3));
+  if (!files.loss_xxh3.empty())
+    MT_RETURN_IF_ERROR(check("loss", files.loss_bytes, files.loss_xxh3));
+  if (journal.bad_lines > 0)
+    MT_RETURN_IF_ERROR(check("bad.jsonl", journal.bad.bytes, journal.bad.xxh3));
+  MT_RETURN_IF_ERROR(check("inputs", journal.inputs.bytes, journal.inputs.xxh3));
+  return check("manifest.json", manifest.bytes, manifest.xxh3);
 }
 
 }  // namespace mt

@@ -46,4 +46,11 @@ absl::Status WriteBuildJournal(Env* env, const std::string& prefix, const BuildJ
 // nullopt: there is none. DATA_LOSS: it is no journal.
 absl::StatusOr<std::optional<BuildJournal>> ReadBuildJournal(Env* env, const std::string& prefix);
 
+// FAILED_PRECONDITION: the journal is of a build with another identity than `now`; names what differs, and the remedy.
+absl::Status CheckIdentity(const std::string& prefix, const BuildJournal& journal,
+                           const std::map<std::string, std::string>& now);
+// Of a sealed build: every file is where it was or has its name already, and has the bytes that were written. Reads them all.
+// DATA_LOSS names one that has not.
+absl::Status CheckSealed(Env* env, const std::string& prefix, const BuildJournal& journal);
+
 }  // namespace mt

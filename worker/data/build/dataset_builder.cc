@@ -52,14 +52,11 @@ class Build {
  private:
   absl::Status StatInputs();
   std::map<std::string, std::string> Identity() const;
-  // What the data depends on and the manifest tells: all of the identity that is not told elsewhere there.
   absl::Status Open();
   absl::Status CheckOutput(bool showing) const;
   absl::Status OpenFiles(std::unique_ptr<FileLock> lock, bool resume);
   absl::Status OpenSealed(std::unique_ptr<FileLock> lock);
   void Resumed(int64_t documents, int64_t tokens);
-  absl::Status CheckSealed() const;
-  absl::Status CheckIdentity() const;
   absl::Status CheckFinishedInputs();
   absl::Status LoadHashes();
   absl::Status Pump();
@@ -135,26 +132,6 @@ std::map<std::string, std::string> Build::Identity() const {
   return identity;
 }
 
-absl::Status Build::CheckIdentity() const {
-  const std::map<std::string, std::string>& before = journal_.identity;
-  const std::map<std::string, std::string> now = Identity();
-  for (const auto& [name, value] : now) {
-    const auto found = before.find(name);
-    if (found != before.end() && found->second == value) continue;
-    return absl::FailedPreconditionError(absl::StrCat(
-        BuildJournalPath(prefix_), ": an interrupted build with another ", name, " (",
-        found == before.end() ? "none" : absl::StrCat("`", found->second, "`"), ", now `", value,
-        "`); run it as it was to go on with it, or add --restart to throw away what it did"));
-  }
-  for (const auto& [name, value] : before) {
-    if (now.contains(name)) continue;
-    return absl::FailedPreconditionError(absl::StrCat(
-        BuildJournalPath(prefix_), ": an interrupted build with ", name, " `", value,
-        "`; run it as it was to go on with it, or add --restart to throw away what it did"));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status Build::CheckFinishedInputs() {
   MT_ASSIGN_OR_RETURN(const std::string list,
                       ReadFile(env_, Partial("inputs"), journal_.inputs.bytes));
@@ -213,7 +190,8 @@ absl::Status Build::Open() {
   if (has_journal) journal_ = **std::move(found);
   if (sealed && !options_.restart && !Exists(env_, Partial("idx"))) {
     // All but the tidying up is done, unless someone has put another dataset there since.
-    if (CheckIdentity().ok() && CheckSealed().ok() && CheckFinishedInputs().ok())
+    if (CheckIdentity(prefix_, journal_, Identity()).ok() &&
+        CheckSealed(env_, prefix_, journal_).ok() && CheckFinishedInputs().ok())
       return OpenSealed(std::move(lock));
     MT_RETURN_IF_ERROR(RemoveIfThere(env_, BuildJournalPath(prefix_)));
     finished_bytes_ = 0;
@@ -225,15 +203,15 @@ absl::Status Build::Open() {
       MT_RETURN_IF_ERROR(RemoveIfThere(env_, prefix_ + ".bin"));
     MT_RETURN_IF_ERROR(RemoveIfThere(env_, BuildJournalPath(prefix_)));
   } else if (showing) {
-    MT_RETURN_IF_ERROR(CheckIdentity());
-    MT_RETURN_IF_ERROR(CheckSealed());
+    MT_RETURN_IF_ERROR(CheckIdentity(prefix_, journal_, Identity()));
+    MT_RETURN_IF_ERROR(CheckSealed(env_, prefix_, journal_));
     MT_RETURN_IF_ERROR(CheckFinishedInputs());
     return OpenSealed(std::move(lock));
   }
   // Without its files a journal is one that outlived the end of its build.
   const bool resume = has_journal && !sealed && !options_.restart && Exists(env_, Partial("bin"));
   if (resume) {
-    MT_RETURN_IF_ERROR(CheckIdentity());
+    MT_RETURN_IF_ERROR(CheckIdentity(prefix_, journal_, Identity()));
   } else {
     journal_ = BuildJournal{.identity = Identity()};
   }
@@ -276,32 +254,6 @@ void Build::Resumed(int64_t documents, int64_t tokens) {
   progress.documents = documents;
   progress.tokens = progress.tokens_resumed = tokens;
   if (options_.on_resume) options_.on_resume(progress);
-}
-
-// Every file is where it was or has its name already, and has the bytes that were written.
-absl::Status Build::CheckSealed() const {
-  const auto check = [&](absl::string_view name, uint64_t bytes, const std::string& xxh3) {
-    std::string path = Partial(name);
-    if (!Exists(env_, path)) path = absl::StrCat(prefix_, ".", name);
-    const absl::StatusOr<FileInfo> info = env_->Stat(path);
-    if (info.ok() && info->size_bytes == bytes) {
-      const absl::StatusOr<std::string> digest = Xxh3HexOfFile(env_, path);
-      if (!digest.ok()) return digest.status();
-      if (*digest == xxh3) return absl::OkStatus();
-    }
-    return absl::DataLossError(
-        absl::StrCat(path, ": its ", bytes, " bytes are not what was written before"));
-  };
-  const IndexedDatasetSummary& files = journal_.sealed->files;
-  const SpoolFile::State& manifest = journal_.sealed->manifest;
-  MT_RETURN_IF_ERROR(check("bin", files.bin_bytes, files.bin_xxh3));
-  MT_RETURN_IF_ERROR(check("idx", files.idx_bytes, files.idx_xxh3));
-  if (!files.loss_xxh3.empty())
-    MT_RETURN_IF_ERROR(check("loss", files.loss_bytes, files.loss_xxh3));
-  if (journal_.bad_lines > 0)
-    MT_RETURN_IF_ERROR(check("bad.jsonl", journal_.bad.bytes, journal_.bad.xxh3));
-  MT_RETURN_IF_ERROR(check("inputs", journal_.inputs.bytes, journal_.inputs.xxh3));
-  return check("manifest.json", manifest.bytes, manifest.xxh3);
 }
 
 void Build::Report(bool always) {

@@ -7,7 +7,7 @@ namespace mt {
 namespace {
 
 constexpr size_t kNone = std::string::npos;
-constexpr size_t kLongestSeparatorLine = (64 << 10) + 2;
+constexpr size_t kLongestSeparatorLine = kMaxSeparatorBytes + 2;
 
 }  // namespace
 

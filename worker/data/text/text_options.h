@@ -40,10 +40,11 @@ inline bool IsBlank(absl::string_view text) {
   return text.find_first_not_of(" \t\r\n\f\v") == absl::string_view::npos;
 }
 
-// `line` without its LF. A separator has at most 64 KiB.
+constexpr size_t kMaxSeparatorBytes = 64 << 10;
+
+// `line` without its LF.
 inline bool IsSeparator(const TextSourceOptions& options, absl::string_view line) {
-  constexpr size_t kLongest = 64 << 10;
-  if (!options.document_separator.has_value() || line.size() > kLongest) return false;
+  if (!options.document_separator.has_value() || line.size() > kMaxSeparatorBytes) return false;
   if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
   return options.document_separator->empty()
              ? IsBlank(line)
