@@ -114,7 +114,7 @@ absl::StatusOr<ExitCode> Export(Session* session, const Options& o) {
                       CheckpointReader::Create(manifest, FolderResolver(folder)));
   const std::string to = Absolute(o.to);
   MT_ASSIGN_OR_RETURN(const HubExportResult result,
-                      ExportToHub(reader.get(), manifest.spec().model(), to, options));
+                      ExportToHub(reader.get(), manifest.spec(), to, options));
   if (session->json()) {
     session->Print(Json{{"folder", to},
                         {"tensors", result.tensors},

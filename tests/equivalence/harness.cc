@@ -92,7 +92,9 @@ double LogicalTensor::At(int64_t element) const {
   return reinterpret_cast<const float*>(bytes.data())[element];
 }
 
-void AddBoxes(const std::vector<TensorBox>& boxes, LogicalState* state) {
+absl::Status AddBoxes(const std::vector<TensorBox>& boxes, const Backend& backend,
+                      LogicalState* state) {
+  std::vector<char> bytes;
   for (const TensorBox& box : boxes) {
     LogicalTensor& tensor = (*state)[box.tensor];
     if (tensor.times_written.empty()) {
@@ -103,15 +105,22 @@ void AddBoxes(const std::vector<TensorBox>& boxes, LogicalState* state) {
       tensor.times_written.resize(static_cast<size_t>(count));
     }
     const int64_t size = Bytes(box.dtype);
+    bytes.resize(static_cast<size_t>(box.Elements() * size));
+    MT_RETURN_IF_ERROR(backend.ToStatus(
+        backend.abi().copy_to_host(bytes.data(), box.data, bytes.size(), nullptr), "copy_to_host"));
+    MT_RETURN_IF_ERROR(
+        backend.ToStatus(backend.abi().stream_synchronize(nullptr), "stream_synchronize"));
     ForEachRow(box, [&](int64_t at, int64_t from, int64_t count) {
-      std::memcpy(tensor.bytes.data() + at * size, static_cast<char*>(box.data) + from * size,
-                  count * size);
+      std::memcpy(tensor.bytes.data() + at * size, bytes.data() + from * size, count * size);
       for (int64_t i = 0; i < count; ++i) ++tensor.times_written[static_cast<size_t>(at + i)];
     });
   }
+  return absl::OkStatus();
 }
 
-absl::Status FillBoxes(const LogicalState& state, const std::vector<TensorBox>& boxes) {
+absl::Status FillBoxes(const LogicalState& state, const std::vector<TensorBox>& boxes,
+                       const Backend& backend) {
+  std::vector<char> bytes;
   for (const TensorBox& box : boxes) {
     const auto found = state.find(box.tensor);
     if (found == state.end() || found->second.shape != box.global_shape ||
@@ -120,10 +129,15 @@ absl::Status FillBoxes(const LogicalState& state, const std::vector<TensorBox>& 
           absl::StrCat("no tensor ", box.tensor, " of this shape and type in the state"));
     }
     const int64_t size = Bytes(box.dtype);
+    bytes.resize(static_cast<size_t>(box.Elements() * size));
     ForEachRow(box, [&](int64_t at, int64_t to, int64_t count) {
-      std::memcpy(static_cast<char*>(box.data) + to * size, found->second.bytes.data() + at * size,
-                  count * size);
+      std::memcpy(bytes.data() + to * size, found->second.bytes.data() + at * size, count * size);
     });
+    MT_RETURN_IF_ERROR(backend.ToStatus(
+        backend.abi().copy_to_device(box.data, bytes.data(), bytes.size(), nullptr),
+        "copy_to_device"));
+    MT_RETURN_IF_ERROR(
+        backend.ToStatus(backend.abi().stream_synchronize(nullptr), "stream_synchronize"));
   }
   return absl::OkStatus();
 }
@@ -248,7 +262,7 @@ absl::StatusOr<Outcome> RunRank(const RunOptions& options, int rank, RankGroups*
   trainer_options.samples = options.samples != nullptr ? options.samples : &samples;
   MT_ASSIGN_OR_RETURN(const std::unique_ptr<Trainer> trainer, Trainer::Create(trainer_options));
   if (options.resume != nullptr) {
-    MT_RETURN_IF_ERROR(FillBoxes(*options.resume, trainer->LoadTargets()));
+    MT_RETURN_IF_ERROR(FillBoxes(*options.resume, trainer->LoadTargets(), operations->backend()));
     MT_RETURN_IF_ERROR(trainer->FinishLoad(options.position));
   } else {
     MT_RETURN_IF_ERROR(trainer->InitialiseWeights());
@@ -268,9 +282,10 @@ absl::StatusOr<Outcome> RunRank(const RunOptions& options, int rank, RankGroups*
     run.gradient_norms.push_back(result.grad_norm);
     run.auxiliary_losses.push_back(result.auxiliary_losses);
     if (result.expert_load.has_value()) run.expert_loads.push_back(*result.expert_load);
-    if (step == 0) AddBoxes(trainer->Gradients(), &run.gradients);
+    if (step == 0)
+      MT_RETURN_IF_ERROR(AddBoxes(trainer->Gradients(), operations->backend(), &run.gradients));
   }
-  AddBoxes(trainer->CheckpointState(), &run.state);
+  MT_RETURN_IF_ERROR(AddBoxes(trainer->CheckpointState(), operations->backend(), &run.state));
   run.position = trainer->position();
   return run;
 }

@@ -13,6 +13,7 @@
 #include "common/spec/mesh.h"
 #include "common/status.h"
 #include "mt/v1/spec.pb.h"
+#include "worker/backend/backend.h"
 #include "worker/checkpoint/state.h"
 #include "worker/comm/groups.h"
 #include "worker/train/batch_source.h"
@@ -47,9 +48,12 @@ struct LogicalTensor {
 };
 using LogicalState = std::map<std::string, LogicalTensor>;
 
-void AddBoxes(const std::vector<TensorBox>& boxes, LogicalState* state);
+// Boxes lie in the backend's memory.
+absl::Status AddBoxes(const std::vector<TensorBox>& boxes, const Backend& backend,
+                      LogicalState* state);
 // NOT_FOUND if the state lacks a box's tensor or has it with another shape.
-absl::Status FillBoxes(const LogicalState& state, const std::vector<TensorBox>& boxes);
+absl::Status FillBoxes(const LogicalState& state, const std::vector<TensorBox>& boxes,
+                       const Backend& backend);
 
 // Token (sample, t) follows from a hash: every rank and every layout sees the same text. Samples
 // repeat after 24.

@@ -54,7 +54,9 @@ class GeneratorTest : public testing::TestWithParam<SmallModel> {
         Generator::Create(options.spec.model(), c.precision, kContext, operations_.get());
     ASSERT_TRUE(generator.ok()) << generator.status();
     generator_ = *std::move(generator);
-    ASSERT_TRUE(equivalence::FillBoxes(fresh->state, generator_->LoadTargets()).ok());
+    ASSERT_TRUE(
+        equivalence::FillBoxes(fresh->state, generator_->LoadTargets(), operations_->backend())
+            .ok());
     vocab_ = options.spec.model().vocab();
   }
   std::vector<double> Logits(const std::vector<int32_t>& tokens) {
@@ -99,6 +101,22 @@ TEST_P(GeneratorTest, CachedKeysAndValuesChangeNoLogitInFloat64) {
 }
 TEST_P(GeneratorTest, CachedKeysAndValuesChangeNoLogitInFloat32) {
   ExpectCacheChangesNothing(kFloat32);
+}
+
+// In memory that the host cannot touch, as late as the host can tell.
+TEST_P(GeneratorTest, DevicesGiveTheLogitsOfHostMemory) {
+  std::vector<std::vector<double>> logits[2];
+  for (const char* backend : {"reference", "fakedevice"}) {
+    Make({backend, v1::TrainingSpec::PRECISION_BF16, 0});
+    if (HasFatalFailure()) return;
+    std::vector<int32_t> text;
+    for (int64_t i = 0; i < 2 * kContext + 3; ++i) {
+      text.push_back(static_cast<int32_t>((i * i + 3 * i + 2) % vocab_));
+      logits[operations_->backend().host_memory() ? 0 : 1].push_back(Logits(text));
+    }
+    generator_.reset();
+  }
+  EXPECT_EQ(logits[1], logits[0]);
 }
 
 TEST_P(GeneratorTest, GreedyTokensAreThoseWithoutCache) {

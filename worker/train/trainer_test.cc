@@ -219,8 +219,9 @@ TEST_F(TrainerTest, GeneratesWhatItHasLearned) {
       Generator::Create(spec.model(), spec.training().precision(), 8, operations_.get());
   ASSERT_TRUE(generator.ok()) << generator.status();
   equivalence::LogicalState state;
-  equivalence::AddBoxes((*trainer)->CheckpointState(), &state);
-  ASSERT_TRUE(equivalence::FillBoxes(state, (*generator)->LoadTargets()).ok());
+  const Backend& backend = operations_->backend();
+  ASSERT_TRUE(equivalence::AddBoxes((*trainer)->CheckpointState(), backend, &state).ok());
+  ASSERT_TRUE(equivalence::FillBoxes(state, (*generator)->LoadTargets(), backend).ok());
   const std::vector<int32_t> prompt = {0, 10, 20};
   auto tokens = (*generator)->Generate(prompt, {.max_tokens = 9});  // longer than the window of 8
   ASSERT_TRUE(tokens.ok()) << tokens.status();

@@ -118,13 +118,15 @@ class TensorStream {
 
 class Exporter {
  public:
-  Exporter(CheckpointReader* checkpoint, const v1::ModelSpec& model, std::string folder,
+  Exporter(CheckpointReader* checkpoint, const v1::JobSpec& job, std::string folder,
            const HubExportOptions& options)
       : checkpoint_(checkpoint),
-        model_(model),
+        model_(job.model()),
         folder_(std::move(folder)),
         options_(options),
-        env_(options.env) {}
+        env_(options.env) {
+    if (model_.max_positions() == 0) model_.set_max_positions(job.data().sequence_length());
+  }
 
   absl::StatusOr<HubExportResult> Run() {
     MT_RETURN_IF_ERROR(ChooseDtype());
@@ -243,7 +245,7 @@ class Exporter {
   }
 
   CheckpointReader* const checkpoint_;
-  const v1::ModelSpec& model_;
+  v1::ModelSpec model_;
   const std::string folder_;
   const HubExportOptions& options_;
   Env* const env_;
@@ -255,10 +257,10 @@ class Exporter {
 
 }  // namespace
 
-absl::StatusOr<HubExportResult> ExportToHub(CheckpointReader* checkpoint,
-                                            const v1::ModelSpec& model, const std::string& folder,
+absl::StatusOr<HubExportResult> ExportToHub(CheckpointReader* checkpoint, const v1::JobSpec& job,
+                                            const std::string& folder,
                                             const HubExportOptions& options) {
-  return Exporter(checkpoint, model, folder, options).Run();
+  return Exporter(checkpoint, job, folder, options).Run();
 }
 
 }  // namespace mt

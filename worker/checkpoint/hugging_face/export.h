@@ -27,9 +27,10 @@ struct HubExportResult {
 
 // Writes `folder`, which must not exist or be empty: weights first, config.json last, so that what was broken off does not load.
 // Holds one shard's pieces at a time, at most a few hundred MiB. UNIMPLEMENTED: HubConfigOf has no place for the model.
-// FAILED_PRECONDITION: the folder is not empty, or the checkpoint is not of `model`.
-absl::StatusOr<HubExportResult> ExportToHub(CheckpointReader* checkpoint,
-                                            const v1::ModelSpec& model, const std::string& folder,
+// FAILED_PRECONDITION: the folder is not empty, or the checkpoint is not of the job's model. A model that names no longest context
+// (model.max_positions) is made for the length that it was trained on.
+absl::StatusOr<HubExportResult> ExportToHub(CheckpointReader* checkpoint, const v1::JobSpec& job,
+                                            const std::string& folder,
                                             const HubExportOptions& options);
 
 }  // namespace mt

@@ -56,7 +56,12 @@ class EveryArchitecture : public testing::TestWithParam<const char*> {
     EXPECT_GT(manifest->files_size(), 1);
     auto reader = CheckpointReader::Create(*manifest, FolderResolver("/checkpoint"), &env_);
     EXPECT_TRUE(reader.ok()) << reader.status();
-    const auto exported = ExportToHub(reader->get(), manifest->spec().model(), "/out",
+    v1::JobSpec job = manifest->spec();
+    if (trained_on_ > 0) {
+      job.mutable_model()->clear_max_positions();
+      job.mutable_data()->set_sequence_length(trained_on_);
+    }
+    const auto exported = ExportToHub(reader->get(), job, "/out",
                                       {.env = &env_,
                                        .dtype = dtype,
                                        .max_shard_bytes = max_shard_bytes,
@@ -84,6 +89,7 @@ class EveryArchitecture : public testing::TestWithParam<const char*> {
   }
 
   MemEnv env_;
+  int64_t trained_on_ = 0;  // 0: the model tells its longest context
 };
 
 TEST_P(EveryArchitecture, ComesBackByteForByteInShards) {
@@ -125,6 +131,17 @@ TEST_P(EveryArchitecture, NarrowWeightsComeBackByteForByte) {
     RoundTrip(dtype == "BF16" ? "bfloat16" : "float16", int64_t{1} << 30);
     ExpectSame(folder.tensors);
   }
+}
+
+TEST_P(EveryArchitecture, IsMadeForTheLengthThatItWasTrainedOnIfItTellsNoOther) {
+  TestFolder(GetParam()).Write(&env_);
+  const v1::ModelSpec model = OpenHub(&env_)->model();
+  if (model.position() == v1::ModelSpec::POSITION_LEARNED) return;  // its table tells
+  trained_on_ = model.max_positions() + 5;
+  RoundTrip("bfloat16", int64_t{1} << 30);
+  const auto again = HubFolder::ReadConfig(&env_, "/out");
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->model.max_positions(), trained_on_);
 }
 
 // What a rank of any layout holds is the same part of the same numbers.

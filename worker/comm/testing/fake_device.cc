@@ -43,9 +43,17 @@ struct FakeMachine::Task {
   bool done = false;
 };
 
+// What is launched goes on if the graph is destroyed.
+struct FakeMachine::Graph {
+  std::shared_ptr<std::vector<std::function<void()>>> tasks =
+      std::make_shared<std::vector<std::function<void()>>>();
+};
+
 struct FakeMachine::Stream {
   int rank = 0;
   std::deque<Task> tasks;
+  std::unique_ptr<Graph> recording;
+  bool recordable = true;  // only work came since it began
 };
 
 struct FakeMachine::Group {
@@ -165,6 +173,35 @@ struct FakeTables {
     for (auto& stream : machine->compute_) uses(*stream);
     for (auto& stream : machine->streams_) uses(*stream);
     machine->events_.erase(Of(event));
+    return MT_OK;
+  }
+
+  static int32_t GraphBegin(mt_stream stream) {
+    const std::lock_guard lock(machine->mutex_);
+    M::Stream& recorded = *machine->StreamOf(stream);
+    if (recorded.recording != nullptr) return Error("the stream is being recorded already");
+    recorded.recording = std::make_unique<M::Graph>();
+    recorded.recordable = true;
+    return MT_OK;
+  }
+  static int32_t GraphEnd(mt_stream stream, mt_graph* graph) {
+    const std::lock_guard lock(machine->mutex_);
+    M::Stream& recorded = *machine->StreamOf(stream);
+    const auto made = std::move(recorded.recording);
+    if (made == nullptr || !recorded.recordable) return Error("what was recorded is no graph");
+    *graph = reinterpret_cast<mt_graph>(new M::Graph(*made));
+    return MT_OK;
+  }
+  static int32_t GraphLaunch(mt_graph graph, mt_stream stream) {
+    const std::lock_guard lock(machine->mutex_);
+    machine->Enqueue(machine->StreamOf(stream),
+                     {.work = [tasks = reinterpret_cast<M::Graph*>(graph)->tasks] {
+                       for (const auto& task : *tasks) task();
+                     }});
+    return MT_OK;
+  }
+  static int32_t GraphDestroy(mt_graph graph) {
+    delete reinterpret_cast<M::Graph*>(graph);
     return MT_OK;
   }
 
@@ -315,6 +352,10 @@ const mt_backend& BackendTable() {
     t.event_synchronize = FakeTables::EventSynchronize;
     t.event_milliseconds = FakeTables::EventMilliseconds;
     t.event_destroy = FakeTables::EventDestroy;
+    t.graph_begin = FakeTables::GraphBegin;
+    t.graph_end = FakeTables::GraphEnd;
+    t.graph_launch = FakeTables::GraphLaunch;
+    t.graph_destroy = FakeTables::GraphDestroy;
     t.collectives = [] { return &CollectivesTable(); };
     return t;
   }();
@@ -361,6 +402,11 @@ FakeMachine::Stream* FakeMachine::StreamOf(mt_stream stream) {
 }
 
 void FakeMachine::Enqueue(Stream* stream, Task task) {
+  if (stream->recording != nullptr) {
+    if (task.work == nullptr) stream->recordable = false;
+    stream->recording->tasks->push_back(std::move(task.work));
+    return;
+  }
   stream->tasks.push_back(std::move(task));
   Changed();
 }
@@ -399,9 +445,24 @@ bool FakeMachine::Run() {
          std::all_of(streams_.begin(), streams_.end(), empty);
 }
 
+void FakeMachine::set_around(std::function<void()> begin, std::function<void()> end) {
+  const std::lock_guard lock(mutex_);
+  begin_ = std::move(begin);
+  end_ = std::move(end);
+}
+
+bool FakeMachine::recording() const {
+  const std::lock_guard lock(mutex_);
+  return compute_.at(acting_rank)->recording != nullptr;
+}
+
 void FakeMachine::Pass(double milliseconds) {
   const std::lock_guard lock(mutex_);
   now_ += milliseconds;
+}
+void FakeMachine::set_clock(std::function<double()> clock) {
+  const std::lock_guard lock(mutex_);
+  clock_ = std::move(clock);
 }
 void FakeMachine::set_hold(std::function<bool(const Part&)> hold) {
   const std::lock_guard lock(mutex_);
@@ -451,7 +512,14 @@ void FakeMachine::RunLocked() {
     progress |= run(compute_first_ ? streams_ : compute_, head);
     if (!progress) break;
   }
+  if (at_work_ && end_ != nullptr) end_();
+  at_work_ = false;
   changed_.notify_all();
+}
+
+void FakeMachine::Begin() {
+  if (!at_work_ && begin_ != nullptr) begin_();
+  at_work_ = true;
 }
 
 bool FakeMachine::RunHead(Stream& stream) {
@@ -463,6 +531,7 @@ bool FakeMachine::RunHead(Stream& stream) {
     arrived.resize(group.size);
     arrived[task.member->member] = &task;
     if (!Arrived(group, task.ticket)) return false;
+    Begin();
     Combine(group, task.ticket);
   }
   if (task.member != nullptr) {
@@ -471,9 +540,12 @@ bool FakeMachine::RunHead(Stream& stream) {
   }
   if (task.record != nullptr) {
     task.record->completed = task.ticket;
-    task.record->stamp = now_;
+    task.record->stamp = clock_ != nullptr ? clock_() : now_;
   }
-  if (task.work != nullptr) task.work();
+  if (task.work != nullptr) {
+    Begin();
+    task.work();
+  }
   stream.tasks.pop_front();
   return true;
 }

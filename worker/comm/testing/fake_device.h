@@ -39,10 +39,14 @@ class FakeMachine {
   // Not automatic, but streams run when an event is asked for or waited for, as late as a host can tell. `compute_first`: what
   // can run on compute streams does before anything on others, else after; each order shows the waits that the other hides.
   void set_lazy(bool compute_first);
+  // What devices do happens between calls of these two.
+  void set_around(std::function<void()> begin, std::function<void()> end);
   // Runs what can run, on all streams. True if every stream is empty then.
   bool Run();
   // Adds to the devices' clock, which events are stamped with.
   void Pass(double milliseconds);
+  // The devices' clock is this one, in milliseconds.
+  void set_clock(std::function<double()> clock);
 
   // One member's part of a collective.
   struct Part {
@@ -65,16 +69,20 @@ class FakeMachine {
   // Calls that the contract forbids: on an aborted communicator, or destroying one that is at work.
   int misuses() const;
   size_t events() const;  // that exist
+  // The compute stream of the rank that the calling thread acts for is being recorded.
+  bool recording() const;
 
  private:
   friend struct FakeTables;
   struct Stream;
   struct Event;
+  struct Graph;
   struct Group;
   struct Member;
   struct Task;
 
   void RunLocked();
+  void Begin();
   bool RunHead(Stream& stream);
   bool Arrived(Group& group, int64_t number);
   void Combine(Group& group, int64_t number);
@@ -92,6 +100,9 @@ class FakeMachine {
   std::vector<std::unique_ptr<Member>> members_;
   std::function<bool(const Part&)> hold_;
   std::function<int32_t(const Part&)> on_call_;
+  std::function<void()> begin_, end_;
+  std::function<double()> clock_;
+  bool at_work_ = false;  // between begin_ and end_
   bool automatic_ = true, lazy_ = false, compute_first_ = false, slow_joins_ = false;
   double now_ = 0;
   int aborts_ = 0, misuses_ = 0;
