@@ -4,7 +4,7 @@
 //   mt-bench [--shape default|0.4b|1.3b|tiny] [--precision fp32|bf16|fp8] [--backend NAME] [--threads N]
 //            [--steps N] [--warmup N] [--tokens FILE [--write-tokens]] [--weights-out FOLDER]
 //            [--layers N] [--hidden N] [--heads N] [--kv-heads N] [--ffn N] [--vocab N] [--seq N]
-//            [--micro-batch N] [--loss-chunk N] [--attention auto|cudnn|flash]
+//            [--micro-batch N] [--loss-chunk N] [--attention auto|cudnn|flash] [--gemm-cache FILE]
 //            [--profile STEPS] [--copy-gbytes N] [--bf16-tflops N] [--json FILE]
 //
 // Tokens are uint16 ids below --vocab, skewed so that there is something to learn; --write-tokens
@@ -14,7 +14,10 @@
 // --profile then runs STEPS more with every operation timed on its own and launched one by one, and
 // prints the time of a step by operation against its floor; ceilings are measured by the backend's
 // own copy and products, or are what --copy-gbytes and --bf16-tflops say where that is more. The
-// operations are in the --json file only.
+// operations are in the --json file only, which is written before, without them, and after.
+//
+// --gemm-cache has a GPU's matrix products measured and chosen as a rank has it, which keeps them
+// beside its checkpoints; without it the library's first choice is taken.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -47,7 +50,7 @@ struct Flags {
       {"loss-chunk", 0}, {"copy-gbytes", 0}, {"bf16-tflops", 0}};
   std::map<std::string, std::string> texts = {
       {"tokens", ""},       {"weights-out", ""}, {"backend", "cpu"}, {"precision", "fp32"},
-      {"shape", "default"}, {"json", ""},        {"attention", ""}};
+      {"shape", "default"}, {"json", ""},        {"attention", ""},  {"gemm-cache", ""}};
   bool write_tokens = false;
 
   int64_t operator[](const std::string& name) const { return numbers.at(name); }
@@ -233,15 +236,14 @@ struct Run {
 
 absl::StatusOr<Run> NewRun(const Flags& flags, BatchSource* samples, OperationObserver* observer) {
   Run run;
-  if (!flags.text("attention").empty()) {
-    MT_ASSIGN_OR_RETURN(const Backend* backend, ChooseBackend(flags.text("backend")));
-    MT_RETURN_IF_ERROR(backend->ToStatus(
-        backend->abi().configure("attention", flags.text("attention").c_str()), "configure"));
-  }
-  MT_ASSIGN_OR_RETURN(run.operations,
-                      Operations::Create({.backend = flags.text("backend"),
-                                          .threads = static_cast<int>(flags["threads"]),
-                                          .observer = observer}));
+  Operations::Options options{.backend = flags.text("backend"),
+                              .threads = static_cast<int>(flags["threads"]),
+                              .observer = observer};
+  if (!flags.text("attention").empty())
+    options.configuration["attention"] = flags.text("attention");
+  if (!flags.text("gemm-cache").empty())
+    options.configuration["gemm_cache"] = flags.text("gemm-cache");
+  MT_ASSIGN_OR_RETURN(run.operations, Operations::Create(options));
   // Operations that are timed one by one cannot be in a graph.
   MT_ASSIGN_OR_RETURN(run.spec, SpecOf(flags, observer == nullptr));
   MT_ASSIGN_OR_RETURN(const Mesh mesh, Mesh::Create(1, 1, 1));
@@ -306,6 +308,15 @@ absl::StatusOr<std::string> TimeOperations(const Flags& flags, BatchSource* samp
       ProfileJson(rows));
 }
 
+absl::Status WriteJson(const Flags& flags, const std::string& object) {
+  const std::string& path = flags.text("json");
+  if (path.empty()) return absl::OkStatus();
+  std::ofstream file(path);
+  file << object << "}\n" << std::flush;
+  return file ? absl::OkStatus()
+              : absl::UnavailableError(absl::StrCat(path, ": cannot be written"));
+}
+
 absl::Status Bench(const Flags& flags) {
   if (flags.write_tokens) MT_RETURN_IF_ERROR(WriteTokens(flags));
   MT_ASSIGN_OR_RETURN(FileSamples samples, FileSamples::Read(flags));
@@ -343,21 +354,15 @@ absl::Status Bench(const Flags& flags) {
       flags["threads"], median, static_cast<double>(tokens) / median, flops / 1e9,
       peak > 0 ? flops / peak : 0, nominal ? "nominal bf16" : "measured", total_bytes - free_bytes,
       absl::StrJoin(timing.losses, ", "));
-  const std::string line = json + "}\n";
-  if (flags["profile"] > 0) {
-    run.trainer.reset();  // its memory is needed
-    run.operations.reset();
-    MT_ASSIGN_OR_RETURN(const std::string operations, TimeOperations(flags, &samples, median));
-    absl::StrAppend(&json, ", \"ceilings\": ", operations);
-  }
-  if (!flags.text("json").empty()) {
-    std::ofstream file(flags.text("json"));
-    file << json << "}\n" << std::flush;
-    if (!file)
-      return absl::UnavailableError(absl::StrCat(flags.text("json"), ": cannot be written"));
-  }
-  absl::PrintF("%s", line);
-  return absl::OkStatus();
+  MT_RETURN_IF_ERROR(WriteJson(flags, json));
+  absl::PrintF("%s}\n", json);
+  std::fflush(stdout);
+  if (flags["profile"] == 0) return absl::OkStatus();
+  run.trainer.reset();  // its memory is needed
+  run.operations.reset();
+  MT_ASSIGN_OR_RETURN(const std::string operations, TimeOperations(flags, &samples, median));
+  absl::StrAppend(&json, ", \"ceilings\": ", operations);
+  return WriteJson(flags, json);
 }
 
 }  // namespace

@@ -54,8 +54,12 @@ class DecoderBlock(nn.Module):
         heads = self.qkv_proj(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)
         q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         group = self.heads // self.kv_heads
-        k, v = rotary(k).repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        o = F.scaled_dot_product_attention(rotary(q), k, v, is_causal=True)
+        q, k = rotary(q), rotary(k)
+        if x.is_cuda:
+            o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        else:
+            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+            o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.o_proj(o.transpose(1, 2).reshape(batch, tokens, -1))
 
     def forward(self, x, rotary):
@@ -163,7 +167,8 @@ def main():
     on_gpu = shape.device == "cuda"
     torch.backends.cuda.matmul.allow_tf32 = True
 
-    model = Model(shape)
+    with torch.device(shape.device):
+        model = Model(shape)
     if shape.weights:
         load_weights(model, shape.weights)
     autocast = torch.autocast(shape.device, torch.bfloat16, enabled=shape.dtype == "bf16" and not shape.pure_bf16)

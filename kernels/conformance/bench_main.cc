@@ -1,6 +1,8 @@
-// mt-kernel-bench LIBRARY [THREADS] [FILTER] [--dtype float32|bfloat16] [--shape NAME] [--json FILE]: what each
-// operation of a training step takes at the shapes of a model, how near it is to the limits of the machine, and its share of
-// the step.
+// mt-kernel-bench LIBRARY [THREADS] [FILTER] [--dtype float32|bfloat16] [--shape NAME] [--json FILE]
+//                 [--copy-gbytes N] [--gemm-cache FILE]
+// What each operation of a training step takes at the shapes of a model, how near it is to the limits of the machine, and its
+// share of the step. The rate of a copy is measured, or is what --copy-gbytes says where that is more; --gemm-cache as mt-bench's.
+// An operation that fails has its reason in the table, and the exit status is 1.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -20,6 +22,8 @@ struct Options {
   int32_t dtype = MT_F32;
   const BenchmarkModel* model = FindBenchmarkModel("default");
   const char* json = nullptr;
+  const char* gemm_cache = nullptr;
+  double copy_bytes_per_second = 0;
 };
 
 // False if the command line makes no sense.
@@ -41,6 +45,10 @@ bool Parse(int argc, char** argv, Options* options) {
       options->model = FindBenchmarkModel(value);
     } else if (key == "--json") {
       options->json = argv[i];
+    } else if (key == "--gemm-cache") {
+      options->gemm_cache = argv[i];
+    } else if (key == "--copy-gbytes") {
+      options->copy_bytes_per_second = 1e9 * std::atof(argv[i]);
     } else if (key != "--dtype" || (value != "float32" && value != "f32")) {
       return false;
     }
@@ -73,13 +81,15 @@ int Main(int argc, char** argv) {
   if (!Parse(argc, argv, &options)) {
     std::fprintf(stderr,
                  "usage: %s LIBRARY [THREADS] [FILTER] [--dtype float32|bfloat16] "
-                 "[--shape %s] [--json FILE]\n",
+                 "[--shape %s] [--json FILE] [--copy-gbytes N] [--gemm-cache FILE]\n",
                  argv[0], kBenchmarkShapes);
     return 2;
   }
   std::string error;
   bool declined = false;
   const mt_backend* backend = LoadLibrary(options.library, &error, &declined);
+  if (backend != nullptr && options.gemm_cache != nullptr)
+    (void)backend->configure("gemm_cache", options.gemm_cache);  // others than GPUs have none
   if (backend == nullptr || backend->open(0, options.threads) != MT_OK) {
     std::fprintf(stderr, "%s%s\n", declined ? "skipped: " : "",
                  backend == nullptr ? error.c_str() : backend->error_message());
@@ -91,7 +101,7 @@ int Main(int argc, char** argv) {
   const MeasureOptions measure = {.dtype = options.dtype,
                                   .one_thread = options.threads == 1,
                                   .device = (info.capabilities & MT_CAPABILITY_HOST_MEMORY) == 0};
-  const double copy = MeasureCopy(backend, measure);
+  const double copy = std::max(MeasureCopy(backend, measure), options.copy_bytes_per_second);
   const double peak =
       options.dtype == MT_BF16 && info.bf16_flops > 0 ? info.bf16_flops : info.peak_flops;
   std::printf("%s: %s, %s, %s, peak %.2f TFLOP/s, copies at %.0f GB/s\n", backend->name, info.name,

@@ -49,10 +49,6 @@ int32_t Probe(mt_device_info* info) {
   const size_t used = std::strlen(info->detail);
   std::snprintf(info->detail + used, sizeof info->detail - used, ", cuBLASLt %s",
                 VersionText(lt->version).c_str());
-  if (opened) {
-    if (BindThread() != MT_OK) return 0;
-    if (const double measured = MeasureGemmPeak(); measured > 0) info->peak_flops = measured;
-  }
   return 1;
 }
 

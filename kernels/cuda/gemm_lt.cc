@@ -37,21 +37,6 @@ int32_t RunEmpty(const mt_matmul_args& args, const Launch& launch) {
   return MT_OK;
 }
 
-double MeasurePeak() {
-  constexpr int64_t kSize = 8192;
-  mt_matmul_args args = {.struct_size = sizeof args, .dtype = MT_BF16, .output_dtype = MT_BF16};
-  args.transpose_b = 1;
-  args.m = args.n = args.k = args.lda = args.ldb = args.ldd = kSize;
-  const GemmProblem problem = MakeGemmProblem(args, false);
-  std::vector<cublasLtMatmulAlgo_t> proposals;
-  if (ProposeAlgorithms(*state->lt, state->handle, problem, kGemmWorkspaceBytes, 1, &proposals) !=
-      MT_OK)
-    return 0;
-  const std::vector<double> seconds =
-      MeasureAlgorithms(*state->lt, state->handle, problem, proposals, kGemmWorkspaceBytes);
-  return seconds.empty() ? 0 : 2.0 * kSize * kSize * kSize / seconds[0];
-}
-
 }  // namespace
 
 int32_t OpenGemm(const GemmOptions& options) {
@@ -121,12 +106,6 @@ int32_t Gemm(const mt_matmul_args& args, const Launch& launch) {
   return RunLt(*state->lt, state->handle, problem, plan->layouts, MakeGemmOperands(args),
                plan->algorithm, static_cast<float>(args.alpha), reinterpret_cast<void*>(aligned),
                kGemmWorkspaceBytes, launch.stream);
-}
-
-double MeasureGemmPeak() {
-  if (state == nullptr) return 0;
-  static const double measured = MeasurePeak();
-  return measured;
 }
 
 }  // namespace mt::cuda

@@ -8,7 +8,7 @@ build=$(cd "$1" && pwd)
 [ "$(id -u)" = 0 ] || { echo "skipped: needs root" >&2; exit 77; }
 folder=$(mktemp -d /tmp/mt-gpu-dry.XXXXXX)
 trap 'rm -rf "$folder"' EXIT
-"$here/pack.sh" "$build" > "$folder/pack.log" 2>&1 || { tail -n 20 "$folder/pack.log" >&2; exit 1; }
+MT_GPU_PACK_WITHOUT_CUDNN=1 "$here/pack.sh" "$build" > "$folder/pack.log" 2>&1 || { tail -n 20 "$folder/pack.log" >&2; exit 1; }
 tail -n 1 "$folder/pack.log"
 
 # The machine's libraries, less all that the tools of run.sh do not need themselves.

@@ -4,7 +4,8 @@
 #
 #   tests/gpu/pack.sh [BUILD_FOLDER]     default build/gpu-build, configured here for sm_90a alone
 #
-# Makes build/gpu-pack/pack.tar.gz (ignored by git), whole or not at all. MT_GPU_PACK_LIMIT_MIB (55) bounds it.
+# Makes build/gpu-pack/pack.tar.gz (ignored by git), whole or not at all. MT_GPU_PACK_LIMIT_MIB (55) bounds it. A plug-in without
+# cuDNN's attention is refused, unless MT_GPU_PACK_WITHOUT_CUDNN is set: what it would measure is not what people get.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 build=${1:-$root/build/gpu-build}
@@ -22,6 +23,11 @@ plugins=(mt_backend_emulated)
 ninja -C "$build" -t query mt_backend_cuda > /dev/null 2>&1 && plugins+=(mt_backend_cuda) || echo "pack: no CUDA toolkit here: without libmt_backend_cuda.so"
 ninja -C "$build" "${programs[@]}" "${tests[@]}" "${plugins[@]}" bundle
 
+if [ -f "$build/bin/libmt_backend_cuda.so" ] && [ -z "${MT_GPU_PACK_WITHOUT_CUDNN:-}" ] &&
+  grep -qa 'built without cudnn-frontend' "$build/bin/libmt_backend_cuda.so"; then
+  echo "pack: libmt_backend_cuda.so has no cuDNN attention: run deploy/install-deps.sh, which fetches cudnn-frontend, configure and build again" >&2
+  exit 1
+fi
 mkdir -p "$out"
 new=$(mktemp -d "$out/new.XXXXXX")
 trap 'rm -rf "$new"' EXIT

@@ -11,7 +11,7 @@
 #   MT_GPU_BACKEND   cuda (default). emulated or cpu walk every step without a GPU, on tiny shapes
 #   MT_GPU_SECONDS   for the whole run; default 525. A step that does not fit into what is left is skipped
 #   PYTHON           with PyTorch; default python3
-#   MT_GPU_PEER      a torch_train.py to compare with, besides bench/train_peer.py
+#   MT_GPU_PEER      a torch_train.py to compare with, instead of bench/train_peer.py
 #
 # Every step is PASS, FAIL or SKIP with its reason, and the run goes on. Short tables come last; OUT has the long ones. Exit 1 if a step failed. Without
 # a GPU the pack is shown to start, "skipped: no CUDA device" is said, and the exit status is 0.
@@ -23,17 +23,25 @@ results=${OUT:-$root/build/gpu-results}
 mkdir -p "$results"
 results=$(cd "$results" && pwd)
 WORK=$(mktemp -d /tmp/mt-gpu.XXXXXX)
-export WORK OUT=$WORK/out TABLES=$WORK/out/tables
+export WORK OUT=$WORK/out TABLES=$WORK/out/tables TORCHINDUCTOR_CACHE_DIR=$WORK/inductor
 mkdir -p "$TABLES"
 started=$SECONDS
 limit=${MT_GPU_SECONDS:-525}
 
-finish() {
-  # For a cluster step that was cut off.
-  local state
+logger=
+# Whatever a step that was cut off has left running, so that nothing disturbs what is timed after it.
+stop_leftovers() {
+  local state process
   for state in "$WORK"/*/work/state; do
-    [ ! -d "$state" ] || MT_CONFIG_DIR=$state/../config "$WORK/pack/bin/mtctl" -q dev down --state "$state" --now > /dev/null 2>&1
+    [ ! -d "$state" ] || MT_CONFIG_DIR=$state/../config timeout 20 "$WORK/pack/bin/mtctl" -q dev down --state "$state" --now > /dev/null 2>&1
   done
+  for process in /proc/[0-9]*; do
+    case $(readlink "$process/exe") in "$WORK"/pack/*) kill -9 "${process##*/}" 2> /dev/null ;; esac
+  done
+}
+finish() {
+  stop_leftovers
+  [ -z "$logger" ] || kill "$logger" 2> /dev/null
   collect
   rm -rf "$WORK"
 }
@@ -58,10 +66,10 @@ trap finish EXIT
 
 left() { echo $((limit - (SECONDS - started))); }
 
-# step NAME SECONDS: runs step_NAME in a process of its own with its own log; says how it ended.
+# step NAME SECONDS [always]: runs step_NAME in a process of its own with its own log; says how it ended.
 step() {
   local name=$1 seconds=$2 code=0 begin=$SECONDS verdict reason
-  [ "$(left)" -lt "$seconds" ] && seconds=$(left)
+  [ $# -lt 3 ] && [ "$(left)" -lt "$seconds" ] && seconds=$(left)
   if [ "$seconds" -lt 5 ]; then
     code=77
     echo "no time left" > "$OUT/$name.log"
@@ -75,22 +83,24 @@ step() {
     124 | 137) verdict=FAIL reason="took more than $seconds s; $reason" ;;
     *) verdict=FAIL ;;
   esac
-  printf '%-12s %-4s %4d s  %s\n' "$name" "$verdict" $((SECONDS - begin)) "$reason" | tee -a "$OUT/steps.txt"
+  printf '%-15s %-4s %4d s  %s\n' "$name" "$verdict" $((SECONDS - begin)) "$reason" | tee -a "$OUT/steps.txt"
   [ "$verdict" = PASS ] || sed 's/^/    /' <(tail -n 12 "$OUT/$name.log")
 }
 # Steps that are not timed share the machine.
 together() {
-  local names=() name
+  local names=() pids=() name
   while [ $# -gt 0 ]; do
     step "$1" "$2" > "$WORK/$1.said" &
     names+=("$1")
+    pids+=($!)
     shift 2
   done
-  wait
+  wait "${pids[@]}"
   for name in "${names[@]}"; do cat "$WORK/$name.said"; done
 }
 
 unpack || { echo "tests/gpu/run.sh: no pack: run tests/gpu/pack.sh on a build machine" >&2; exit 1; }
+echo "commit $(cat "$WORK/pack/COMMIT")"
 find_libraries
 step start 60
 if [ "$MT_GPU_BACKEND" = cuda ] && ! has_gpu; then
@@ -98,20 +108,31 @@ if [ "$MT_GPU_BACKEND" = cuda ] && ! has_gpu; then
   grep -q ' FAIL ' "$OUT/steps.txt" && exit 1
   exit 0
 fi
+if command -v nvidia-smi > /dev/null; then
+  # Also keeps the driver awake between steps.
+  nvidia-smi --query-gpu=timestamp,clocks.sm,power.draw,temperature.gpu,memory.used --format=csv -l 1 > "$OUT/clocks.csv" 2>&1 &
+  logger=$!
+fi
 if [ $# -gt 0 ]; then
   for name in "$@"; do step "$name" 500; done
 else
-  step machine 60
-  together conformance 150 attention 150 memcheck 150 racecheck 150 golden 100 cluster 150 ranks 150
-  step ceilings 40
-  step kernels 60
+  # What matters least comes last: it is what there may be no time for.
+  together machine 60 conformance 150 attention_flash 150 attention_cudnn 150 memcheck 150 racecheck 150 golden 100 cluster 150 compile 170
+  stop_leftovers
+  step ranks 75
+  step ceilings 30
+  step bench_a_bf16 75
+  step peer_a_autocast 110
+  step peer_a_pure 110
+  step bench_a_fp8 75
+  step kernels 45
+  step bench_b_bf16 45
+  step peer_b_autocast 90
+  step peer_b_pure 90
+  step bench_b_fp8 45
   step experts 60
-  step bench_a 120
-  step peer_a 200
-  step bench_b 60
-  step peer_b 120
 fi
-step tables 20
+step tables 20 always
 
 echo
 cat "$TABLES"/* 2> /dev/null

@@ -22,14 +22,14 @@ count_gpus() {
 # Python's packages of NVIDIA's libraries lie in <site-packages>/nvidia/*/lib; the plug-in looks there itself.
 find_libraries() {
   local site
-  site=$("$PYTHON" -c 'import os, nvidia; print(os.path.dirname(list(nvidia.__path__)[0]))' 2> /dev/null) || site=
+  site=$("$PYTHON" -c 'import os, nvidia; print(":".join(os.path.dirname(path) for path in nvidia.__path__))' 2> /dev/null) || site=
   export MT_CUDA_LIBRARY_PATH=${MT_CUDA_LIBRARY_PATH:-$site}
   export MT_BACKEND_PATH=$pack/bundle:$pack/bin
 }
 plugin() { ls "$pack"/{bundle,bin}/libmt_backend_"$MT_GPU_BACKEND".so 2> /dev/null | head -n 1; }
 number() { sed -n "s/.*\"$1\": \\([-+.0-9e]*\\).*/\\1/p" "$2" 2> /dev/null | tail -n 1; }  # KEY JSON_FILE
 calculate() { awk "BEGIN { printf \"%.${2:-3}g\", $1 }"; }
-has_torch() { "$PYTHON" -c 'import torch' 2> /dev/null; }
+has_torch() { "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' 2> /dev/null; }
 
 # Every program of the pack runs here, and the plug-in says whether it can work.
 step_start() {
@@ -58,7 +58,7 @@ step_machine() {
     sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1
     echo "$(nproc) cores, glibc $(ldd --version | sed -n '1s/.* //p')"
     nvcc --version 2> /dev/null | grep release
-    has_torch && "$PYTHON" -c 'import torch; print("torch", torch.__version__)'
+    has_torch && "$PYTHON" -c 'import importlib.metadata; print("torch", importlib.metadata.version("torch"))'
   } | tee "$OUT/machine.txt" "$TABLES/10-machine"
   head -n 1 "$OUT/machine.txt"
 }
@@ -84,20 +84,26 @@ step_conformance() {
   [ $failed = 0 ]
 }
 
-# Attention at the sizes where tiles, groups and strides go wrong, by our own kernels and by cuDNN, repeated bit for bit.
-step_attention() {
-  local choice choices=("") failed=0
-  if on_gpu; then
-    choices=(flash cudnn)
-    export MT_CONFORMANCE_SEED="${MT_CONFORMANCE_SEED:-random}"
-  fi
-  for choice in "${choices[@]}"; do
-    # shellcheck disable=SC2086  # no choice is no argument
-    "$bin/kernels_cuda_attention_test" "$pack/bundle/libmt_backend_reference.so" "$(plugin)" $choice > "$OUT/attention.$choice.txt" 2>&1 || failed=1
-    grep -A6 ': Failure' "$OUT/attention.$choice.txt" | head -n 40
-    echo "$choice: $(grep -E '^\[  (PASSED|SKIPPED|FAILED)  \] [0-9]' "$OUT/attention.$choice.txt" | tr -s ' \n' ' ')"
+# Attention at the sizes where tiles, groups and strides go wrong, by our own kernels or by cuDNN, repeated bit for bit.
+attention() {  # [CHOICE]
+  local shards=4 shard failed=0 log=$OUT/attention.${1:-own}
+  on_gpu && export MT_CONFORMANCE_SEED="${MT_CONFORMANCE_SEED:-random}"
+  for shard in $(seq 0 $((shards - 1))); do
+    GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$shard \
+      "$bin/kernels_cuda_attention_test" "$pack/bundle/libmt_backend_reference.so" "$(plugin)" "$@" > "$log.$shard.txt" 2>&1 &
   done
-  [ $failed = 0 ]
+  for shard in $(jobs -p); do wait "$shard" || failed=1; done
+  grep -h -A6 ': Failure' "$log".?.txt | head -n 40
+  # Cases of a type or shape that the choice does not have are skipped; if all are, nothing was seen.
+  local passed
+  passed=$(cat "$log".?.txt | grep -c '^\[       OK')
+  echo "${1:-own}: $passed passed, $(cat "$log".?.txt | grep -c '^\[  FAILED  \].*ms)') failed, $(cat "$log".?.txt | grep -c '^\[  SKIPPED \].*ms)') not supported"
+  [ $failed = 0 ] && [ "$passed" -gt 0 ]
+}
+step_attention_flash() { if on_gpu; then attention flash; else attention; fi; }
+step_attention_cudnn() {
+  on_gpu || skip "cuDNN wants a GPU"
+  attention cudnn
 }
 
 # The first cases of every operation and type, and the first with positions, documents or a scale on the device: memory errors do not
@@ -110,12 +116,15 @@ small_cases() {
 sanitize() {  # TOOL [OPERATIONS LEFT OUT]
   local sanitizer
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2> /dev/null) || skip "no compute-sanitizer"
-  "$sanitizer" --tool "$1" --error-exitcode 9 "$bin/kernels_conformance_test" "$pack/bundle/libmt_backend_reference.so" "$(plugin)" \
-    --gtest_filter="$(small_cases 2 "${2:-^$}")" > "$OUT/$1.txt" 2>&1
-  local code=$?
+  # What a library tries and recovers from is not an error; our own calls are checked by ourselves.
+  "$sanitizer" --tool "$1" --error-exitcode 9 --report-api-errors no "$bin/kernels_conformance_test" "$pack/bundle/libmt_backend_reference.so" \
+    "$(plugin)" --gtest_filter="$(small_cases 2 "${2:-^$}")" > "$OUT/$1.txt" 2>&1
+  local code=$? cases
+  cases=$(grep -c '^\[       OK' "$OUT/$1.txt")
+  [ $code = 0 ] || ! grep -q 'Device not supported' "$OUT/$1.txt" || skip "compute-sanitizer does not support the device here"
   [ $code = 0 ] || grep -v '^\[ *\(RUN\|OK\)' "$OUT/$1.txt" | tail -n 60
-  echo "$(grep -c '^\[       OK' "$OUT/$1.txt") cases: $(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$OUT/$1.txt" || echo "no summary, exit $code")"
-  return $code
+  echo "$cases cases: $(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$OUT/$1.txt" || echo "no summary, exit $code")"
+  [ "$cases" -gt 0 ] && return $code
 }
 step_memcheck() { sanitize memcheck; }
 # Products are the library's own kernels, which are not ours to judge.
@@ -135,12 +144,15 @@ use_cluster() {  # NAME: settings of its own, and jobs.sh's functions
   state=$work/state
   trap 'mtctl -q dev down --state "$state" --now > /dev/null 2>&1' EXIT
 }
-# NAME PRECISION STEPS EVERY PARALLEL: a small Llama on the pack's text.
+# NAME PRECISION STEPS EVERY PARALLEL: a small Llama on the pack's text. On a GPU its samples are as long as cuDNN's attention
+# asks for.
 job_file() {
+  local length=64
+  on_gpu && length=256
   cat > "$1.yaml" <<EOF
 name: $1
 model: {layers: 2, hidden: 128, heads: 4, kv_heads: 2, ffn: 256}
-data: {train: $pack/data/text, tokenizer: byte, sequence_length: 64}
+data: {train: $pack/data/text, tokenizer: byte, sequence_length: $length}
 training: {steps: $3, global_batch: 4, micro_batch: 2, precision: $2}
 parallel: {$5}
 checkpoint: {every_steps: $4}
@@ -162,7 +174,7 @@ run_job() {  # FILE [kill]: rank 0 is killed once there is a checkpoint; sets jo
 
 # Through coordinator and daemon from the bundle: one slot per GPU, equal bits after kill -9 and in a second run, figures of NVML.
 step_cluster() {
-  local precision first figure summary= steps=4000 every precisions="fp32 bf16"
+  local precision first figure summary= steps=1600 every precisions="fp32 bf16 fp8"
   use_cluster cluster
   if on_gpu; then
     mtctl dev up --state "$state" || fail "mtctl dev up failed"
@@ -180,7 +192,7 @@ step_cluster() {
     run_job "$precision.yaml" kill || fail "the job that was killed did not end well"
     [ "$(status restarts)" = 1 ] || fail "the job that was killed has not been restarted once"
     [ -n "$first" ] && [ "$digest" = "$first" ] || fail "$precision: $digest after kill -9, $first undisturbed"
-    summary+="$precision loss $loss, equal bits after kill -9; "
+    summary+="$precision loss $loss, equal bits after kill -9, attention $(mtctl describe "$job" | awk '$1 == "attention_backward" { print $3 }'); "
   done
   "$PYTHON" -c 'import sys, urllib.request; sys.stdout.buffer.write(urllib.request.urlopen(sys.argv[1]).read())' \
     "http://$(mtctl cluster status -o json | field metrics_address)/metrics" > "$OUT/metrics.txt" || fail "no /metrics"
@@ -196,7 +208,7 @@ step_cluster() {
 
 # Two ranks on the one GPU, each its own host for NCCL (NCCL_HOSTID), over sockets; the losses are those of one rank.
 step_ranks() {
-  local layout alone summary= steps=40
+  local layout alone summary= steps=10
   use_cluster ranks
   on_gpu || steps=${MT_GPU_STEPS:-12}
   export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo} NCCL_DEBUG=${NCCL_DEBUG:-WARN}
@@ -227,10 +239,15 @@ ceilings() {
 # SHAPE DTYPE NAME: every operation of a step alone; what is slow is marked in $OUT/NAME.txt. Of what computes no product the share
 # of the rate of a copy counts: under 85% is marked. Of experts' products the share of the peak counts: under 50% is.
 kernels_alone() {
-  "$bin/mt-kernel-bench" "$(plugin)" --shape "$1" --dtype "$2" --json "$OUT/$3.json" > "$WORK/$3" || fail "mt-kernel-bench: $(tail -n 1 "$WORK/$3")"
+  local code=0
+  # shellcheck disable=SC2046  # two flags
+  "$bin/mt-kernel-bench" "$(plugin)" --shape "$1" --dtype "$2" --json "$WORK/$3.json" --gemm-cache "$WORK/gemm" $(ceilings | cut -d' ' -f1,2) \
+    > "$OUT/$3.raw" || code=$?
   awk 'NR > 2 && NF >= 8 && $4 ~ /^[0-9]+$/ { slow = $1 ~ /^grouped_matmul/ ? $6 < 50 : $1 !~ /^(matmul|attention)/ && $4 < 85;
-      print (slow ? "< " : "  ") $0; next } { print "  " $0 }' "$WORK/$3" > "$OUT/$3.txt"
+      print (slow ? "< " : "  ") $0; next } { print "  " $0 }' "$OUT/$3.raw" > "$OUT/$3.txt"
   cat "$OUT/$3.txt"
+  [ $code = 0 ] || fail "mt-kernel-bench at shape $1: exit $code: $(grep -v ' [0-9.]* *[0-9]* ' "$OUT/$3.raw" | tail -n 1)"
+  mv "$WORK/$3.json" "$OUT/$3.json"  # whole
 }
 step_kernels() {
   local shape=1.3b dtype=bf16
@@ -245,59 +262,90 @@ step_experts() {
   on_gpu || shapes=tiny-experts dtype=float32
   for shape in $shapes; do
     kernels_alone "$shape" $dtype "experts_$shape"
-    { echo "Experts' kernels alone at shape $shape, $dtype"; sed -n '2,$p' "$OUT/experts_$shape.txt"; echo; } > "$TABLES/41-experts-$shape"
+    { echo "Experts' kernels alone at shape $shape, $dtype: the slow ones"; sed -n 2p "$OUT/experts_$shape.txt"; grep '^<' "$OUT/experts_$shape.txt"; echo; } > "$TABLES/41-experts-$shape"
     summary+="$shape: $(grep -c '"operation"' "$OUT/experts_$shape.json") kernels, $(grep -c '^<' "$OUT/experts_$shape.txt") slow; "
   done
   echo "${summary%; }"
 }
 
-# LETTER SHAPE STEPS: ours in bf16 and fp8, with the time of a step by operation.
+# LETTER SHAPE STEPS PRECISION: ours, with the time of a step by operation.
 bench() {
-  local letter=$1 shape=$2 steps=$3 precision failed= precisions="bf16 fp8"
-  on_gpu || { shape=tiny steps=6; [ "$MT_GPU_BACKEND" = emulated ] || precisions=bf16; }
-  for precision in $precisions; do
-    "$bin/mt-bench" --backend "$MT_GPU_BACKEND" --shape "$shape" --precision "$precision" --steps "$steps" --warmup $((steps / 3)) \
-      --tokens "$WORK/tokens_$letter" --write-tokens --profile 3 $(ceilings) --json "$OUT/bench_${letter}_$precision.json" 2> "$WORK/profile" || failed+="$precision: $(tail -n 1 "$WORK/profile"); "
-    cat "$WORK/profile"
-    cp "$WORK/profile" "$OUT/profile_${letter}_$precision.txt"
-    { echo "Step of shape $letter ($shape) in $precision, by operation: the longest"; sed -n '2,14p' "$WORK/profile"; tail -n 2 "$WORK/profile"; echo; } > "$TABLES/5$letter-$precision"
-  done
-  for precision in $precisions; do
-    echo -n "$precision $(number tokens_per_second "$OUT/bench_${letter}_$precision.json") tokens/s, MFU $(number mfu "$OUT/bench_${letter}_$precision.json"); "
-  done
-  echo "$failed"
-  [ -z "$failed" ]
+  local letter=$1 shape=$2 steps=$3 precision=$4 code=0
+  local name=bench_${letter}_$precision profile=$OUT/profile_${letter}_$precision.txt
+  on_gpu || [ "$precision" != fp8 ] || [ "$MT_GPU_BACKEND" = emulated ] || skip "backend $MT_GPU_BACKEND has no fp8"
+  on_gpu || { shape=tiny steps=6; }
+  # shellcheck disable=SC2046  # four flags
+  "$bin/mt-bench" --backend "$MT_GPU_BACKEND" --shape "$shape" --precision "$precision" --steps "$steps" --warmup $((steps / 3)) \
+    --tokens "$WORK/tokens_$letter" --write-tokens --gemm-cache "$WORK/gemm" --profile 2 $(ceilings) --json "$OUT/$name.json" 2> "$profile" || code=$?
+  cat "$profile"
+  { echo "Step of shape $letter ($shape) in $precision, by operation: the longest"; sed -n '/^ceilings:/,$p' "$profile" | sed -n '2,14p'; tail -n 2 "$profile"; echo; } > "$TABLES/5$letter-$precision"
+  # What makes a run slower than a job is.
+  grep -h 'graphs are off\|not declared' "$profile"
+  [ $code = 0 ] || fail "exit $code: $(tail -n 1 "$profile")"
+  echo "$precision $(number tokens_per_second "$OUT/$name.json") tokens/s, MFU $(number mfu "$OUT/$name.json")$(sed -n 's/.*graphs are off.*/, WITHOUT GRAPHS/p' "$profile" | head -n 1)"
 }
-step_bench_a() { bench a 1.3b 100; }
-step_bench_b() { bench b 0.4b 60; }
+step_bench_a_bf16() { bench a 1.3b 100 bf16; }
+step_bench_a_fp8() { bench a 1.3b 100 fp8; }
+step_bench_b_bf16() { bench b 0.4b 40 bf16; }
+step_bench_b_fp8() { bench b 0.4b 40 fp8; }
 
-# LETTER LAYERS HIDDEN HEADS KV FFN VOCABULARY SEQUENCE MICRO_BATCH: PyTorch, compiled, under autocast and in pure bf16.
-peer() {
-  local letter=$1 kind flags failed= device=cuda compile=--compile kinds="autocast pure" steps=25 program=${MT_GPU_PEER:-$pack/tests/train_peer.py}
-  has_torch || skip "no PyTorch"
-  [ -s "$WORK/tokens_$letter" ] || skip "bench_$letter has not run"
-  shift
-  on_gpu || { device=cpu compile= kinds=fp32 steps=6; set -- 2 64 4 2 128 256 32 2; }
-  local shape="--layers $1 --hidden $2 --heads $3 --kv-heads $4 --ffn $5 --vocab $6 --seq $7 --micro-batch $8 --steps $steps"
-  for kind in $kinds; do
-    case $kind in autocast) flags="--dtype bf16" ;; pure) flags="--dtype bf16 --pure-bf16" ;; *) flags= ;; esac
-    "$PYTHON" "$program" $shape --warmup $((steps / 3)) --tokens "$WORK/tokens_$letter" --device $device $flags $compile \
-      > "$OUT/peer_${letter}_$kind.json" || failed+="$kind failed; "
-    echo -n "$kind $(number tokens_per_second "$OUT/peer_${letter}_$kind.json") tokens/s; "
-  done
-  echo "$failed"
-  [ -z "$failed" ]
+peer_shape() {  # LETTER
+  on_gpu || { echo "--layers 2 --hidden 64 --heads 4 --kv-heads 2 --ffn 128 --vocab 256 --seq 32 --micro-batch 2"; return; }
+  case $1 in
+    a) echo "--layers 24 --hidden 2048 --heads 16 --kv-heads 8 --ffn 6144 --vocab 32768 --seq 4096 --micro-batch 4" ;;
+    b) echo "--layers 24 --hidden 1024 --heads 16 --kv-heads 8 --ffn 3072 --vocab 32768 --seq 2048 --micro-batch 16" ;;
+  esac
 }
-step_peer_a() { peer a 24 2048 16 8 6144 32768 4096 4; }
-step_peer_b() { peer b 24 1024 16 8 3072 32768 2048 16; }
+# LETTER autocast|pure STEPS WARMUP TOKENS: PyTorch, compiled, under autocast or in pure bf16; on the processor in float32.
+run_peer() {
+  local flags="--device cuda --compile --dtype bf16" program=${MT_GPU_PEER:-$pack/tests/train_peer.py}
+  [ "$2" = autocast ] || flags+=" --pure-bf16"
+  on_gpu || flags="--device cpu"
+  # shellcheck disable=SC2046,SC2086  # flags
+  "$PYTHON" "$program" $(peer_shape "$1") --steps "$3" --warmup "$4" --tokens "$5" $flags
+}
+# What PyTorch compiles is compiled while others verify, into a cache for the steps that time it. Which of several kernels is
+# the fastest is found out again there, without neighbours.
+step_compile() {
+  local letter kind letters=b done=
+  on_gpu || skip "no GPU"
+  has_torch || skip "no PyTorch"
+  # Beside the others there is room for the larger shape only on large devices.
+  [ "$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2> /dev/null | head -n 1)" -gt 100000 ] && letters="a b"
+  head -c 1000000 /dev/zero > "$WORK/zeros"
+  for letter in $letters; do
+    for kind in autocast pure; do
+      run_peer $letter $kind 1 0 "$WORK/zeros" && done+="$letter $kind; "
+    done
+  done
+  find "$TORCHINDUCTOR_CACHE_DIR" -name '*.best_config' -delete
+  [ -n "$done" ] || skip "nothing could be compiled ahead"
+  echo "compiled ahead: ${done%; }"
+}
+peer() {  # LETTER autocast|pure
+  has_torch || skip "no PyTorch"
+  on_gpu || [ "$2" = autocast ] || skip "no GPU"
+  [ -s "$WORK/tokens_$1" ] || skip "bench_$1_bf16 has not run"
+  local steps=20
+  on_gpu || steps=6
+  run_peer "$1" "$2" $steps $((steps / 3)) "$WORK/tokens_$1" > "$WORK/peer_$1_$2.json" || fail "PyTorch failed"
+  mv "$WORK/peer_$1_$2.json" "$OUT/"  # whole
+  echo "$2 $(number tokens_per_second "$OUT/peer_$1_$2.json") tokens/s"
+}
+step_peer_a_autocast() { peer a autocast; }
+step_peer_a_pure() { peer a pure; }
+step_peer_b_autocast() { peer b autocast; }
+step_peer_b_pure() { peer b pure; }
 
 # Ratios of one run, and FP8 beside bf16.
 step_tables() {
-  local letter file ours best of
+  local letter file ours best of whose
   {
     echo "Tokens per second"
     for letter in a b; do
       best=$(for file in "$OUT"/peer_${letter}_*.json; do number tokens_per_second "$file"; done | sort -g | tail -n 1)
+      whose="PyTorch at its better"
+      [ -s "$OUT/peer_${letter}_autocast.json" ] && [ -s "$OUT/peer_${letter}_pure.json" ] || whose="PyTorch, one setting of two"
       for file in "$OUT"/peer_${letter}_*.json "$OUT"/bench_${letter}_*.json; do
         ours=$(number tokens_per_second "$file")
         [ -n "$ours" ] || continue
@@ -305,7 +353,7 @@ step_tables() {
         printf '  %-22s %12.0f tokens/s %9.2f ms %6.1f GiB' "$(basename "$file" .json)" "$ours" "$(calculate "1000 * $(number step_seconds "$file")" 6)" \
           "$(calculate "0$(number memory_bytes "$file") / 2^30")"
         [ -z "$of" ] || printf '  MFU %5.1f%%' "$(calculate "100 * $of")"
-        [ -z "$best" ] || printf '  %s of PyTorch at its better' "$(calculate "$ours / $best")"
+        [ -z "$best" ] || printf '  %s of %s' "$(calculate "$ours / $best")" "$whose"
         echo
       done
       compare_losses "$OUT/bench_${letter}_bf16.json" "$OUT/bench_${letter}_fp8.json"
