@@ -12,6 +12,7 @@
 #include "client/checkpoint_commands.h"
 #include "client/completion.h"
 #include "client/follow.h"
+#include "client/submit_commands.h"
 #include "client/top.h"
 #include "common/checkpoint/weights_digest.h"
 #include "common/env.h"
@@ -322,6 +323,26 @@ TEST_F(ClientTest, PlanShowsMemoryByKindWithoutACoordinator) {
   const Result json =
       Mtctl({"plan", MT_SOURCE_DIR "/examples/quickstart.yaml", "--offline", "-o", "json"}, false);
   EXPECT_EQ(Json::parse(json.out)["ranks"].size(), 4u);
+}
+
+TEST(ShapeOf, TakesTheMemoryOfTheDevicesThatTheJobRunsOn) {
+  v1::Node node;
+  node.set_state(v1::NODE_STATE_READY);
+  node.set_slots(2);
+  node.set_memory_bytes(int64_t{2000} << 30);
+  EXPECT_EQ(client::ShapeOf({node}, "").memory_per_slot_bytes, int64_t{1000} << 30);
+  for (const int64_t gibibytes : {141, 80}) {
+    node.add_devices()->set_memory_total_bytes(gibibytes << 30);
+  }
+  // The poorest counts, less what CUDA needs itself.
+  EXPECT_EQ(client::ShapeOf({node}, "").memory_per_slot_bytes, int64_t{77} << 30);
+  EXPECT_EQ(client::ShapeOf({node}, "cuda").slots, 2);
+  EXPECT_EQ(client::ShapeOf({node}, "cpu").memory_per_slot_bytes, int64_t{1000} << 30);
+  node.set_slots(4);  // two share a device
+  EXPECT_EQ(client::ShapeOf({node}, "auto").memory_per_slot_bytes, (int64_t{77} << 30) / 2);
+  node.mutable_devices(0)->clear_memory_total_bytes();  // it does not answer
+  node.mutable_devices(1)->clear_memory_total_bytes();
+  EXPECT_EQ(client::ShapeOf({node}, "").memory_per_slot_bytes, int64_t{500} << 30);
 }
 
 TEST_F(ClientTest, APullThatBreaksGoesOnWhereItWas) {

@@ -60,7 +60,8 @@ std::string AbsoluteFolder(const std::string& text) {
 }
 
 // The cluster's shape as the flags give it, or as the coordinator tells it; empty if there is none of either.
-absl::StatusOr<ClusterShape> FindShape(Session* session, const Options& options) {
+absl::StatusOr<ClusterShape> FindShape(Session* session, const Options& options,
+                                       const v1::JobSpec& spec) {
   ClusterShape shape;
   if (!options.offline) {
     const absl::StatusOr<Client*> client = session->client();
@@ -68,7 +69,7 @@ absl::StatusOr<ClusterShape> FindShape(Session* session, const Options& options)
       const auto nodes = (*client)->Call((*client)->cluster(), &v1::Cluster::Stub::ListNodes,
                                          v1::ListNodesRequest());
       if (!nodes.ok()) return nodes.status();
-      shape = ShapeOf({nodes->nodes().begin(), nodes->nodes().end()});
+      shape = ShapeOf({nodes->nodes().begin(), nodes->nodes().end()}, spec.runtime().backend());
     } else if (!absl::IsUnavailable(client.status()) || !session->connect.endpoint.empty()) {
       return client.status();
     }
@@ -114,7 +115,7 @@ absl::Status CheckFilesIfHere(const v1::JobSpec& spec) {
 absl::StatusOr<ExitCode> Plan(Session* session, const Options& options) {
   const absl::StatusOr<v1::JobSpec> spec = LoadSpec(options.file, options.overrides);
   if (!spec.ok()) return spec.status();
-  MT_ASSIGN_OR_RETURN(ClusterShape shape, FindShape(session, options));
+  MT_ASSIGN_OR_RETURN(ClusterShape shape, FindShape(session, options, *spec));
   const absl::StatusOr<MachineKernels> kernels = ResolveKernels(*spec);
   if (!kernels.ok() && !absl::IsNotFound(kernels.status())) return kernels.status();
   // The nodes' own peak is known once the job runs; until then this machine's stands for it.
@@ -219,14 +220,37 @@ absl::StatusOr<v1::JobSpec> LoadSpec(const std::string& path,
   return spec;
 }
 
-ClusterShape ShapeOf(const std::vector<v1::Node>& nodes) {
+namespace {
+
+// What CUDA, its libraries and NCCL take of a device beside what the plan counts.
+int64_t DeviceReserve(int64_t total) { return std::min(int64_t{3} << 30, total / 8); }
+
+// 0 if the node does not tell.
+int64_t MemoryPerSlot(const v1::Node& node, absl::string_view backend) {
+  if (backend.empty() || backend == "auto" || backend == "cuda") {
+    int64_t smallest = 0;
+    for (const v1::Device& device : node.devices()) {
+      const int64_t total = device.memory_total_bytes();
+      if (total > 0 && (smallest == 0 || total < smallest)) smallest = total;
+    }
+    const int64_t sharing = node.devices_size() == 0
+                                ? 1
+                                : (node.slots() + node.devices_size() - 1) / node.devices_size();
+    if (smallest > 0) return (smallest - DeviceReserve(smallest)) / sharing;
+  }
+  return node.memory_bytes() / node.slots();
+}
+
+}  // namespace
+
+ClusterShape ShapeOf(const std::vector<v1::Node>& nodes, absl::string_view backend) {
   ClusterShape shape;
   for (const v1::Node& node : nodes) {
     // A node that is away may come back; one that is drained will not take ranks.
     if (node.state() == v1::NODE_STATE_DRAINING || node.slots() <= 0) continue;
     shape.slots += node.slots();
-    if (node.memory_bytes() <= 0) continue;
-    const int64_t share = node.memory_bytes() / node.slots();
+    const int64_t share = MemoryPerSlot(node, backend);
+    if (share <= 0) continue;
     if (shape.memory_per_slot_bytes == 0 || share < shape.memory_per_slot_bytes)
       shape.memory_per_slot_bytes = share;
   }
