@@ -33,7 +33,8 @@ int32_t (*bind_thread)() = nullptr;
 // Invariants
 //  - `comm` is used only under `mutex`, one call of NCCL at a time, and is null once the communicator has been taken apart: no
 //    thread can meet a handle that another has freed.
-//  - Waiting is done without the mutex, so `state` and `abort` never wait for a peer.
+//  - Waiting is done without the mutex and without anything that communicators share, so `state` never waits for a peer, and aborts of
+//    several communicators wait beside each other.
 //  - `failure`, once set, stays: the first cause is what is reported.
 //  - `order` is held from a call until the library has taken it: a second thread's call waits its turn.
 struct Communicator {
@@ -292,7 +293,7 @@ int32_t GroupEnd() {
 }
 
 // Runs `work` on a thread of its own; false if it has not ended by the deadline, and then it is left alone.
-bool RunWithin(std::chrono::seconds deadline, std::function<void()> work) {
+bool RunUntil(Clock::time_point deadline, std::function<void()> work) {
   struct Done {
     std::mutex mutex;
     std::condition_variable changed;
@@ -306,7 +307,7 @@ bool RunWithin(std::chrono::seconds deadline, std::function<void()> work) {
     done->changed.notify_all();
   }).detach();
   std::unique_lock lock(done->mutex);
-  return done->changed.wait_for(lock, deadline, [&] { return done->done; });
+  return done->changed.wait_until(lock, deadline, [&] { return done->done; });
 }
 
 // Takes the handle from the communicator, after which nobody else can use it. Threads inside a group are waited for.
@@ -326,9 +327,12 @@ int32_t TookTooLong(const Communicator& c, const char* what) {
 int32_t Abort(mt_communicator communicator) {
   if (communicator == nullptr) return MT_OK;
   Communicator& c = *Of(communicator);
+  const Clock::time_point deadline = Clock::now() + kEndDeadline;
   const ncclComm_t comm = Take(c);
   if (comm == nullptr) return MT_OK;
-  return RunWithin(kEndDeadline, [comm] { library->ncclCommAbort(comm); })
+  // The library first tells its kernels and threads to stop, then waits: also for peers on this machine, whose memory and
+  // whose proxy it shares, until they abort too.
+  return RunUntil(deadline, [comm] { library->ncclCommAbort(comm); })
              ? MT_OK
              : TookTooLong(c, "ncclCommAbort");
 }
@@ -356,9 +360,10 @@ int32_t Destroy(mt_communicator communicator) {
   const std::unique_ptr<Communicator> c(Of(communicator));
   // A communicator that is still being made cannot be finalized.
   const bool healthy = Look(*c, "communicator") == MT_OK;
+  const Clock::time_point deadline = Clock::now() + kEndDeadline;
   const ncclComm_t comm = Take(*c);
   if (comm == nullptr) return MT_OK;
-  return RunWithin(kEndDeadline, [comm, healthy] { Finish(comm, healthy); })
+  return RunUntil(deadline, [comm, healthy] { Finish(comm, healthy); })
              ? MT_OK
              : TookTooLong(*c, "ncclCommDestroy");
 }

@@ -24,6 +24,7 @@ struct Play {
   std::atomic<ncclResult_t> call{ncclInProgress};  // what enqueuing calls return
   std::atomic<int> questions{0}, calls{0}, aborts{0}, destroys{0}, finalizes{0}, depth{0},
       uses_after_end{0};
+  std::atomic<int> aborts_together{1};  // no abort returns before this many have been called
   std::atomic<size_t> count{0};
   std::atomic<ncclDataType_t> type{ncclInt8};
 };
@@ -101,6 +102,7 @@ Nccl PlayedLibrary() {
   };
   nccl.ncclCommAbort = [](ncclComm_t) {
     ++play->aborts;
+    while (play->aborts < play->aborts_together) std::this_thread::yield();
     return ncclSuccess;
   };
   return nccl;
@@ -123,7 +125,7 @@ class CollectivesNcclTest : public ::testing::Test {
       EXPECT_EQ(nccl_->destroy(communicator_), MT_OK);
     }
     EXPECT_EQ(play_.uses_after_end, 0) << "a handle was used after its end";
-    EXPECT_EQ(play_.aborts + play_.destroys, 1);
+    EXPECT_EQ(play_.aborts + play_.destroys, ends_);
   }
   int32_t AllReduce() {
     return nccl_->all_reduce(communicator_, nullptr, nullptr, 5, MT_BF16, MT_REDUCE_SUM, kStream);
@@ -133,6 +135,7 @@ class CollectivesNcclTest : public ::testing::Test {
   const Nccl library_ = PlayedLibrary();
   const mt_collectives* nccl_ = MakeCollectives(&library_, [] { return int32_t{MT_OK}; });
   mt_communicator communicator_ = nullptr;
+  int ends_ = 1;
 };
 
 TEST_F(CollectivesNcclTest, JoiningIsPolled) {
@@ -223,6 +226,20 @@ TEST_F(CollectivesNcclTest, AbortWhileJoining) {
   EXPECT_EQ(nccl_->state(communicator_), MT_IN_PROGRESS);
   EXPECT_EQ(nccl_->abort(communicator_), MT_OK);
   EXPECT_EQ(nccl_->state(communicator_), MT_ERROR_DEVICE);
+}
+
+// NCCL's abort waits for the other processes of its node, which may be in the abort of another communicator.
+TEST_F(CollectivesNcclTest, AbortsOfSeveralCommunicatorsWaitBesideEachOther) {
+  Settle();
+  char id[MT_UNIQUE_ID_BYTES];
+  mt_communicator second = nullptr;
+  ASSERT_EQ(nccl_->unique_id(id), MT_OK);
+  ASSERT_EQ(nccl_->create(id, 0, 4, &second), MT_OK);
+  play_.aborts_together = ends_ = 2;
+  std::thread first([&] { EXPECT_EQ(nccl_->abort(communicator_), MT_OK); });
+  EXPECT_EQ(nccl_->abort(second), MT_OK);
+  first.join();
+  EXPECT_EQ(nccl_->destroy(second), MT_OK);
 }
 
 TEST_F(CollectivesNcclTest, AGroupWaitsOnceAtItsEnd) {

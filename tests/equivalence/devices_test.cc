@@ -33,7 +33,9 @@ GroupFactory DeviceGroups(const Backend* backend) {
       slot.set_node("node0");
       options.rank_table.push_back(slot);
     }
-    return BuildGroups(options, rendezvous.get());
+    RankGroups groups;
+    MT_RETURN_IF_ERROR(BuildGroups(options, rendezvous.get(), &groups));
+    return groups;
   };
 }
 

@@ -169,12 +169,12 @@ absl::StatusOr<Outcome> Serve(int fd, Board* board) {
   {
     // Groups are left before the process ends: members wait for each other, so that none takes data with it that a slower
     // one has yet to read.
-    absl::StatusOr<RankGroups> groups = BuildGroups(groups_options, &rendezvous);
-    if (groups.ok()) {
-      outcome = RunRank(options, rank, &*groups);
-      if (!outcome.ok()) groups->Abort(outcome.status().message());
+    RankGroups groups;
+    if (const absl::Status built = BuildGroups(groups_options, &rendezvous, &groups); built.ok()) {
+      outcome = RunRank(options, rank, &groups);
+      if (!outcome.ok()) groups.Abort(outcome.status().message());
     } else {
-      outcome = groups.status();
+      outcome = built;
     }
   }
   if (outcome.ok()) {

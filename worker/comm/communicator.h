@@ -79,8 +79,8 @@ class Communicator {
   virtual absl::Status Send(const void* data, int64_t bytes, int peer) = 0;
   virtual absl::Status Receive(void* data, int64_t bytes, int peer) = 0;
 
-  // Fails all present and future calls of this member (and soon its peers') with ABORTED: `reason`.
-  // Thread-safe.
+  // Fails all present and future calls of this member with ABORTED: `reason`; in host groups soon its peers' too, while the peers
+  // of a device group may learn nothing of it. Does not wait for anybody. Thread-safe.
   virtual void Abort(absl::string_view reason) = 0;
 
   // The failure that every later call returns, OK if there is none. Thread-safe.

@@ -20,6 +20,7 @@ class DeviceCommunicator : public CheckedCommunicator, private DeviceWatch::Watc
         library_(*watch_->device().collectives) {}
   ~DeviceCommunicator() override {
     watch_->Remove(this);
+    ForLanes([](DeviceLane& lane) { lane.AbortUnfinished(); });  // all, before any is waited for
     lane_.reset();
     outgoing_.clear();
     incoming_.clear();
@@ -33,7 +34,8 @@ class DeviceCommunicator : public CheckedCommunicator, private DeviceWatch::Watc
     MT_RETURN_IF_ERROR(DeviceStatus(backend_, backend_.event_create(&host_event_), "an event"));
     std::vector<int> everyone(size());
     for (int i = 0; i < size(); ++i) everyone[i] = i;
-    MT_ASSIGN_OR_RETURN(lane_, JoinLane(options, options.prefix, everyone, rendezvous));
+    lane_ = NewLane(options, options.prefix, everyone);
+    MT_RETURN_IF_ERROR(lane_->Join(rendezvous));
     // The pairs in the same order on every member: of those not yet joined the first has both its members waiting.
     for (int from = 0; from < size(); ++from) {
       for (int to = 0; to < size(); ++to) {
@@ -42,11 +44,11 @@ class DeviceCommunicator : public CheckedCommunicator, private DeviceWatch::Watc
             (options.links == DeviceGroupOptions::Links::kNeighbours && std::abs(from - to) != 1)) {
           continue;
         }
-        MT_ASSIGN_OR_RETURN(auto lane,
-                            JoinLane(options, absl::StrCat(options.prefix, "/", from, "-", to),
-                                     {from, to}, rendezvous));
-        (from == rank() ? outgoing_[to] : incoming_[from]) =
-            std::make_unique<DeviceLink>(watch_->device(), std::move(lane));
+        std::unique_ptr<DeviceLink>& link = from == rank() ? outgoing_[to] : incoming_[from];
+        link = std::make_unique<DeviceLink>(
+            watch_->device(),
+            NewLane(options, absl::StrCat(options.prefix, "/", from, "-", to), {from, to}));
+        MT_RETURN_IF_ERROR(link->lane().Join(rendezvous));
       }
     }
     watch_->Add(this);
@@ -102,10 +104,8 @@ class DeviceCommunicator : public CheckedCommunicator, private DeviceWatch::Watc
  private:
   static constexpr int64_t kScratchBytes = 1024;
 
-  absl::StatusOr<std::unique_ptr<DeviceLane>> JoinLane(const DeviceGroupOptions& options,
-                                                       const std::string& prefix,
-                                                       const std::vector<int>& members,
-                                                       Rendezvous* rendezvous) {
+  std::unique_ptr<DeviceLane> NewLane(const DeviceGroupOptions& options, const std::string& prefix,
+                                      const std::vector<int>& members) {
     DeviceLane::Options lane;
     lane.prefix = prefix;
     lane.size = static_cast<int>(members.size());
@@ -114,7 +114,7 @@ class DeviceCommunicator : public CheckedCommunicator, private DeviceWatch::Watc
     lane.members = members;
     for (const int member : members) lane.names.push_back(MemberName(member));
     lane.timeout = options.timeout;
-    return DeviceLane::Join(watch_->device(), lane, rendezvous);
+    return std::make_unique<DeviceLane>(watch_->device(), std::move(lane));
   }
 
   template <typename Body>
@@ -198,13 +198,14 @@ class DeviceCommunicator : public CheckedCommunicator, private DeviceWatch::Watc
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Communicator>> NewDeviceCommunicator(
-    const DeviceGroupOptions& options, std::shared_ptr<DeviceWatch> watch, Rendezvous* rendezvous) {
+absl::Status NewDeviceCommunicator(const DeviceGroupOptions& options,
+                                   std::shared_ptr<DeviceWatch> watch, Rendezvous* rendezvous,
+                                   std::unique_ptr<Communicator>* communicator) {
   MT_CHECK(options.size >= 2) << options.name << ": a device group of " << options.size;
-  auto communicator = std::make_unique<DeviceCommunicator>(options, std::move(watch));
-  MT_RETURN_IF_ERROR(
-      communicator->JoinGroup([&] { return communicator->Join(options, rendezvous); }));
-  return communicator;
+  auto made = std::make_unique<DeviceCommunicator>(options, std::move(watch));
+  DeviceCommunicator& group = *made;
+  *communicator = std::move(made);
+  return group.JoinGroup([&] { return group.Join(options, rendezvous); });
 }
 
 }  // namespace mt

@@ -2,8 +2,10 @@
 // calls promise is in communicator.h under "Order".
 //
 // A group is one lane (device_lane.h) for collectives and, where there are messages, one link (device_link.h) for each
-// direction between two members. The first failure of any of them is the group's: all its lanes are aborted, so that whatever
-// the device still does of them ends, here at once and soon at the peers.
+// direction between two members. The first failure of any of them is the group's: the aborts of all its lanes are begun, so that
+// whatever this device still does of them ends. Peers on other nodes may find their connections closed; peers on this one are
+// told nothing: they end because whoever hears of the failure (the daemons) ends them. Nothing but the group's destruction
+// waits for an abort, which itself may wait for the peers' or until they have ended.
 #pragma once
 
 #include <memory>
@@ -26,8 +28,11 @@ struct DeviceGroupOptions {
   enum class Links { kNone, kNeighbours, kAll } links = Links::kNone;
 };
 
-// At least two members. Waits until all have joined. DEADLINE_EXCEEDED and UNAVAILABLE blame the member that did not come, if it is known.
-absl::StatusOr<std::unique_ptr<Communicator>> NewDeviceCommunicator(
-    const DeviceGroupOptions& options, std::shared_ptr<DeviceWatch> watch, Rendezvous* rendezvous);
+// At least two members. Waits until all have joined. DEADLINE_EXCEEDED and UNAVAILABLE blame the member that did not come, if it
+// is known. `*communicator` is set after an error too, to a group that has failed with it: so that the caller can tell of the
+// failure before it waits, in destroying that, for what had begun to join.
+absl::Status NewDeviceCommunicator(const DeviceGroupOptions& options,
+                                   std::shared_ptr<DeviceWatch> watch, Rendezvous* rendezvous,
+                                   std::unique_ptr<Communicator>* communicator);
 
 }  // namespace mt

@@ -95,9 +95,8 @@ class DeviceGroup : public ::testing::Test {
     for (int rank = 0; rank < size; ++rank)
       watches_.push_back(std::make_shared<DeviceWatch>(Access(), thread));
     OnThreads(size, [&](int rank) -> absl::Status {
-      MT_ASSIGN_OR_RETURN(members_[rank], NewDeviceCommunicator(Options(rank, size, links),
-                                                                watches_[rank], &board_));
-      return absl::OkStatus();
+      return NewDeviceCommunicator(Options(rank, size, links), watches_[rank], &board_,
+                                   &members_[rank]);
     });
   }
   void TearDown() override {
@@ -261,18 +260,21 @@ TEST_F(DeviceGroup, ASlowJoinEndsWithTheNameOfWhoDidNotCome) {
   auto watch = std::make_shared<DeviceWatch>(Access(), false);
   FakeMachine::Act(0);
   ASSERT_TRUE(board_.Put("job/1/data/here/1", "1").ok());
-  const absl::Status status = NewDeviceCommunicator(Options(0, 3), watch, &board_).status();
+  std::unique_ptr<Communicator> left;
+  const absl::Status status = NewDeviceCommunicator(Options(0, 3), watch, &board_, &left);
   EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_NE(status.message().find("data group, rank 10 (member 0): join 1: waited 2m for rank 12 "
                                   "(member 2), which did not come"),
             std::string::npos)
       << status;
   EXPECT_EQ(BlamedRank(status), 12);
+  EXPECT_EQ(left->Health(), status);
+  left = nullptr;
   EXPECT_EQ(machine_->aborts(), 1) << "what had begun to join is ended";
 
   Board empty;
   empty.set_waits(false);
-  const absl::Status leaderless = NewDeviceCommunicator(Options(1, 2), watch, &empty).status();
+  const absl::Status leaderless = NewDeviceCommunicator(Options(1, 2), watch, &empty, &left);
   EXPECT_EQ(BlamedRank(leaderless), 10) << leaderless;
 }
 
@@ -288,7 +290,8 @@ TEST_F(DeviceGroup, AJoinTakesItsTime) {
     machine_->set_slow_joins(false);
   });
   OnThreads(2, [&](int rank) -> absl::Status {
-    MT_ASSIGN_OR_RETURN(auto member, NewDeviceCommunicator(Options(rank, 2), watch, &board_));
+    std::unique_ptr<Communicator> member;
+    MT_RETURN_IF_ERROR(NewDeviceCommunicator(Options(rank, 2), watch, &board_, &member));
     ++joined;
     return absl::OkStatus();
   });
@@ -322,10 +325,11 @@ TEST_F(HalfCalled, APeersFailureEndsWhatWaitsForIt) {
   EXPECT_EQ(health.code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(std::string(health.message()), kName + "fake: remote process has ended");
   EXPECT_EQ(BlamedRank(health), 11) << "of two members it can only be the other";
-  EXPECT_EQ(machine_->aborts(), 1);
+  machine_->AwaitAborts(1);
   EXPECT_EQ(Acting(0).Barrier(), health);
   EXPECT_EQ(Wait(0), health) << "the aborted work is over, but it has not been done";
   watches_[0]->LookAtAll();
+  members_[0] = nullptr;
   EXPECT_EQ(machine_->aborts(), 1);
 }
 
@@ -374,7 +378,8 @@ TEST_F(HalfCalled, AbortFromAnotherThreadEndsTheWaitForTheStep) {
   EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
   EXPECT_EQ(std::string(status.message()),
             "data group, rank 10 (member 0): aborted: the user has gone home");
-  // And soon at the peers.
+  // And at peers that the library tells.
+  machine_->AwaitAborts(1);
   watches_[1]->LookAtAll();
   EXPECT_EQ(BlamedRank(members_[1]->Health()), 10) << members_[1]->Health();
 }
@@ -413,6 +418,7 @@ TEST_F(DeviceGroup, AnErrorOfTheLibraryIsNamedAndEndsTheGroup) {
   const absl::Status status = Acting(0).AllReduce(&value, 1, MT_F64, ReduceOp::kSum);
   EXPECT_EQ(std::string(status.message()),
             "data group, rank 10 (member 0): all-reduce 2 of 1 F64 (8 bytes): fake: injected");
+  members_[0] = nullptr;
   EXPECT_EQ(machine_->aborts(), 1);
 }
 
@@ -447,6 +453,56 @@ TEST_F(HalfCalled, AGroupThatIsDestroyedAtWorkIsAbortedFirst) {
   Begin(2);
   members_.clear();
   EXPECT_EQ(machine_->aborts(), 1);
+}
+
+// What NCCL does between processes of one node. A call that waits for ever makes these tests hang.
+TEST_F(HalfCalled, AFailureIsTheCallersBeforeAnyAbortHasReturned) {
+  Begin(2);
+  machine_->set_ends_together(true);
+  machine_->set_on_call([](const FakeMachine::Part&) { return MT_ERROR_DEVICE; });
+  const absl::Status status = Acting(0).Barrier();
+  EXPECT_NE(status.message().find("barrier 5: fake: injected"), std::string::npos) << status;
+  machine_->AwaitAborts(1);  // it cannot return yet: the peer has not aborted
+  watches_[1]->LookAtAll();
+  EXPECT_TRUE(members_[1]->Health().ok()) << "nobody has told the peer";
+  EXPECT_EQ(Wait(0), status);
+  members_[1]->Abort("rank 10 has failed");
+  members_.clear();
+  EXPECT_EQ(machine_->aborts(), 2);
+}
+
+TEST_F(DeviceGroup, AllLanesBeginToAbortBeforeAnyIsWaitedFor) {
+  Join(3, Links::kAll);
+  machine_->set_ends_together(true);
+  members_[0]->Abort("the first");
+  machine_->AwaitAborts(5);  // its lane of the group, and two links to each of the others
+  members_[2]->Abort("the last");
+  members_[1]->Abort("the other");
+  members_.clear();
+  EXPECT_EQ(machine_->aborts(), 15);
+}
+
+TEST_F(DeviceGroup, AJoinThatFailsIsToldBeforeItsAbortHasReturned) {
+  machine_ = std::make_unique<FakeMachine>(2);
+  machine_->set_slow_joins(true);
+  machine_->set_ends_together(true);
+  // The leader has come as far as its own join.
+  const mt_collectives& library = *machine_->collectives();
+  char id[MT_UNIQUE_ID_BYTES];
+  mt_communicator leader = nullptr;
+  ASSERT_EQ(library.unique_id(id), MT_OK);
+  ASSERT_EQ(library.create(id, 0, 2, &leader), MT_OK);
+  for (const char* key : {"job/1/data/id", "job/1/data/here/0"})
+    ASSERT_TRUE(board_.Put(key, std::string(id, sizeof id)).ok());
+
+  FakeMachine::Act(1);
+  auto watch = std::make_shared<DeviceWatch>(Access(), false);
+  std::unique_ptr<Communicator> left;
+  const absl::Status status = NewDeviceCommunicator(Options(1, 2), watch, &board_, &left);
+  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
+  machine_->AwaitAborts(1);
+  EXPECT_EQ(library.abort(leader), MT_OK);
+  left = nullptr;
 }
 
 }  // namespace

@@ -26,13 +26,8 @@ DeviceLane::DeviceLane(const DeviceAccess& device, Options options)
       options_(std::move(options)) {}
 
 DeviceLane::~DeviceLane() {
-  bool unfinished = false;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (!aborted_) unfinished = !Harvest().ok() || !pending_.empty();
-  }
-  // Work that still waits for a peer would keep the library's destroy, or the stream's, from returning.
-  if (unfinished) Abort();
+  AbortUnfinished();
+  if (aborting_.joinable()) aborting_.join();
   if (communicator_ != nullptr) library_.destroy(communicator_);
   for (const Pending& pending : pending_) {
     backend_.event_destroy(pending.begin);
@@ -55,17 +50,9 @@ absl::Status DeviceLane::Blame(const absl::Status& status) const {
   return PeerError(status.code(), status.message(), options_.members[1 - options_.rank]);
 }
 
-absl::StatusOr<std::unique_ptr<DeviceLane>> DeviceLane::Join(const DeviceAccess& device,
-                                                             const Options& options,
-                                                             Rendezvous* rendezvous) {
-  std::unique_ptr<DeviceLane> lane(new DeviceLane(device, options));
-  MT_RETURN_IF_ERROR(lane->Begin(rendezvous));
-  absl::Status status = lane->Await(rendezvous);
-  if (!status.ok()) {
-    lane->Abort();
-    return status;
-  }
-  return lane;
+absl::Status DeviceLane::Join(Rendezvous* rendezvous) {
+  MT_RETURN_IF_ERROR(Begin(rendezvous));
+  return Await(rendezvous);
 }
 
 absl::Status DeviceLane::Begin(Rendezvous* rendezvous) {
@@ -250,9 +237,20 @@ void DeviceLane::Abort() {
     if (aborted_.exchange(true)) return;
   }
   if (communicator_ == nullptr) return;
-  const bool locked = call_mutex_.try_lock_for(absl::ToChronoMilliseconds(device_.abort_grace));
-  library_.abort(communicator_);
-  if (locked) call_mutex_.unlock();
+  aborting_ = std::thread([this] {
+    const bool locked = call_mutex_.try_lock_for(absl::ToChronoMilliseconds(device_.abort_grace));
+    library_.abort(communicator_);
+    if (locked) call_mutex_.unlock();
+  });
+}
+
+void DeviceLane::AbortUnfinished() {
+  bool unfinished = false;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!aborted_) unfinished = !Harvest().ok() || !pending_.empty();
+  }
+  if (unfinished) Abort();
 }
 
 absl::Duration DeviceLane::spent() const {

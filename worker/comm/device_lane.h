@@ -7,6 +7,8 @@
 //    peers, the second that it is done. Both go back to a pool when it is.
 //  - `aborted_` is set before the library's abort is entered; after that nothing but destroy is called. An abort waits for a
 //    call that another thread is making, but only for `abort_grace`: the library's abort is what ends a call that hangs.
+//  - The library's abort may wait for peers, who perhaps wait in aborts of their own. So each lane's runs on a thread of its own
+//    and only the lane's destruction waits for it: a rank begins all of its aborts before it waits for any.
 #pragma once
 
 #include <atomic>
@@ -16,6 +18,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "worker/comm/checked_communicator.h"
@@ -40,14 +43,15 @@ class DeviceLane {
     std::vector<std::string> names;  // of those members, for messages
     absl::Duration timeout;
   };
-  // Joins: waits until all have come. DEADLINE_EXCEEDED names, and blames, the first that has not.
-  static absl::StatusOr<std::unique_ptr<DeviceLane>> Join(const DeviceAccess& device,
-                                                          const Options& options,
-                                                          Rendezvous* rendezvous);
+  DeviceLane(const DeviceAccess& device, Options options);
+  // Waits until an abort has returned, if there was one, and, as the library may, for the peers to destroy theirs.
   ~DeviceLane();
   DeviceLane(const DeviceLane&) = delete;
   DeviceLane& operator=(const DeviceLane&) = delete;
 
+  // First of all, once: waits until all have come. DEADLINE_EXCEEDED names, and blames, the first that has not. After an error
+  // the lane can only be aborted and destroyed.
+  absl::Status Join(Rendezvous* rendezvous);
   // Enqueues one call of the library. compute_waits: what is enqueued on the compute stream later waits for it.
   using Body = std::function<int32_t(mt_communicator, mt_stream)>;
   absl::Status Enqueue(const CommunicatorCall& call, const Body& body, bool compute_waits);
@@ -64,7 +68,10 @@ class DeviceLane {
   std::optional<Trouble> Look();
   // The oldest call that waits for its peers, as of the last Look.
   std::optional<CommunicatorCall> Waiting() const;
+  // Begins to end everything in flight; returns at once.
   void Abort();
+  // The same if any call is not done: it would keep the library's destroy, or the stream's, from returning.
+  void AbortUnfinished();
   absl::Duration spent() const;
 
  private:
@@ -74,7 +81,6 @@ class DeviceLane {
     std::optional<absl::Duration> since;  // when it began to wait for its peers, as far as seen
   };
 
-  DeviceLane(const DeviceAccess& device, Options options);
   absl::Status Begin(Rendezvous* rendezvous);
   absl::Status Await(Rendezvous* rendezvous);
   absl::Status Missing(Rendezvous* rendezvous);
@@ -96,6 +102,7 @@ class DeviceLane {
   mt_event ready_ = nullptr;     // passes points of one stream on to another
   std::timed_mutex call_mutex_;  // held while the library is called for a collective
   std::atomic<bool> aborted_{false};
+  std::thread aborting_;  // started by whoever set aborted_
 
   mutable std::mutex mutex_;  // guards what follows
   std::deque<Pending> pending_;

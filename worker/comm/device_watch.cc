@@ -8,7 +8,7 @@
 namespace mt {
 namespace {
 
-// A failure is known to the peers within a second of it: this and what the library's abort takes.
+// A failure ends what this rank waits for within a second of it.
 constexpr std::chrono::milliseconds kInterval(100);
 
 }  // namespace

@@ -9,24 +9,23 @@
 namespace mt {
 namespace {
 
-struct Built {
-  std::unique_ptr<Communicator> communicator;
-  std::string transport;
-};
-
 class Builder {
  public:
   // `watch` is null for ranks in host memory.
   Builder(const GroupsOptions& options, std::shared_ptr<DeviceWatch> watch, Rendezvous* rendezvous)
       : options_(options), watch_(std::move(watch)), rendezvous_(rendezvous) {}
 
-  // The group that `ranks` are; null communicator if this rank is not one of them.
-  absl::StatusOr<Built> Build(absl::string_view kind, const std::vector<int>& ranks) {
+  // The group that `ranks` are; it stays null if this rank is not one of them. Returns the transport.
+  absl::StatusOr<std::string> Build(absl::string_view kind, const std::vector<int>& ranks,
+                                    std::unique_ptr<Communicator>* group) {
     const auto self = std::find(ranks.begin(), ranks.end(), options_.rank);
-    if (self == ranks.end()) return Built{nullptr, "none"};
+    if (self == ranks.end()) return "none";
     const std::string name = absl::StrCat(kind, " (rank", ranks.size() == 1 ? " " : "s ",
                                           absl::StrJoin(ranks, ","), ")");
-    if (ranks.size() == 1) return Built{NewSelfCommunicator(name), "self"};
+    if (ranks.size() == 1) {
+      *group = NewSelfCommunicator(name);
+      return "self";
+    }
 
     // Any two groups of a kind are disjoint, so the first rank tells them apart.
     const std::string prefix =
@@ -42,8 +41,8 @@ class Builder {
       device.ranks = ranks;
       device.timeout = options_.timeout;
       if (kind == "pipeline") device.links = DeviceGroupOptions::Links::kNeighbours;
-      MT_ASSIGN_OR_RETURN(auto communicator, NewDeviceCommunicator(device, watch_, rendezvous_));
-      return Built{std::move(communicator), watch_->device().collectives->name};
+      MT_RETURN_IF_ERROR(NewDeviceCommunicator(device, watch_, rendezvous_, group));
+      return watch_->device().collectives->name;
     }
 
     std::set<std::string> nodes;
@@ -61,8 +60,8 @@ class Builder {
       shared.size = size;
       shared.ranks = ranks;
       shared.timeout = options_.timeout;
-      MT_ASSIGN_OR_RETURN(auto communicator, NewSharedMemoryCommunicator(shared, rendezvous_));
-      return Built{std::move(communicator), "shm"};
+      MT_ASSIGN_OR_RETURN(*group, NewSharedMemoryCommunicator(shared, rendezvous_));
+      return "shm";
     }
     GlooOptions gloo;
     gloo.name = name;
@@ -77,8 +76,8 @@ class Builder {
           absl::StrCat(name, " group: node ", options_.rank_table[options_.rank].node(),
                        " has no data address; name its interface with ifname= in the hostfile"));
     }
-    MT_ASSIGN_OR_RETURN(auto communicator, NewGlooCommunicator(gloo, rendezvous_));
-    return Built{std::move(communicator), "gloo"};
+    MT_ASSIGN_OR_RETURN(*group, NewGlooCommunicator(gloo, rendezvous_));
+    return "gloo";
   }
 
  private:
@@ -123,7 +122,7 @@ absl::StatusOr<std::shared_ptr<DeviceWatch>> WatchFor(const GroupsOptions& optio
 
 }  // namespace
 
-absl::StatusOr<RankGroups> BuildGroups(const GroupsOptions& options, Rendezvous* rendezvous) {
+absl::Status BuildGroups(const GroupsOptions& options, Rendezvous* rendezvous, RankGroups* groups) {
   const Mesh& mesh = *options.mesh;
   if (static_cast<int>(options.rank_table.size()) != mesh.world() || options.rank < 0 ||
       options.rank >= mesh.world()) {
@@ -134,27 +133,23 @@ absl::StatusOr<RankGroups> BuildGroups(const GroupsOptions& options, Rendezvous*
   MT_RETURN_IF_ERROR(CheckTransport(options));
   MT_ASSIGN_OR_RETURN(const std::shared_ptr<DeviceWatch> watch, WatchFor(options));
   Builder builder(options, watch, rendezvous);
-  RankGroups groups;
   if (watch != nullptr) {
     const mt_collectives& library = *watch->device().collectives;
-    groups.library = absl::StrCat(library.name, " ", library.version);
+    groups->library = absl::StrCat(library.name, " ", library.version);
   }
   const auto build = [&](absl::string_view kind, const std::vector<int>& ranks,
-                         std::unique_ptr<Communicator>& communicator) {
-    absl::StatusOr<Built> built = builder.Build(kind, ranks);
-    if (!built.ok()) return built.status();
-    communicator = std::move(built->communicator);
-    groups.transports.push_back(built->transport);
+                         std::unique_ptr<Communicator>& communicator) -> absl::Status {
+    MT_ASSIGN_OR_RETURN(std::string transport, builder.Build(kind, ranks, &communicator));
+    groups->transports.push_back(std::move(transport));
     return absl::OkStatus();
   };
   // The same order on every rank: a rank waits in one kind for peers that have passed the kinds
   // before it.
-  MT_RETURN_IF_ERROR(build("tensor", mesh.TensorGroup(options.rank), groups.tensor));
-  MT_RETURN_IF_ERROR(build("data", mesh.DataGroup(options.rank), groups.data));
-  MT_RETURN_IF_ERROR(build("pipeline", mesh.PipelineGroup(options.rank), groups.pipeline));
-  MT_RETURN_IF_ERROR(build("embedding", mesh.EmbeddingGroup(options.rank), groups.embedding));
-  MT_RETURN_IF_ERROR(build("model", mesh.ModelGroup(options.rank), groups.model));
-  return groups;
+  MT_RETURN_IF_ERROR(build("tensor", mesh.TensorGroup(options.rank), groups->tensor));
+  MT_RETURN_IF_ERROR(build("data", mesh.DataGroup(options.rank), groups->data));
+  MT_RETURN_IF_ERROR(build("pipeline", mesh.PipelineGroup(options.rank), groups->pipeline));
+  MT_RETURN_IF_ERROR(build("embedding", mesh.EmbeddingGroup(options.rank), groups->embedding));
+  return build("model", mesh.ModelGroup(options.rank), groups->model);
 }
 
 void RankGroups::Abort(absl::string_view reason) {

@@ -32,7 +32,9 @@ struct GroupsOptions {
 // Names say who is in a group: "tensor (ranks 0,1)".
 struct RankGroups {
   std::unique_ptr<Communicator> tensor, data, pipeline, embedding, model;
-  void Abort(absl::string_view reason);  // all of them; thread-safe
+  // Fails all of them and waits for nobody; thread-safe. Destroying device groups after that waits until their aborts, which
+  // have all begun by then, have returned.
+  void Abort(absl::string_view reason);
   std::string Describe() const;  // "tensor: shm of 2, data: gloo of 3, ...", "...; nccl 2.28.3"
   std::vector<std::string>
       transports;       // of tensor, data, pipeline, embedding, model: self | shm | gloo | nccl
@@ -40,7 +42,8 @@ struct RankGroups {
 };
 
 // Collective over the job: every rank calls it. `rendezvous` is shared by all ranks of the job's
-// generation.
-absl::StatusOr<RankGroups> BuildGroups(const GroupsOptions& options, Rendezvous* rendezvous);
+// generation. After an error `*groups` holds what had been built and what was being joined: tell of the failure, then Abort and
+// destroy it, for the latter may wait for peers.
+absl::Status BuildGroups(const GroupsOptions& options, Rendezvous* rendezvous, RankGroups* groups);
 
 }  // namespace mt

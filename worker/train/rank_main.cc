@@ -48,11 +48,15 @@ class RankRun {
 
   absl::Status Run() {
     MT_RETURN_IF_ERROR(Connect());
-    absl::Status status = Prepare();
-    if (status.ok()) status = Train();
-    if (!status.ok())
-      groups_.Abort(absl::StrCat("rank ", start_.rank(), " failed: ", status.message()));
-    return status;
+    MT_RETURN_IF_ERROR(Prepare());
+    return Train();
+  }
+  // After Run has failed, and the daemon knows why: lets go of the peers and ends what this rank has in flight. A checkpoint
+  // that is being written is finished; aborts are not waited for, because they may wait for peers on this node, which only
+  // this process's end will end.
+  void Leave(absl::string_view reason) {
+    groups_.Abort(absl::StrCat("rank ", start_.rank(), " failed: ", reason));
+    writer_.reset();
   }
 
   ~RankRun() { channel_->SetDeviceWaiting(nullptr); }
@@ -194,7 +198,7 @@ absl::Status RankRun::Connect() {
   options.timeout = spec_.fault().has_start_deadline() ? ToDuration(spec_.fault().start_deadline())
                                                        : kDefaultStartDeadline;
   options.timeout = std::max(options.timeout, 4 * ToDuration(spec_.fault().min_step_deadline()));
-  MT_ASSIGN_OR_RETURN(groups_, BuildGroups(options, channel_));
+  MT_RETURN_IF_ERROR(BuildGroups(options, channel_, &groups_));
   communicator_seconds_ = absl::ToDoubleSeconds(Now() - before);
   std::printf("rank %d of %s: %s\n", start_.rank(), mesh_->ToString().c_str(),
               groups_.Describe().c_str());
@@ -474,8 +478,12 @@ int RankMain(int fd) {
     std::fflush(stdout);
     MT_LOG(Error) << absl::StatusCodeToString(status.code()) << ": " << status.message();
   }
+  // First of all that a failed rank does: nothing below may hold up what the daemon is told.
   channel.Send(message);
-  return status.ok() ? 0 : 1;
+  if (status.ok()) return 0;
+  run.Leave(status.message());
+  std::fflush(stdout);
+  _exit(1);  // not return: other threads may be inside aborts
 }
 
 }  // namespace mt

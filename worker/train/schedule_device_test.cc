@@ -58,9 +58,9 @@ class Pipeline {
         options.rank = s;
         options.size = stages;
         options.links = DeviceGroupOptions::Links::kNeighbours;
-        auto joined = NewDeviceCommunicator(options, watch, &board_);
-        ASSERT_TRUE(joined.ok()) << joined.status();
-        stages_[s].pipeline = *std::move(joined);
+        const absl::Status joined =
+            NewDeviceCommunicator(options, watch, &board_, &stages_[s].pipeline);
+        ASSERT_TRUE(joined.ok()) << joined;
       });
     }
     for (std::thread& thread : threads) thread.join();

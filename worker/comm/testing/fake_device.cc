@@ -300,26 +300,37 @@ struct FakeTables {
     return Call(c, "receive", {.output = data, .count = bytes}, stream);
   }
   static int32_t Abort(mt_communicator communicator) {
-    const std::lock_guard lock(machine->mutex_);
+    std::unique_lock lock(machine->mutex_);
     M::Member& member = *Of(communicator);
     if (member.aborted) ++machine->misuses_;
     ++machine->aborts_;
     member.aborted = true;
     for (M::Member* const other : member.group->members) {
-      if (other != nullptr && other != &member) other->failed = true;
+      if (other != nullptr && other != &member && !machine->ends_together_) other->failed = true;
     }
     machine->Changed();
+    AwaitEnds(lock, member);
     return MT_OK;
   }
+  static void AwaitEnds(std::unique_lock<std::mutex>& lock, const M::Member& member) {
+    machine->changed_.notify_all();
+    machine->changed_.wait(lock, [group = member.group] {
+      return !machine->ends_together_ ||
+             std::all_of(group->members.begin(), group->members.end(),
+                         [](const M::Member* other) { return other == nullptr || other->aborted; });
+    });
+  }
   static int32_t Destroy(mt_communicator communicator) {
-    const std::lock_guard lock(machine->mutex_);
+    std::unique_lock lock(machine->mutex_);
     M::Member& member = *Of(communicator);
+    if (member.aborted) return MT_OK;
     for (const auto& stream : machine->streams_) {
       for (const M::Task& task : stream->tasks) {
-        if (task.member == &member && !member.aborted) ++machine->misuses_;
+        if (task.member == &member) ++machine->misuses_;
       }
     }
     member.aborted = true;
+    AwaitEnds(lock, member);
     return MT_OK;
   }
 };
@@ -482,6 +493,15 @@ void FakeMachine::FailState(int group, int rank) {
   for (Member* const member : groups_.at(group)->members) {
     if (member != nullptr && member->rank == rank) member->failed = true;
   }
+}
+void FakeMachine::set_ends_together(bool together) {
+  const std::lock_guard lock(mutex_);
+  ends_together_ = together;
+  changed_.notify_all();
+}
+void FakeMachine::AwaitAborts(int count) {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return aborts_ >= count; });
 }
 int FakeMachine::aborts() const {
   const std::lock_guard lock(mutex_);

@@ -62,6 +62,11 @@ class FakeMachine {
   void set_on_call(std::function<int32_t(const Part&)> on_call);
   // Communicators that are being joined stay so.
   void set_slow_joins(bool slow);
+  // As NCCL within a node: abort and destroy return only when all members that have been created have called one of them, and an
+  // abort is told to no peer. Otherwise both return at once and the peers of an abort fail.
+  void set_ends_together(bool together);
+  // Waits until `count` aborts have been called; they need not have returned.
+  void AwaitAborts(int count);
   // `state` of this group's communicators on `rank` reports an error from here on.
   void FailState(int group, int rank);
 
@@ -103,7 +108,8 @@ class FakeMachine {
   std::function<void()> begin_, end_;
   std::function<double()> clock_;
   bool at_work_ = false;  // between begin_ and end_
-  bool automatic_ = true, lazy_ = false, compute_first_ = false, slow_joins_ = false;
+  bool automatic_ = true, lazy_ = false, compute_first_ = false, slow_joins_ = false,
+       ends_together_ = false;
   double now_ = 0;
   int aborts_ = 0, misuses_ = 0;
 };
