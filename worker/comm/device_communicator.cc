@@ -21,9 +21,10 @@ class DeviceCommunicator : public CheckedCommunicator, private DeviceWatch::Watc
   ~DeviceCommunicator() override {
     watch_->Remove(this);
     ForLanes([](DeviceLane& lane) { lane.AbortUnfinished(); });  // all, before any is waited for
+    // In the order of Join, which is the same on every member: the library's destroy may wait for the lane's other members to
+    // come to the same one.
     lane_.reset();
-    outgoing_.clear();
-    incoming_.clear();
+    while (!links_.empty()) links_.erase(links_.begin());
     if (scratch_ != nullptr) backend_.free(scratch_);
     if (host_event_ != nullptr) backend_.event_destroy(host_event_);
   }
@@ -44,7 +45,7 @@ class DeviceCommunicator : public CheckedCommunicator, private DeviceWatch::Watc
             (options.links == DeviceGroupOptions::Links::kNeighbours && std::abs(from - to) != 1)) {
           continue;
         }
-        std::unique_ptr<DeviceLink>& link = from == rank() ? outgoing_[to] : incoming_[from];
+        std::unique_ptr<DeviceLink>& link = links_[{from, to}];
         link = std::make_unique<DeviceLink>(
             watch_->device(),
             NewLane(options, absl::StrCat(options.prefix, "/", from, "-", to), {from, to}));
@@ -120,9 +121,7 @@ class DeviceCommunicator : public CheckedCommunicator, private DeviceWatch::Watc
   template <typename Body>
   void ForLanes(Body body) const {
     if (lane_ != nullptr) body(*lane_);
-    for (const auto* links : {&outgoing_, &incoming_}) {
-      for (const auto& [peer, link] : *links) body(link->lane());
-    }
+    for (const auto& [ends, link] : links_) body(link->lane());
   }
 
   void Look() override {
@@ -170,19 +169,18 @@ class DeviceCommunicator : public CheckedCommunicator, private DeviceWatch::Watc
     });
   }
 
-  absl::StatusOr<DeviceLink*> LinkTo(const std::map<int, std::unique_ptr<DeviceLink>>& links,
-                                     int peer) {
-    const auto it = links.find(peer);
-    if (it != links.end()) return it->second.get();
-    return absl::FailedPreconditionError(
-        absl::StrCat("this group was made without a link to ", MemberName(peer)));
+  absl::StatusOr<DeviceLink*> Link(int from, int to) {
+    const auto it = links_.find({from, to});
+    if (it != links_.end()) return it->second.get();
+    return absl::FailedPreconditionError(absl::StrCat("this group was made without a link to ",
+                                                      MemberName(from == rank() ? to : from)));
   }
   absl::Status DoSend(const void* data, int64_t bytes, int peer) override {
-    MT_ASSIGN_OR_RETURN(DeviceLink* const link, LinkTo(outgoing_, peer));
+    MT_ASSIGN_OR_RETURN(DeviceLink* const link, Link(rank(), peer));
     return bytes == 0 ? absl::OkStatus() : link->Send(current_call(), data, bytes);
   }
   absl::Status DoReceive(void* data, int64_t bytes, int peer) override {
-    MT_ASSIGN_OR_RETURN(DeviceLink* const link, LinkTo(incoming_, peer));
+    MT_ASSIGN_OR_RETURN(DeviceLink* const link, Link(peer, rank()));
     return bytes == 0 ? absl::OkStatus() : link->Receive(current_call(), data, bytes);
   }
 
@@ -190,7 +188,8 @@ class DeviceCommunicator : public CheckedCommunicator, private DeviceWatch::Watc
   const mt_backend& backend_;
   const mt_collectives& library_;
   std::unique_ptr<DeviceLane> lane_;
-  std::map<int, std::unique_ptr<DeviceLink>> outgoing_, incoming_;  // by member
+  // By the members that send and receive, one of which is this: so also in the order in which they join.
+  std::map<std::pair<int, int>, std::unique_ptr<DeviceLink>> links_;
   void* scratch_ = nullptr;
   mt_event host_event_ = nullptr;
   bool overlapping_ = false;

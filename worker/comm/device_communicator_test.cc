@@ -482,6 +482,19 @@ TEST_F(DeviceGroup, AllLanesBeginToAbortBeforeAnyIsWaitedFor) {
   EXPECT_EQ(machine_->aborts(), 15);
 }
 
+// Links of both directions: if each member destroyed those that it sends on first, they would wait for each other.
+TEST_F(DeviceGroup, MembersDestroyTheirLinksInOneOrder) {
+  for (const Links links : {Links::kNeighbours, Links::kAll}) {
+    Join(3, links);
+    machine_->set_ends_together(true);
+    OnThreads(3, [&](int rank) {
+      members_[rank] = nullptr;
+      return absl::OkStatus();
+    });
+    EXPECT_EQ(machine_->aborts(), 0);
+  }
+}
+
 TEST_F(DeviceGroup, AJoinThatFailsIsToldBeforeItsAbortHasReturned) {
   machine_ = std::make_unique<FakeMachine>(2);
   machine_->set_slow_joins(true);
@@ -498,7 +511,9 @@ TEST_F(DeviceGroup, AJoinThatFailsIsToldBeforeItsAbortHasReturned) {
   FakeMachine::Act(1);
   auto watch = std::make_shared<DeviceWatch>(Access(), false);
   std::unique_ptr<Communicator> left;
-  const absl::Status status = NewDeviceCommunicator(Options(1, 2), watch, &board_, &left);
+  DeviceGroupOptions options = Options(1, 2);
+  options.timeout = absl::Milliseconds(50);
+  const absl::Status status = NewDeviceCommunicator(options, watch, &board_, &left);
   EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
   machine_->AwaitAborts(1);
   EXPECT_EQ(library.abort(leader), MT_OK);

@@ -30,6 +30,7 @@ struct GroupsOptions {
 
 // Groups of one are self communicators, which copy in host memory: a rank with a device has nothing to ask of them. No pointer is null (except embedding on middle stages).
 // Names say who is in a group: "tensor (ranks 0,1)".
+// Destroy them in one order on all ranks, as their destructor does: a device group may wait for its other members to come to it.
 struct RankGroups {
   std::unique_ptr<Communicator> tensor, data, pipeline, embedding, model;
   // Fails all of them and waits for nobody; thread-safe. Destroying device groups after that waits until their aborts, which

@@ -170,6 +170,12 @@ TEST_F(TwoStages, AbortsInOppositeOrdersEnd) {
   EXPECT_EQ(machine_.misuses(), 0);
 }
 
+TEST_F(TwoStages, RanksDestroyTheirGroupsInOneOrder) {
+  OnThreads([&](int rank) { const RankGroups left = std::move(groups_[rank]); });
+  EXPECT_EQ(machine_.aborts(), 0);
+  EXPECT_EQ(machine_.misuses(), 0);
+}
+
 TEST(BuildGroups, TransportsThatCannotReachTheMemoryAreRefused) {
   const Mesh mesh = *Mesh::Create(1, 2, 1);
   SharedRendezvous rendezvous;
