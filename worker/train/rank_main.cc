@@ -27,6 +27,7 @@
 #include "worker/model/number_types.h"
 #include "worker/train/gemm_peak.h"
 #include "worker/train/rank_channel.h"
+#include "worker/train/same_arithmetic.h"
 #include "worker/train/step_line.h"
 #include "worker/train/trainer.h"
 #include "worker/train/watched_communicator.h"
@@ -76,6 +77,7 @@ class RankRun {
  private:
   absl::Status OpenBackend();
   absl::Status ConfigureDevice(const Backend& backend);
+  TensorGroupPlace TensorPlace() const;
   absl::Status Connect();
   absl::Status MeasurePeak();
   absl::Status Prepare();
@@ -134,6 +136,12 @@ std::string RankRun::DeviceWaiting() const {
   return "";
 }
 
+TensorGroupPlace RankRun::TensorPlace() const {
+  TensorGroupPlace place{.mesh = &*mesh_, .rank = start_.rank()};
+  place.rank_table.assign(start_.rank_table().begin(), start_.rank_table().end());
+  return place;
+}
+
 // What a backend with a device must know before it is opened.
 absl::Status RankRun::ConfigureDevice(const Backend& backend) {
   const int devices = backend.info().device_count;
@@ -156,7 +164,7 @@ absl::Status RankRun::ConfigureDevice(const Backend& backend) {
   // Beside the checkpoints, so that whoever resumes from them computes with the same algorithms.
   const std::string& folder = start_.checkpoint_root();
   MT_RETURN_IF_ERROR(Env::Real()->CreateDirectories(folder));
-  operations_options_.configuration["gemm_cache"] = folder + "/gemm-algorithms";
+  operations_options_.configuration["gemm_cache"] = GemmCacheOf(TensorPlace(), folder);
   return absl::OkStatus();
 }
 
@@ -199,6 +207,11 @@ absl::Status RankRun::Connect() {
                                                        : kDefaultStartDeadline;
   options.timeout = std::max(options.timeout, 4 * ToDuration(spec_.fault().min_step_deadline()));
   MT_RETURN_IF_ERROR(BuildGroups(options, channel_, &groups_));
+  if (options.device != nullptr) {  // all ranks are known to be there
+    MT_RETURN_IF_ERROR(CheckSameArithmetic(TensorPlace(), ArithmeticOf(operations_->backend()),
+                                           absl::StrCat(start_.job_id(), "/", start_.generation()),
+                                           options.timeout, channel_));
+  }
   communicator_seconds_ = absl::ToDoubleSeconds(Now() - before);
   std::printf("rank %d of %s: %s\n", start_.rank(), mesh_->ToString().c_str(),
               groups_.Describe().c_str());
