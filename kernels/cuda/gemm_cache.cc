@@ -102,6 +102,12 @@ std::optional<GemmAlgorithm> GemmCache::Find(const std::string& key) const {
   return it->second;
 }
 
+void GemmCache::ReadAgain() {
+  Entries all = Read();
+  all.merge(entries_);
+  entries_ = std::move(all);
+}
+
 GemmAlgorithm GemmCache::Store(const std::string& key, const GemmAlgorithm& algorithm,
                                const std::optional<GemmAlgorithm>& unfit, std::string* error) {
   const std::string name = NameOf(Plain(key));

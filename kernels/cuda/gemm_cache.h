@@ -27,6 +27,8 @@ class GemmCache {
   GemmCache(std::string path, std::string environment);
 
   std::optional<GemmAlgorithm> Find(const std::string& key) const;
+  // Learns what other processes have stored since.
+  void ReadAgain();
   // Adds an entry unless the file has come to hold one for this key; returns the one that counts. An entry equal to `unfit`, which
   // the caller has found and could not use, is replaced. If the file cannot be written, `*error` says why and the entry counts for
   // this process alone.

@@ -77,7 +77,15 @@ int32_t GemmPlanner::Choose(const GemmProblem& problem, bool in_step,
     return code;
   *algorithm = proposals[0];
   if (cache_ == nullptr || in_step) return MT_OK;
-  *algorithm = proposals[Fastest(problem, proposals)];
+  const std::optional<size_t> fastest = Fastest(problem, proposals);
+  if (!fastest.has_value()) {
+    // Not remembered: a later start may have the memory to measure. Another rank of this node may have had it.
+    cache_->ReadAgain();
+    known = cache_->Find(key);
+    if (known.has_value() && Fits(problem, FromCache(*known))) *algorithm = FromCache(*known);
+    return MT_OK;
+  }
+  *algorithm = proposals[*fastest];
   std::string error;
   const cublasLtMatmulAlgo_t counts =
       FromCache(cache_->Store(key, ToCache(*algorithm), known, &error));
@@ -98,13 +106,15 @@ bool GemmPlanner::TakeFromPlanWithoutBias(GemmProblem problem, cublasLtMatmulAlg
   return true;
 }
 
-size_t GemmPlanner::Fastest(const GemmProblem& problem,
-                            const std::vector<cublasLtMatmulAlgo_t>& algorithms) {
+std::optional<size_t> GemmPlanner::Fastest(const GemmProblem& problem,
+                                           const std::vector<cublasLtMatmulAlgo_t>& algorithms) {
   if (algorithms.size() < 2) return 0;
   const std::vector<double> seconds = measure_(problem, algorithms);
   if (seconds.empty()) {
-    log_("matmul " + problem.Text() + ": algorithms are not compared: " + host::ErrorMessage());
-    return 0;
+    log_("matmul " + problem.Text() +
+         ": algorithms are not compared, what is remembered or else the library's first is used: " +
+         host::ErrorMessage());
+    return std::nullopt;
   }
   const auto fastest = std::min_element(seconds.begin(), seconds.end());
   return *fastest < kClearlyFaster * seconds[0] ? static_cast<size_t>(fastest - seconds.begin())

@@ -42,7 +42,8 @@ class GemmPlanner {
         log_(std::move(log)) {}
 
   // Makes the plan of a product unless there is one: the remembered algorithm; else with a cache the fastest of the library's
-  // proposals, which is then remembered; else its first. The first stays unless another is clearly faster.
+  // proposals, which is then remembered; else its first. The first stays unless another is clearly faster. What could not be
+  // measured is not remembered.
   int32_t Prepare(const GemmProblem& problem);
 
   // The plan; where none was prepared, one that costs no measurement, and a line in the log.
@@ -53,7 +54,9 @@ class GemmPlanner {
   int32_t Make(const GemmProblem& problem, bool in_step, GemmPlan** plan);
   int32_t Choose(const GemmProblem& problem, bool in_step, cublasLtMatmulAlgo_t* algorithm);
   bool TakeFromPlanWithoutBias(GemmProblem problem, cublasLtMatmulAlgo_t* algorithm);
-  size_t Fastest(const GemmProblem& problem, const std::vector<cublasLtMatmulAlgo_t>& algorithms);
+  // Nothing, and a line in the log, if they could not be measured.
+  std::optional<size_t> Fastest(const GemmProblem& problem,
+                                const std::vector<cublasLtMatmulAlgo_t>& algorithms);
   bool Fits(const GemmProblem& problem, const cublasLtMatmulAlgo_t& algorithm);
 
   const CublasLt& lt_;

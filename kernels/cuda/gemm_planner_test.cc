@@ -224,7 +224,33 @@ TEST_F(GemmPlannerTest, WhatCannotBeMeasuredIsTheLibrarysFirstAndSaysSo) {
   const auto planner = Planner(true);
   ASSERT_EQ(planner->Prepare(problem_), MT_OK);
   EXPECT_EQ(Chosen(*planner, problem_), 1u);
-  EXPECT_THAT(log_, ElementsAre(HasSubstr("not compared: no memory")));
+  EXPECT_THAT(log_, ElementsAre(HasSubstr("algorithms are not compared")));
+  EXPECT_THAT(log_[0], HasSubstr("no memory"));
+}
+
+TEST_F(GemmPlannerTest, WhatCannotBeMeasuredIsMeasuredByALaterStart) {
+  const std::vector<double> later = seconds_;
+  seconds_.clear();
+  {
+    const auto planner = Planner(true);
+    ASSERT_EQ(planner->Prepare(problem_), MT_OK);
+    ASSERT_EQ(planner->Prepare(problem_), MT_OK);
+    EXPECT_EQ(log_.size(), 1u);
+  }
+  EXPECT_EQ(GemmCache(path_, "env").Find(problem_.Text()), std::nullopt);
+  seconds_ = later;
+  const auto planner = Planner(true);
+  ASSERT_EQ(planner->Prepare(problem_), MT_OK);
+  EXPECT_EQ(Chosen(*planner, problem_), 2u);
+  EXPECT_TRUE(GemmCache(path_, "env").Find(problem_.Text()).has_value());
+}
+
+TEST_F(GemmPlannerTest, ARankThatCannotMeasureTakesWhatAnotherHasRemembered) {
+  const auto without_memory = Planner(true), with_memory = Planner(true);
+  ASSERT_EQ(with_memory->Prepare(problem_), MT_OK);
+  seconds_.clear();
+  ASSERT_EQ(without_memory->Prepare(problem_), MT_OK);
+  EXPECT_EQ(Chosen(*without_memory, problem_), 2u);
 }
 
 TEST_F(GemmPlannerTest, AShapeThatWasNotDeclaredCostsNoMeasurementAndOneLine) {
