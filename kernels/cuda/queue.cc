@@ -17,8 +17,8 @@ int32_t EarlierFailed(cudaError_t error, const char* call, const char* file, int
   const char* name = mt_operation_name(LastOperation());
   return host::Fail(MT_ERROR_DEVICE, 0,
                     "%s at %s:%d: %s (%s), from work enqueued before it, the last being %s; "
-                    "CUDA_LAUNCH_BLOCKING=1 finds the "
-                    "call itself",
+                    "CUDA_LAUNCH_BLOCKING=1 finds the call itself (in a job together with "
+                    "runtime.graphs: off, because some drivers cannot record graphs with it)",
                     call, file, line, cudaGetErrorString(error), cudaGetErrorName(error),
                     name != nullptr ? name : "a copy");
 }
