@@ -165,6 +165,7 @@ void Agent::Launch(Job& job) {
     rank.slot = slot.slot();
     rank.hang = std::make_unique<HangDetector>(min_step, start_deadline, now);
     rank.stop_grace = fault.has_stop_grace() ? ToDuration(fault.stop_grace()) : kDefaultStopGrace;
+    rank.finish_grace = std::max(rank.stop_grace, min_step);
     rank.log_tokens = options_.log_burst_bytes;
     rank.log_refilled = now;
     ids.push_back(id);
@@ -229,8 +230,9 @@ void Agent::Launch(Job& job) {
 
 void Agent::StopRank(const RankId& id, Rank& rank, absl::Duration grace,
                      const std::string& reason) {
-  if (rank.stopped) {  // a second stop may only shorten the grace
+  if (rank.stopped || rank.has_finished) {  // it is ending; this may only shorten the grace
     if (grace > absl::ZeroDuration()) return;
+    rank.overdue = !rank.stopped;
     KillRank(id, rank);
     return;
   }
@@ -241,13 +243,28 @@ void Agent::StopRank(const RankId& id, Rank& rank, absl::Duration grace,
     return;
   }
   host_->Signal(id, RankSignal::kTerminate);
-  rank.kill_timer = loop_->After(grace, [this, id] {
+  KillAfter(id, rank, grace);
+}
+
+void Agent::KillAfter(const RankId& id, Rank& rank, absl::Duration grace) {
+  rank.kill_timer = loop_->After(grace, [this, id, grace] {
     const auto it = ranks_.find(id);
     if (it == ranks_.end()) return;
-    it->second.kill_timer = 0;
-    MT_LOG(Warning) << id.ToString() << " did not end on SIGTERM in time: killing it";
+    Rank& late = it->second;
+    late.kill_timer = 0;
+    late.overdue = !late.stopped;
+    MT_LOG(Warning) << id.ToString() << " was told to end, or had said that it ends, "
+                    << absl::FormatDuration(grace) << " ago: killing it";
     host_->Signal(id, RankSignal::kKill);
   });
+}
+
+// What comes later (of a SIGTERM, say, while the rank is ending) is not why it ended.
+void Agent::OnFinished(const RankId& id, Rank& rank, v1::Finished finished) {
+  if (rank.has_finished) return;
+  rank.has_finished = true;
+  rank.finished = std::move(finished);
+  if (!rank.stopped) KillAfter(id, rank, rank.finished.ok() ? rank.finish_grace : rank.stop_grace);
 }
 
 void Agent::KillRank(const RankId& id, Rank& rank) {
@@ -312,8 +329,7 @@ void Agent::OnRankMessage(const RankId& id, v1::FromRank message) {
       OnRendezvousGet(id, message.rendezvous_get().key());
       return;
     case v1::FromRank::kFinished:
-      rank.has_finished = true;
-      rank.finished = std::move(*message.mutable_finished());
+      OnFinished(id, rank, std::move(*message.mutable_finished()));
       return;
     case v1::FromRank::BODY_NOT_SET:
       return;
@@ -368,6 +384,10 @@ void Agent::OnRankExited(const RankId& id, RankExit exit) {
   loop_->Cancel(rank.kill_timer);
   ranks_.erase(it);
   if (rank.dropped_bytes > 0) FlushDrops(id, rank, 0);
+  if (rank.overdue) {  // as it would have ended by itself
+    exit.exit_code = rank.finished.ok() ? 0 : 1;
+    exit.signal = 0;
+  }
 
   v1::WorkerEvent event = NewEvent(id);
   auto* exited = event.mutable_rank_exited();

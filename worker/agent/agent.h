@@ -18,6 +18,10 @@
 //    ABORTED.
 //  - Ranks of a job on several nodes start when the coordinator has compared the data of all of them
 //  (LaunchRanks). Nothing is fetched, read or digested on the loop.
+//  - What a rank says first about its end (Finished) is its end: neither a stop nor the signal that ends its process changes it.
+//  From then on it has fault.stop_grace to be gone (after success at least fault.min_step_deadline, for its peers may be
+//  slower), and is killed if it is not: what it still does (waiting for peers in a library, an exit that blocks) must not keep
+//  its job.
 //  - A coordinator with a smaller epoch than one seen before is not obeyed: its stream is closed.
 #pragma once
 
@@ -95,10 +99,12 @@ class Agent : public RankHandler {
     std::unique_ptr<HangDetector> hang;
     v1::Finished finished;  // what it said before it ended
     bool has_finished = false;
-    bool stopped = false;  // told to stop by us
+    bool overdue = false;  // had finished, did not end and was killed by us
+    bool stopped = false;  // told to stop by us before it had finished
     bool hung = false;
     std::string stop_reason;
     absl::Duration stop_grace;
+    absl::Duration finish_grace;  // for peers to come along: as long as one may be silent in a step
     EventLoop::TimerId kill_timer = 0;
     double log_tokens = 0;  // bytes that may be forwarded now
     absl::Duration log_refilled;
@@ -158,6 +164,8 @@ class Agent : public RankHandler {
   void Launch(Job& job);
   void StopRank(const RankId& id, Rank& rank, absl::Duration grace, const std::string& reason);
   void KillRank(const RankId& id, Rank& rank);
+  void KillAfter(const RankId& id, Rank& rank, absl::Duration grace);
+  void OnFinished(const RankId& id, Rank& rank, v1::Finished finished);
   void CheckHangs();
   void Emit(v1::WorkerEvent event);
   v1::WorkerEvent NewEvent(const RankId& id) const;

@@ -182,6 +182,18 @@ class AgentTest : public ::testing::Test {
     message.mutable_progress()->set_where("computing");
     host_->handler_->OnRankMessage(Id(generation, rank), message);
   }
+  // What the rank says before it ends; without a code: that it has done all steps.
+  void Finish(int generation, int rank, const std::string& code = "",
+              const std::string& message = "", const std::string& blame = "") {
+    v1::FromRank last;
+    v1::Finished& finished = *last.mutable_finished();
+    finished.set_ok(code.empty());
+    finished.set_status_code(code);
+    finished.set_message(message);
+    finished.set_blame_rank(blame);
+    finished.set_step(20);
+    host_->handler_->OnRankMessage(Id(generation, rank), last);
+  }
   std::vector<v1::WorkerEvent> Exits() {
     return coordinator_.EventsOf(v1::WorkerEvent::kRankExited);
   }
@@ -394,6 +406,75 @@ TEST_F(AgentTest, RankThatIgnoresTerminateIsKilledAfterTheGrace) {
   ASSERT_EQ(Exits().size(), 1u);
   EXPECT_TRUE(Exits()[0].rank_exited().stopped());
   EXPECT_EQ(Exits()[0].rank_exited().message(), "cancelled");
+}
+
+TEST_F(AgentTest, ARankThatDoesNotEndAfterItsLastWordIsKilledAndEndsAsItSaid) {
+  v1::CoordinatorMessage message = StartMessage(1, 2, true);
+  auto* fault = message.mutable_start_ranks()->mutable_spec()->mutable_fault();
+  fault->mutable_min_step_deadline()->set_seconds(20);
+  Command(std::move(message));
+  Finish(1, 0);
+  Finish(1, 1, "UNAVAILABLE", "connection closed", "0");
+  Run(absl::Milliseconds(2900));
+  EXPECT_THAT(host_->signals, IsEmpty());
+  Run(absl::Milliseconds(200));
+  ASSERT_EQ(host_->signals.size(), 1u);
+  EXPECT_EQ(host_->signals[0], std::pair(Id(1, 1), RankSignal::kKill)) << "after the stop grace";
+  Run(absl::Milliseconds(16800));
+  EXPECT_EQ(host_->signals.size(), 1u) << "what is done may wait for its peers";
+  Run(absl::Milliseconds(200));
+  ASSERT_EQ(host_->signals.size(), 2u);
+  EXPECT_EQ(host_->signals[1], std::pair(Id(1, 0), RankSignal::kKill));
+  Exit(1, 0);
+  Exit(1, 1);
+  ASSERT_EQ(Exits().size(), 2u);
+  const v1::RankExited done = Exits()[0].rank_exited(), failed = Exits()[1].rank_exited();
+  EXPECT_TRUE(done.finished());
+  EXPECT_EQ(done.exit_code(), 0);
+  EXPECT_EQ(done.signal(), 0);
+  EXPECT_EQ(done.step(), 20);
+  EXPECT_FALSE(failed.finished());
+  EXPECT_EQ(failed.exit_code(), 1);
+  EXPECT_EQ(failed.signal(), 0) << "else the job's cause would be our signal";
+  EXPECT_EQ(failed.status_code(), "UNAVAILABLE");
+  EXPECT_EQ(failed.blame_rank(), "0");
+  EXPECT_THAT(failed.last_lines(), ElementsAre("last words"));
+  EXPECT_EQ(coordinator_.EventsOf(v1::WorkerEvent::kRankHung).size(), 0u);
+}
+
+TEST_F(AgentTest, ARankThatEndsInTimeAfterItsLastWordIsLeftAlone) {
+  StartRanks(1, 1);
+  Finish(1, 0);
+  Run(absl::Seconds(1));
+  Exit(1, 0, 0);
+  StartRanks(2, 1);
+  Run(absl::Seconds(5));
+  EXPECT_THAT(host_->signals, IsEmpty());
+  // A signal that is not ours is an end of its own.
+  Finish(2, 0);
+  Exit(2, 0, 11);
+  ASSERT_EQ(Exits().size(), 2u);
+  EXPECT_TRUE(Exits()[0].rank_exited().finished());
+  EXPECT_FALSE(Exits()[1].rank_exited().finished());
+  EXPECT_EQ(Exits()[1].rank_exited().signal(), 11);
+}
+
+TEST_F(AgentTest, AStopDoesNotChangeWhatARankHasSaid) {
+  StartRanks(1, 2);
+  Finish(1, 0, "INTERNAL", "loss is not finite");
+  StopRanks(1);
+  ASSERT_EQ(host_->signals.size(), 1u);
+  EXPECT_EQ(host_->signals[0], std::pair(Id(1, 1), RankSignal::kTerminate));
+  Finish(1, 0, "CANCELLED", "stopped by SIGTERM");
+  Run(absl::Seconds(4));
+  EXPECT_EQ(host_->signals.size(), 3u) << "neither has ended";
+  Exit(1, 0);
+  Exit(1, 1);
+  ASSERT_EQ(Exits().size(), 2u);
+  EXPECT_EQ(Exits()[0].rank_exited().status_code(), "INTERNAL");
+  EXPECT_EQ(Exits()[0].rank_exited().message(), "loss is not finite");
+  EXPECT_FALSE(Exits()[0].rank_exited().stopped());
+  EXPECT_TRUE(Exits()[1].rank_exited().stopped());
 }
 
 TEST_F(AgentTest, SilentRankIsNamedAndKilled) {
