@@ -91,12 +91,14 @@ class Choice {
     // Kernels are loaded into the device that is current.
     if (handle_ != nullptr && BindThread() == MT_OK)
       entry.plan = CudnnAttention::Make(args, backward, {handle_, "", architecture_},
-                                        CudnnOptions(), &entry.reason);
+                                        {.may_exceed = required_}, &entry.reason);
     if (entry.plan != nullptr) {
       entry.name = "cudnn:" + VersionText(LoadCudnn()->version) + ":" + entry.plan->engine();
       if (backward) entry.name += ":deterministic";
-      if (const int64_t sequences = entry.plan->sequences_at_once(); sequences < args.batch)
-        entry.name += ":" + std::to_string(sequences) + " sequences at once";
+      if (const CudnnPart part = entry.plan->part(); part.kv_heads < args.kv_heads)
+        entry.name += ":" + std::to_string(part.kv_heads) + " key heads at once";
+      else if (part.sequences < args.batch)
+        entry.name += ":" + std::to_string(part.sequences) + " sequences at once";
     } else {
       entry.name =
           std::string(FlashAttentionName(args, backward)) + " (cuDNN: " + Short(entry.reason) + ")";

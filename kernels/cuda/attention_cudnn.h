@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "kernels/abi/mt_backend.h"
 #include "kernels/cuda/operations.h"
@@ -29,13 +30,19 @@ struct CudnnTarget {
 
 // Sums in backward are added in a fixed order by default. On Hopper cuDNN 9.19 then stores dP for every query and key, 2 bytes
 // each, in the workspace, and makes dQ from it in a second kernel; without, dQ is added to by atomics in an order that changes.
-// So that this workspace stays below a limit, the batch is run in equal chunks. It costs the writing and reading of dP (4 GiB,
-// 1.5 ms of an H100's memory for B 4, H 16, T 4096; half of it under a causal mask), and between chunks a pause of one kernel's
-// tail.
+// So that this workspace stays below a limit, the batch is run in equal parts: some sequences at once, or, where one is too long for
+// that, some of its key heads with their queries. It costs the writing and reading of dP (4 GiB, 1.5 ms of an H100's memory for B 4,
+// H 16, T 4096; half of it under a causal mask), and between parts a pause of one kernel's tail.
 inline constexpr int64_t kCudnnWorkspaceLimit = int64_t{2} << 30;
 struct CudnnOptions {
   bool deterministic = true;
-  int64_t workspace_limit = kCudnnWorkspaceLimit;  // exceeded only by a single sequence
+  int64_t workspace_limit = kCudnnWorkspaceLimit;
+  bool may_exceed = false;  // by the smallest part, which is declined otherwise
+};
+// What one execution of a plan computes.
+struct CudnnPart {
+  int64_t sequences = 0, kv_heads = 0;
+  bool operator==(const CudnnPart&) const = default;
 };
 
 class CudnnAttention {
@@ -47,14 +54,14 @@ class CudnnAttention {
   virtual ~CudnnAttention() = default;
 
   virtual int64_t workspace_bytes() const = 0;
-  virtual int64_t sequences_at_once() const = 0;
+  virtual CudnnPart part() const = 0;
   // What cuDNN calls the engine that it chose.
   virtual const std::string& engine() const = 0;
   // Enqueues on the target's handle, whose stream the caller has set; one thread at a time. Pointers are aligned to 16 bytes.
   virtual int32_t Run(const mt_attention_args& args) const = 0;
 };
 
-// The largest divisor of `batch` whose share of `bytes` (of all sequences) is at most `limit`; 1 if there is none.
-int64_t SequencesAtOnce(int64_t batch, int64_t bytes, int64_t limit);
+// The ways to cut a batch into equal parts, the largest first: sequences, then key heads of one sequence.
+std::vector<CudnnPart> CudnnParts(int64_t batch, int64_t kv_heads);
 
 }  // namespace mt::cuda

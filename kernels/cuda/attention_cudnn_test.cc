@@ -42,6 +42,7 @@ struct Shape {
   int64_t batch, sequence, heads, kv_heads, head_dim;
   bool causal;
   int64_t v_head_dim = 0, window = 0;
+  bool too_long = false;  // for a plan whose workspace is within the limit
 };
 
 mt_attention_args Packed(const Shape& s) {
@@ -84,18 +85,25 @@ TEST_P(CudnnAttentionTest, HopperHasPlansForPackedViews) {
       if (!deterministic && !(backward && s.batch == 4)) continue;
       std::string reason;
       const auto plan = Make(args, backward, {.deterministic = deterministic}, &reason);
+      if (s.too_long && backward && reason != "built without cudnn-frontend") {
+        EXPECT_EQ(plan, nullptr);
+        EXPECT_NE(reason.find("one sequence of one key head needs 8"), std::string::npos) << reason;
+        EXPECT_NE(Make(args, backward, {.may_exceed = true}, &reason), nullptr) << reason;
+        continue;
+      }
       if (reason == "built without cudnn-frontend") GTEST_SKIP() << reason;
       ASSERT_NE(plan, nullptr) << reason;
-      std::printf("%s %s%s: engine %s, %lld of %lld sequences at once, workspace %.1f MiB\n",
+      const CudnnPart part = plan->part();
+      std::printf("%s %s%s: engine %s, %lld of %lld sequences and %lld of %lld key heads at once, "
+                  "workspace %.1f MiB\n",
                   s.name, backward ? "backward" : "forward",
                   backward && deterministic ? " deterministic" : "", plan->engine().c_str(),
-                  static_cast<long long>(plan->sequences_at_once()),
-                  static_cast<long long>(s.batch),
+                  static_cast<long long>(part.sequences), static_cast<long long>(s.batch),
+                  static_cast<long long>(part.kv_heads), static_cast<long long>(s.kv_heads),
                   static_cast<double>(plan->workspace_bytes()) / (1 << 20));
-      EXPECT_EQ(s.batch % plan->sequences_at_once(), 0);
-      if (plan->sequences_at_once() > 1) {
-        EXPECT_LE(plan->workspace_bytes(), kCudnnWorkspaceLimit);
-      }
+      EXPECT_EQ(s.batch % part.sequences, 0);
+      EXPECT_EQ(s.kv_heads % part.kv_heads, 0);
+      EXPECT_LE(plan->workspace_bytes(), kCudnnWorkspaceLimit);
     }
   }
 }
@@ -106,16 +114,17 @@ INSTANTIATE_TEST_SUITE_P(Shapes, CudnnAttentionTest,
                                            Shape{"odd_length", 2, 1000, 4, 4, 96, true},
                                            Shape{"full", 2, 512, 8, 2, 128, false},
                                            Shape{"window", 2, 4096, 16, 4, 128, true, 0, 1024},
-                                           Shape{"latent", 4, 4096, 16, 16, 192, true, 128}),
+                                           Shape{"latent", 4, 4096, 16, 16, 192, true, 128},
+                                           Shape{"llama3_8b", 2, 8192, 32, 8, 128, true},
+                                           Shape{"too_long", 1, 32768, 16, 4, 128, true, 0, 0,
+                                                 true}),
                          [](const auto& info) { return std::string(info.param.name); });
 
-TEST(CudnnAttentionChunksTest, BatchIsCutIntoEqualParts) {
-  EXPECT_EQ(SequencesAtOnce(4, 4 << 20, 4 << 20), 4);
-  EXPECT_EQ(SequencesAtOnce(4, 4 << 20, 3 << 20), 2);
-  EXPECT_EQ(SequencesAtOnce(6, 6 << 20, 5 << 20), 3);
-  EXPECT_EQ(SequencesAtOnce(7, 7 << 20, 5 << 20), 1);
-  EXPECT_EQ(SequencesAtOnce(3, 3 << 20, 1), 1);
-  EXPECT_EQ(SequencesAtOnce(3, 0, 1), 3);
+TEST(CudnnPartsTest, SequencesAreCutBeforeKeyHeads) {
+  using Parts = std::vector<CudnnPart>;
+  EXPECT_EQ(CudnnParts(4, 1), (Parts{{4, 1}, {2, 1}, {1, 1}}));
+  EXPECT_EQ(CudnnParts(1, 6), (Parts{{1, 6}, {1, 3}, {1, 2}, {1, 1}}));
+  EXPECT_EQ(CudnnParts(3, 2), (Parts{{3, 2}, {1, 2}, {1, 1}}));
 }
 
 // What cuDNN does not do is declined with its reason, not run.
