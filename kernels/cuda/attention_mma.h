@@ -10,7 +10,7 @@
 namespace mt::cuda::mma {
 
 inline constexpr float kInfinity = __builtin_huge_valf();
-inline constexpr float kLog2E = 1.4426950408889634f;
+inline constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 inline constexpr int kWarps = 4, kBlockThreads = 32 * kWarps;
 
 // A tensor of heads: element (t, b, h, j) at data + t * step + b * stride + h * columns + j; there are `rows` t.
@@ -100,7 +100,7 @@ inline Problem Describe(const mt_attention_args& a) {
           .heads = static_cast<int>(a.heads),
           .group = static_cast<int>(a.heads / a.kv_heads),
           .scale = static_cast<float>(a.scale),
-          .scale_log2 = static_cast<float>(a.scale) * kLog2E};
+          .scale_log2 = static_cast<float>(a.scale * 1.4426950408889634)};
 }
 
 // Calls `function` with the kernels' head sizes, of keys and of values, in which those of the arguments fit.

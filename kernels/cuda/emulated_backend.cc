@@ -116,6 +116,12 @@ int32_t Probe(mt_device_info* info) {
   host::DescribeProcessor(info);
   std::snprintf(info->detail, sizeof info->detail, "CUDA kernels on the processor, for tests");
   info->capabilities = MT_CAPABILITY_HOST_MEMORY | MT_CAPABILITY_FP8;
+#ifdef MT_EMULATOR_NEEDS_FMA
+  if (!__builtin_cpu_supports("fma")) {
+    std::snprintf(info->detail, sizeof info->detail, "no fused multiply-add in this processor");
+    return 0;
+  }
+#endif
   return 1;
 }
 
