@@ -37,13 +37,22 @@ __device__ __forceinline__ int Offset(int row, int chunk) {
 }
 
 // Where a lane points ldmatrix for the 16 x 16 elements whose first row is a multiple of 16 and whose chunks are 2 k and 2 k + 1:
-// matrices 0 and 1 are the upper and lower 8 rows of chunk 2 k, matrices 2 and 3 of chunk 2 k + 1. One pattern for all operands, and
-// only k % 4 changes it by more than a constant: few registers hold all addresses of a kernel.
+// matrices 0 and 1 are the upper and lower 8 rows of chunk 2 k, matrices 2 and 3 of chunk 2 k + 1. Only k % 4 changes it by more than a
+// constant: few registers hold all addresses of a kernel.
 template <int kHead>
 __device__ __forceinline__ SharedAddress FragmentOffset(int k) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   return static_cast<SharedAddress>(lane % 16 * kRowBytes<kHead> +
                                     (((k % 4 * 2 + lane / 16) ^ (lane & 7)) << 4) + k / 4 * 128);
+}
+// The same elements with matrices 1 and 2 exchanged: 0 and 1 are the chunks of the upper 8 rows, 2 and 3 of the lower. HMMA takes A from
+// four consecutive registers and B from two, which ldmatrix fills in the order of its matrices: in the other order every product waits
+// for copies of registers. A wants the first pattern where its rows are rows of the tile, this one where ldmatrix transposes; B the other.
+template <int kHead>
+__device__ __forceinline__ SharedAddress PairOffset(int k) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  return static_cast<SharedAddress>((lane % 8 + lane / 16 * 8) * kRowBytes<kHead> +
+                                    (((k % 4 * 2 + lane / 8 % 2) ^ (lane & 7)) << 4) + k / 4 * 128);
 }
 
 __device__ __forceinline__ int Lane() { return static_cast<int>(threadIdx.x) % 32; }

@@ -120,10 +120,8 @@ __device__ __forceinline__ void MultiplySlices(Sums& sums, SharedAddress stage) 
 #pragma unroll
     for (int i = 0; i < kFragments; ++i) {
       if constexpr (Layout<kMode>::a_across) {
-        uint32_t r[4];
         LoadMatricesTransposed(
-            r, a_slice + FragmentOffset<kTile>(i) + warp_row * 128 + 16 * k * kRowBytes<kTile>);
-        a[i][0] = r[0], a[i][1] = r[2], a[i][2] = r[1], a[i][3] = r[3];
+            a[i], a_slice + PairOffset<kTile>(i) + warp_row * 128 + 16 * k * kRowBytes<kTile>);
       } else {
         LoadMatrices(a[i], a_slice + FragmentOffset<kDepth>(k) +
                                (warp_row * kWarpTile + 16 * i) * kRowBytes<kDepth>);
@@ -136,10 +134,8 @@ __device__ __forceinline__ void MultiplySlices(Sums& sums, SharedAddress stage) 
         LoadMatricesTransposed(
             b, b_slice + FragmentOffset<kTile>(n) + warp_column * 128 + 16 * k * kRowBytes<kTile>);
       } else {
-        uint32_t r[4];
-        LoadMatrices(r, b_slice + FragmentOffset<kDepth>(k) +
+        LoadMatrices(b, b_slice + PairOffset<kDepth>(k) +
                             (warp_column * kWarpTile + 16 * n) * kRowBytes<kDepth>);
-        b[0] = r[0], b[1] = r[2], b[2] = r[1], b[3] = r[3];
       }
 #pragma unroll
       for (int i = 0; i < kFragments; ++i) {
