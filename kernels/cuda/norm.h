@@ -76,10 +76,13 @@ NormBackward<T> BackwardOf(const Args& args) {
 template <int kThreads>
 inline constexpr int kNormBlock = kThreads == 32 ? 128 : kThreads;
 
-// Blocks of one multiprocessor: registers for 768 threads, or for the fewer that need no spilling.
+// Threads of one multiprocessor: as many as need no spilling. A row waits for its reduction, so others have to be on their way.
+template <typename T, bool kCentered>
+inline constexpr int kNormThreads = sizeof(T) == 2 && !kCentered  ? 1024
+                                    : kCentered && sizeof(T) == 4 ? 512
+                                                                  : 768;
 template <typename T, bool kCentered, int kThreads>
-inline constexpr int kNormBlocks =
-    kThreads == 512 ? 1 : (kCentered && sizeof(T) == 4 ? 512 : 768) / kNormBlock<kThreads>;
+inline constexpr int kNormBlocks = kNormThreads<T, kCentered> / kNormBlock<kThreads>;
 
 template <typename T, int N>
 __device__ __forceinline__ Pack<T, N> AddPacks(Pack<T, N> a, const Pack<T, N>& b) {

@@ -43,7 +43,8 @@ __device__ __forceinline__ Pack<T, N> NormInputGradient(const Pack<T, N>& s, con
   return dx;
 }
 
-// Blocks of one multiprocessor, so that they get 64 registers a thread; those that need more without spilling get it.
+// Blocks of one multiprocessor, so that they get 64 registers a thread; those that need more without spilling get it: LayerNorm past
+// 4096 columns, with two sums per column, where RMSNorm takes 1024 threads and has the next row on its way.
 template <typename T, bool kCentered, int kThreads, int kElements>
 inline constexpr int kNormBackwardBlocks =
     kElements > 8 ? 1 : (kCentered && sizeof(T) == 4 ? 768 : 1024) / kThreads;
@@ -183,7 +184,7 @@ int32_t RunNormBackward(NormBackward<T> a, void* workspace, float* weight_gradie
     aligned = aligned && IsAligned(pointer);
   cudaError_t error = cudaSuccess;
   const bool held =
-      aligned && WithBackwardShape(a.columns, [&](auto shape) {
+      aligned && WithBackwardShape<!kCentered>(a.columns, [&](auto shape) {
         constexpr int kThreads = decltype(shape)::threads;
         auto* kernel = NormBackwardRows<T, kCentered, kThreads, decltype(shape)::elements>;
         error = MT_LAUNCH(kernel, GridOf(partial_rows), kThreads, 0, launch.stream, a);

@@ -99,7 +99,8 @@ bool WithForwardShape(int64_t columns, Function&& function) {
   }
   return true;
 }
-template <typename Function>
+// `kWide`: a kernel that takes 1024 threads where it must.
+template <bool kWide, typename Function>
 bool WithBackwardShape(int64_t columns, Function&& function) {
   if (columns <= 256) {
     function(RowShape<32, 8>{});
@@ -112,7 +113,7 @@ bool WithBackwardShape(int64_t columns, Function&& function) {
   } else if (columns <= 4096) {
     function(RowShape<512, 8>{});
   } else if (columns <= 8192) {
-    function(RowShape<512, 16>{});
+    function(RowShape < kWide ? 1024 : 512, kWide ? 8 : 16 > {});
   } else {
     return false;
   }

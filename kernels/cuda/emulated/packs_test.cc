@@ -77,13 +77,15 @@ TEST(SplitRows, AreAlignedPacksBetweenSingleElements) {
 }
 
 TEST(RowShapes, AreTheSmallestThatHoldARow) {
-  for (const bool forward : {true, false}) {
+  enum { kForward, kBackward, kWideBackward };
+  for (const int kind : {kForward, kBackward, kWideBackward}) {
     int64_t most = 0, previous = 0;
     for (int64_t columns = 4; columns <= 16384; columns += 4) {
       int64_t holds = 0;
       const auto visit = [&](auto shape) { holds = shape.threads * shape.elements; };
-      const bool held =
-          forward ? WithForwardShape(columns, visit) : WithBackwardShape(columns, visit);
+      const bool held = kind == kForward    ? WithForwardShape(columns, visit)
+                        : kind == kBackward ? WithBackwardShape<false>(columns, visit)
+                                            : WithBackwardShape<true>(columns, visit);
       if (!held) continue;
       most = columns;
       EXPECT_GE(holds, columns);
