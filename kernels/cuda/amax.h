@@ -1,6 +1,10 @@
 // The largest magnitude of what a kernel stored, without a second pass over it.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/cuda/operations.h"
 #include "kernels/cuda/reduce.h"
 #include "kernels/cuda/types.h"
 
@@ -18,6 +22,13 @@ __device__ __forceinline__ void StoreAmax(float* amax, int bits) {
   const int most = BlockReduce<Threads>(bits, 0, Maximum{});
   if (threadIdx.x == 0 && most > __float_as_int(*static_cast<const volatile float*>(amax)))
     RaiseAmax(amax, __int_as_float(most));
+}
+
+// Blocks of a kernel that takes `pieces` of work one after the other, `resident` blocks on a multiprocessor: one for each piece, but
+// with an amax no more than run at once, because each waits for what it reads there. A maximum has no order: no bit follows from this.
+inline int64_t BlocksWithAmax(int64_t pieces, const float* amax, int resident,
+                              const Launch& launch) {
+  return amax == nullptr ? pieces : std::min(pieces, int64_t{launch.multiprocessors} * resident);
 }
 
 }  // namespace mt::cuda

@@ -84,6 +84,8 @@ inline constexpr int kNormThreads = sizeof(T) == 2 && !kCentered  ? 1024
 template <typename T, bool kCentered, int kThreads>
 inline constexpr int kNormBlocks = kNormThreads<T, kCentered> / kNormBlock<kThreads>;
 
+inline constexpr int kNormLoopBlocks = 4, kNormBackwardLoopBlocks = 3;
+
 template <typename T, int N>
 __device__ __forceinline__ Pack<T, N> AddPacks(Pack<T, N> a, const Pack<T, N>& b) {
 #pragma unroll
@@ -172,7 +174,8 @@ __global__ void __launch_bounds__(kNormBlock<kThreads>, kNormBlocks<T, kCentered
 
 // Rows that are too long for registers, or not aligned (N = 1): x and residual are read again for every reduction.
 template <typename T, bool kCentered, int N>
-__global__ void __launch_bounds__(kStreamThreads, 4) NormForwardLoop(NormForward<T> a) {
+__global__ void __launch_bounds__(kStreamThreads, kNormLoopBlocks)
+    NormForwardLoop(NormForward<T> a) {
   const int64_t thread = threadIdx.x;
   const float inverse_columns = 1.0f / static_cast<float>(a.columns);
   int most = 0;
@@ -228,17 +231,19 @@ int32_t RunNormForward(const NormForward<T>& a, const Launch& launch) {
                               static_cast<const void*>(a.bias), static_cast<const void*>(a.output)})
     aligned = aligned && IsAligned(pointer);
   cudaError_t error = cudaSuccess;
-  const bool held = aligned && WithForwardShape(a.columns, [&](auto shape) {
-                      constexpr int kThreads = decltype(shape)::threads;
-                      constexpr int kBlock = kNormBlock<kThreads>;
-                      auto* kernel =
-                          NormForwardRows<T, kCentered, kThreads, decltype(shape)::elements>;
-                      error = MT_LAUNCH(kernel, GridOf(DivideUp(a.rows, kBlock / kThreads)), kBlock,
-                                        0, launch.stream, a);
-                    });
+  const bool held =
+      aligned && WithForwardShape(a.columns, [&](auto shape) {
+        constexpr int kThreads = decltype(shape)::threads;
+        constexpr int kBlock = kNormBlock<kThreads>;
+        auto* kernel = NormForwardRows<T, kCentered, kThreads, decltype(shape)::elements>;
+        const int64_t blocks = BlocksWithAmax(DivideUp(a.rows, kBlock / kThreads), a.amax,
+                                              kNormBlocks<T, kCentered, kThreads>, launch);
+        error = MT_LAUNCH(kernel, GridOf(blocks), kBlock, 0, launch.stream, a);
+      });
   if (!held) {
     auto* kernel = aligned ? NormForwardLoop<T, kCentered, N> : NormForwardLoop<T, kCentered, 1>;
-    error = MT_LAUNCH(kernel, GridOf(a.rows), kStreamThreads, 0, launch.stream, a);
+    const int64_t blocks = BlocksWithAmax(a.rows, a.amax, kNormLoopBlocks, launch);
+    error = MT_LAUNCH(kernel, GridOf(blocks), kStreamThreads, 0, launch.stream, a);
   }
   MT_CUDA(error);
   return MT_OK;

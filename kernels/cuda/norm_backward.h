@@ -133,7 +133,8 @@ __global__ void __launch_bounds__(kStreamThreads)
   }
 }
 template <typename T, bool kCentered, int N>
-__global__ void __launch_bounds__(kStreamThreads) NormBackwardLoop(NormBackward<T> a) {
+__global__ void __launch_bounds__(kStreamThreads, kNormBackwardLoopBlocks)
+    NormBackwardLoop(NormBackward<T> a) {
   const int64_t thread = threadIdx.x, step = int64_t{kStreamThreads} * N;
   const float inverse_columns = 1.0f / static_cast<float>(a.columns);
   int most = 0;
@@ -194,7 +195,8 @@ int32_t RunNormBackward(NormBackward<T> a, void* workspace, float* weight_gradie
     const int64_t blocks = partial_rows * DivideUp(a.columns, kStreamThreads);
     MT_CUDA(MT_LAUNCH(sums, GridOf(blocks), kStreamThreads, 0, launch.stream, a, partial_rows));
     auto* kernel = aligned ? NormBackwardLoop<T, kCentered, N> : NormBackwardLoop<T, kCentered, 1>;
-    error = MT_LAUNCH(kernel, GridOf(a.rows), kStreamThreads, 0, launch.stream, a);
+    const int64_t all = BlocksWithAmax(a.rows, a.amax, kNormBackwardLoopBlocks, launch);
+    error = MT_LAUNCH(kernel, GridOf(all), kStreamThreads, 0, launch.stream, a);
   }
   MT_CUDA(error);
   if (const int32_t code =

@@ -6,6 +6,8 @@
 // units of packs, or longer than 32 of them, are read twice by a warp, element by element.
 //
 // Deterministic: as in norm.h, the weight's gradient is summed in two stages, by PartialHeads blocks and then partial_rows.cu.
+#include <algorithm>
+
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/partial_rows.h"
 #include "kernels/cuda/reduce.h"
@@ -15,7 +17,7 @@
 namespace mt::cuda {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 128, kForwardBlocks = 7;  // of a multiprocessor, in 72 registers a thread
 
 template <typename T>
 struct QkNorm {
@@ -57,7 +59,7 @@ __device__ __forceinline__ void ForEachHead(const Heads& heads, int team, Body&&
 }
 
 template <typename T, int kLanes, bool kInterleaved>
-__global__ void __launch_bounds__(kThreads) QkNormForwardKernel(QkNorm<T> a) {
+__global__ void __launch_bounds__(kThreads, kForwardBlocks) QkNormForwardKernel(QkNorm<T> a) {
   constexpr int N = kPackElements<T>;
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const bool used = lane < a.heads.head_dim / (2 * N), turned = lane < a.heads.rotary / (2 * N);
@@ -156,7 +158,7 @@ __device__ __forceinline__ void LoadGradient(const QkNorm<T>& a, int64_t row, ui
 }
 
 template <typename T, bool kInterleaved>
-__global__ void __launch_bounds__(kThreads) QkNormForwardAnyKernel(QkNorm<T> a) {
+__global__ void __launch_bounds__(kThreads, kForwardBlocks) QkNormForwardAnyKernel(QkNorm<T> a) {
   constexpr int kTeams = kThreads / kWarpThreads;
   const int lane = static_cast<int>(threadIdx.x) % kWarpThreads;
   const bool odd = a.heads.head_dim % 2 != 0;
@@ -293,7 +295,7 @@ int LanesOf(const QkNorm<T>& a) {
 }
 
 template <typename T, bool kInterleaved>
-cudaError_t LaunchForward(const QkNorm<T>& a, cudaStream_t stream) {
+cudaError_t LaunchForward(const QkNorm<T>& a, const Launch& launch) {
   const int lanes = LanesOf(a);
   auto* kernel = QkNormForwardAnyKernel<T, kInterleaved>;
   if (lanes == 4) kernel = QkNormForwardKernel<T, 4, kInterleaved>;
@@ -301,8 +303,10 @@ cudaError_t LaunchForward(const QkNorm<T>& a, cudaStream_t stream) {
   if (lanes == 16) kernel = QkNormForwardKernel<T, 16, kInterleaved>;
   if (lanes == 32) kernel = QkNormForwardKernel<T, 32, kInterleaved>;
   const int teams = kThreads / (lanes == 0 ? kWarpThreads : lanes);
-  return MT_LAUNCH(kernel, GridOf(DivideUp(a.heads.rows * a.heads.heads, teams)), kThreads, 0,
-                   stream, a);
+  // No more than run at once: a block loads the weight only once.
+  const int64_t blocks = std::min(DivideUp(a.heads.rows * a.heads.heads, teams),
+                                  int64_t{launch.multiprocessors} * kForwardBlocks);
+  return MT_LAUNCH(kernel, GridOf(blocks), kThreads, 0, launch.stream, a);
 }
 
 template <typename T, bool kInterleaved>
@@ -340,8 +344,8 @@ int32_t QkNormRopeForward(const mt_qk_norm_rope_args& args, const Launch& launch
   if (const int32_t code = CheckSize(args, MT_OP_QK_NORM_ROPE_FORWARD); code != MT_OK) return code;
   MT_CUDA(WithType(args.dtype, [&](auto type) {
     const auto a = ArgumentsOf<decltype(type)>(args);
-    return args.interleaved != 0 ? LaunchForward<decltype(type), true>(a, launch.stream)
-                                 : LaunchForward<decltype(type), false>(a, launch.stream);
+    return args.interleaved != 0 ? LaunchForward<decltype(type), true>(a, launch)
+                                 : LaunchForward<decltype(type), false>(a, launch);
   }));
   return MT_OK;
 }

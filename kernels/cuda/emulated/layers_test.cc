@@ -80,6 +80,15 @@ TEST(Norms, ForwardAtEverySize) {
   }
 }
 
+// More rows than blocks, of which a kernel with an amax starts few (amax.h).
+TEST(Norms, ForwardOfManyRows) {
+  for (const auto& [rows, columns] :
+       {std::pair<int64_t, int64_t>{110, 24}, {30, 1032}, {9, 4104}, {15, 101}}) {
+    CheckNormForward<mt_rmsnorm_args>(MT_OP_RMSNORM_FORWARD, rows, columns, true);
+    CheckNormForward<mt_layernorm_args>(MT_OP_LAYERNORM_FORWARD, rows, columns, false);
+  }
+}
+
 TEST(Norms, BackwardAtEverySize) {
   for (const int64_t columns : kColumns) {
     CheckNormBackward<mt_rmsnorm_args>(MT_OP_RMSNORM_BACKWARD, 3, columns, true);
