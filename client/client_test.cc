@@ -337,6 +337,9 @@ TEST(ShapeOf, TakesTheMemoryOfTheDevicesThatTheJobRunsOn) {
   // The poorest counts, less what CUDA needs itself.
   EXPECT_EQ(client::ShapeOf({node}, "").memory_per_slot_bytes, int64_t{77} << 30);
   EXPECT_EQ(client::ShapeOf({node}, "cuda").slots, 2);
+  EXPECT_FALSE(client::ShapeOf({node}, "cuda").computes_on_hosts);
+  EXPECT_EQ(client::ShapeOf({node}, "").host_memory_per_slot_bytes, int64_t{1000} << 30);
+  EXPECT_TRUE(client::ShapeOf({node}, "cpu").computes_on_hosts);
   EXPECT_EQ(client::ShapeOf({node}, "cpu").memory_per_slot_bytes, int64_t{1000} << 30);
   node.set_slots(4);  // two share a device
   EXPECT_EQ(client::ShapeOf({node}, "auto").memory_per_slot_bytes, (int64_t{77} << 30) / 2);

@@ -85,6 +85,7 @@ absl::StatusOr<ClusterShape> FindShape(Session* session, const Options& options,
           absl::StrCat("--memory ", options.memory, ": expected a size such as 16GiB"));
     }
     shape.memory_per_slot_bytes = static_cast<int64_t>(bytes);
+    shape.computes_on_hosts = spec.runtime().backend() == "cpu";
   }
   if (!options.peak.empty()) {
     double peak = 0;
@@ -225,35 +226,41 @@ namespace {
 // What CUDA, its libraries and NCCL take of a device beside what the plan counts.
 int64_t DeviceReserve(int64_t total) { return std::min(int64_t{3} << 30, total / 8); }
 
-// 0 if the node does not tell.
-int64_t MemoryPerSlot(const v1::Node& node, absl::string_view backend) {
+// 0 is not known.
+void TakeSmaller(int64_t bytes, int64_t* smallest) {
+  if (bytes > 0 && (*smallest == 0 || bytes < *smallest)) *smallest = bytes;
+}
+
+// Of the devices that a job would run on; 0 if there are none, or they do not tell.
+int64_t DeviceMemoryPerSlot(const v1::Node& node, absl::string_view backend) {
   if (backend.empty() || backend == "auto" || backend == "cuda") {
     int64_t smallest = 0;
     for (const v1::Device& device : node.devices()) {
-      const int64_t total = device.memory_total_bytes();
-      if (total > 0 && (smallest == 0 || total < smallest)) smallest = total;
+      TakeSmaller(device.memory_total_bytes(), &smallest);
     }
     const int64_t sharing = node.devices_size() == 0
                                 ? 1
                                 : (node.slots() + node.devices_size() - 1) / node.devices_size();
     if (smallest > 0) return (smallest - DeviceReserve(smallest)) / sharing;
   }
-  return node.memory_bytes() / node.slots();
+  return 0;
 }
 
 }  // namespace
 
 ClusterShape ShapeOf(const std::vector<v1::Node>& nodes, absl::string_view backend) {
   ClusterShape shape;
+  int64_t devices = 0;
   for (const v1::Node& node : nodes) {
     // A node that is away may come back; one that is drained will not take ranks.
     if (node.state() == v1::NODE_STATE_DRAINING || node.slots() <= 0) continue;
     shape.slots += node.slots();
-    const int64_t share = MemoryPerSlot(node, backend);
-    if (share <= 0) continue;
-    if (shape.memory_per_slot_bytes == 0 || share < shape.memory_per_slot_bytes)
-      shape.memory_per_slot_bytes = share;
+    const int64_t device = DeviceMemoryPerSlot(node, backend);
+    TakeSmaller(device, &devices);
+    TakeSmaller(node.memory_bytes() / node.slots(), &shape.host_memory_per_slot_bytes);
   }
+  shape.computes_on_hosts = devices == 0;
+  shape.memory_per_slot_bytes = devices > 0 ? devices : shape.host_memory_per_slot_bytes;
   return shape;
 }
 
@@ -301,7 +308,8 @@ std::string PlanToText(const v1::JobSpec& spec, const JobPlan& plan, const Clust
                {"OPTIMIZER", false, true},
                {"ACTIVATIONS", false, true},
                {"WORKSPACE", false, true},
-               {"TOTAL", false, true}});
+               {"TOTAL", false, true},
+               {"SNAPSHOT", false, true}});
   constexpr size_t kShownRanks = 16;
   const bool shortened = !every_rank && plan.ranks.size() > kShownRanks;
   for (const RankPlan& r : plan.ranks) {
@@ -312,13 +320,14 @@ std::string PlanToText(const v1::JobSpec& spec, const JobPlan& plan, const Clust
                   absl::StrCat(r.layers.first, "..", r.layers.last - 1),
                   Count(static_cast<double>(r.parameters)), Bytes(r.bytes.weights),
                   Bytes(r.bytes.gradients), Bytes(r.bytes.optimizer), Bytes(r.bytes.activations),
-                  Bytes(r.bytes.workspace), Bytes(r.bytes.Total())});
+                  Bytes(r.bytes.workspace), Bytes(r.bytes.Total()), Bytes(r.bytes.snapshot)});
   }
   absl::StrAppend(&out, table.Render(true));
   if (shortened) absl::StrAppend(&out, "(one rank of each stage; all with -o wide)\n");
   absl::StrAppend(&out, "largest rank: ", Bytes(plan.largest_rank_bytes));
   if (shape.memory_per_slot_bytes > 0)
-    absl::StrAppend(&out, " of ", Bytes(shape.memory_per_slot_bytes), " per slot");
+    absl::StrAppend(&out, " of ", Bytes(shape.memory_per_slot_bytes),
+                    shape.computes_on_hosts ? " per slot, snapshot included" : " per slot");
   if (shape.slots > 0)
     absl::StrAppend(&out, "; ", plan.ranks.size(), " of ", shape.slots, " slots");
   return out + "\n";
@@ -352,7 +361,8 @@ Json PlanToJson(const v1::JobSpec& spec, const JobPlan& plan) {
                                {"optimizer", r.bytes.optimizer},
                                {"activations", r.bytes.activations},
                                {"workspace", r.bytes.workspace},
-                               {"total", r.bytes.Total()}}}});
+                               {"total", r.bytes.Total()},
+                               {"snapshot", r.bytes.snapshot}}}});
   }
   json["spec"] = MessageToJson(spec);
   return json;

@@ -120,6 +120,7 @@ RankMemory PlanMemory(const v1::JobSpec& spec, const Mesh& mesh, int rank) {
   }
   memory.gradients = layout.size * bytes.gradient;
   memory.optimizer = (bytes.master_weights() ? 3 : 2) * owned * bytes.state;
+  memory.snapshot = 3 * (layout.size / mesh.data()) * bytes.state;
   memory.activations = PlanActivations(spec, mesh, rank).arena_bytes;
   memory.workspace = SampleBytes(spec, s, mesh.IsLastStage(rank));
   // What balances experts (worker/train/expert_balance.h), at most: per own block state and counts, and a report of all blocks.

@@ -104,6 +104,9 @@ ActivationPlan PlanActivations(const v1::JobSpec& spec, const Mesh& mesh, int ra
 // buffers); a backend's own scratch is not in it.
 struct RankMemory {
   int64_t weights = 0, gradients = 0, optimizer = 0, activations = 0, workspace = 0;
+  // In the host's memory, also of a rank that computes on a device: its part of a checkpoint, from which files are written while
+  // training goes on.
+  int64_t snapshot = 0;
   int64_t Total() const { return weights + gradients + optimizer + activations + workspace; }
 };
 RankMemory PlanMemory(const v1::JobSpec& spec, const Mesh& mesh, int rank);

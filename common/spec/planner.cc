@@ -56,9 +56,20 @@ int64_t LeastBytes(const v1::JobSpec& spec, int64_t parameters) {
   return parameters / (int64_t{p.tensor()} * p.pipeline()) * each;
 }
 
+// In the memory that a rank computes in.
+int64_t NeedOf(const RankMemory& bytes, const ClusterShape& shape) {
+  return bytes.Total() + (shape.computes_on_hosts ? bytes.snapshot : 0);
+}
+
+bool HasRoomForSnapshots(const JobPlan& plan, const ClusterShape& shape) {
+  return shape.computes_on_hosts || shape.host_memory_per_slot_bytes == 0 ||
+         plan.largest_snapshot_bytes <= shape.host_memory_per_slot_bytes;
+}
+
 bool FitsMemory(const v1::JobSpec& spec, const ClusterShape& shape) {
   const absl::StatusOr<JobPlan> plan = PlanJob(spec, shape);
-  return plan.ok() && plan->largest_rank_bytes <= shape.memory_per_slot_bytes;
+  return plan.ok() && plan->largest_rank_bytes <= shape.memory_per_slot_bytes &&
+         HasRoomForSnapshots(*plan, shape);
 }
 
 double Distance(const v1::ParallelSpec& a, const v1::ParallelSpec& b) {
@@ -114,7 +125,8 @@ absl::StatusOr<JobPlan> PlanJob(const v1::JobSpec& spec, const ClusterShape& sha
     const int first = mesh.RankOf({.tensor = 0, .data = 0, .pipeline = stage});
     rank.parameters = ParametersHeld(LayoutOf(spec.model(), mesh, first));
     rank.bytes = PlanMemory(spec, mesh, first);
-    plan.largest_rank_bytes = std::max(plan.largest_rank_bytes, rank.bytes.Total());
+    plan.largest_rank_bytes = std::max(plan.largest_rank_bytes, NeedOf(rank.bytes, shape));
+    plan.largest_snapshot_bytes = std::max(plan.largest_snapshot_bytes, rank.bytes.snapshot);
     stages.push_back(rank);
   }
   plan.ranks.reserve(mesh.world());
@@ -175,14 +187,22 @@ absl::Status CheckFits(const v1::JobSpec& spec, const ClusterShape& shape) {
         " slots and the cluster has ", shape.slots, "; ", Remedy(spec, shape, shape.slots)));
   }
   if (shape.memory_per_slot_bytes > 0 && plan->largest_rank_bytes > shape.memory_per_slot_bytes) {
-    const auto largest = std::max_element(
-        plan->ranks.begin(), plan->ranks.end(),
-        [](const RankPlan& a, const RankPlan& b) { return a.bytes.Total() < b.bytes.Total(); });
+    const auto largest = std::max_element(plan->ranks.begin(), plan->ranks.end(),
+                                          [&](const RankPlan& a, const RankPlan& b) {
+                                            return NeedOf(a.bytes, shape) < NeedOf(b.bytes, shape);
+                                          });
     const int slots = shape.slots > 0 ? shape.slots : world;
     return absl::FailedPreconditionError(
         absl::StrCat("parallel = ", LayoutToString(spec.parallel()), ": rank ", largest->rank,
                      " needs ", Gibibytes(plan->largest_rank_bytes), " and a slot has ",
                      Gibibytes(shape.memory_per_slot_bytes), "; ", Remedy(spec, shape, slots)));
+  }
+  if (!HasRoomForSnapshots(*plan, shape)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "parallel = ", LayoutToString(spec.parallel()),
+        ": while a checkpoint is written each rank keeps ", Gibibytes(plan->largest_snapshot_bytes),
+        " of it in its host's memory, which has ", Gibibytes(shape.host_memory_per_slot_bytes),
+        " per slot; ", Remedy(spec, shape, shape.slots > 0 ? shape.slots : world)));
   }
   return absl::OkStatus();
 }

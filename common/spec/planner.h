@@ -26,6 +26,9 @@ struct RankPlan {
 struct ClusterShape {
   int slots = 0;
   int64_t memory_per_slot_bytes = 0;
+  // That is the hosts' memory, in which snapshots lie too; else it is devices', and this is the hosts' beside them.
+  bool computes_on_hosts = false;
+  int64_t host_memory_per_slot_bytes = 0;
   double peak_flops_per_slot = 0;  // FLOP/s that matrix products reach
 };
 
@@ -35,12 +38,13 @@ struct JobPlan {
   // Of a whole step; those of a batch ramp-up are smaller.
   double flops_per_step = 0;
   int64_t tokens_per_step = 0;
-  int64_t micro_batches = 0;    // per data-parallel rank and step
-  double whole_steps = 0;       // that take as many tokens as all steps of the run
-  double bubble = 0;            // idle share of a pipeline stage, 0..1
-  double step_seconds = 0;      // at the peak: a step takes at least this; 0 = peak unknown
-  std::vector<RankPlan> ranks;  // by rank
-  int64_t largest_rank_bytes = 0;
+  int64_t micro_batches = 0;       // per data-parallel rank and step
+  double whole_steps = 0;          // that take as many tokens as all steps of the run
+  double bubble = 0;               // idle share of a pipeline stage, 0..1
+  double step_seconds = 0;         // at the peak: a step takes at least this; 0 = peak unknown
+  std::vector<RankPlan> ranks;     // by rank
+  int64_t largest_rank_bytes = 0;  // in the memory that it computes in
+  int64_t largest_snapshot_bytes = 0;
 };
 
 // `spec` is resolved. INVALID_ARGUMENT if it does not validate; never looks at a cluster.

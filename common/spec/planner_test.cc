@@ -122,6 +122,26 @@ TEST(CheckFits, TooLittleMemoryIsRefusedByRankAndSize) {
               HasSubstr("no layout of this job fits"));
 }
 
+TEST(CheckFits, SnapshotsLieInTheHostsMemory) {
+  const v1::JobSpec spec = Spec(1, 1, 2);
+  const auto plan = PlanJob(spec);
+  ASSERT_TRUE(plan.ok());
+  const int64_t snapshot = plan->ranks[0].bytes.snapshot, total = plan->largest_rank_bytes;
+  // Weights and both moments in float32; each data rank saves a half of them.
+  EXPECT_NEAR(static_cast<double>(snapshot), 6.0 * static_cast<double>(plan->parameters),
+              0.01 * 6 * static_cast<double>(plan->parameters));
+  EXPECT_EQ(total, plan->ranks[0].bytes.Total());
+  ClusterShape host{.slots = 2, .memory_per_slot_bytes = total, .computes_on_hosts = true};
+  EXPECT_THAT(CheckFits(spec, host).message(), HasSubstr("rank 0 needs"));
+  host.memory_per_slot_bytes = total + snapshot;
+  EXPECT_TRUE(CheckFits(spec, host).ok());
+  ClusterShape device{
+      .slots = 2, .memory_per_slot_bytes = total, .host_memory_per_slot_bytes = snapshot};
+  EXPECT_TRUE(CheckFits(spec, device).ok());
+  device.host_memory_per_slot_bytes = snapshot - 1;
+  EXPECT_THAT(CheckFits(spec, device).message(), HasSubstr("of it in its host's memory"));
+}
+
 TEST(NearestLayouts, KnowEverySizeThatATensorGroupShares) {
   v1::JobSpec spec = Spec(1, 1, 1);
   spec.mutable_model()->mutable_moe()->set_experts(4);

@@ -130,9 +130,7 @@ void Describe(const Description& about, fe::graph::Graph* graph) {
 class Plan final : public CudnnAttention {
  public:
   Plan(CudnnPart part, bool backward, const CudnnTarget& target)
-      : part_(part),
-        backward_(backward),
-        handle_(static_cast<cudnnHandle_t>(target.handle)) {}
+      : part_(part), backward_(backward), handle_(static_cast<cudnnHandle_t>(target.handle)) {}
 
   // An empty string, or why cuDNN has no plan.
   std::string Build(const mt_attention_args& args, const CudnnTarget& target,
@@ -234,10 +232,9 @@ std::unique_ptr<CudnnAttention> CudnnAttention::Make(const mt_attention_args& ar
   }
   // dP, 2 bytes for each query and key of each head, in tiles of 64 and 128; the rest of the workspace is small beside it.
   const auto padded = [&](int64_t tile) { return (args.sequence + tile - 1) / tile * tile; };
-  const int64_t bytes_per_kv_head =
-      backward && options.deterministic
-          ? args.heads / args.kv_heads * padded(64) * padded(128) * 2
-          : 0;
+  const int64_t bytes_per_kv_head = backward && options.deterministic
+                                        ? args.heads / args.kv_heads * padded(64) * padded(128) * 2
+                                        : 0;
   const std::vector<CudnnPart> parts = CudnnParts(args.batch, args.kv_heads);
   try {
     for (const CudnnPart& part : parts) {

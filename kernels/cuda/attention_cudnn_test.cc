@@ -94,13 +94,14 @@ TEST_P(CudnnAttentionTest, HopperHasPlansForPackedViews) {
       if (reason == "built without cudnn-frontend") GTEST_SKIP() << reason;
       ASSERT_NE(plan, nullptr) << reason;
       const CudnnPart part = plan->part();
-      std::printf("%s %s%s: engine %s, %lld of %lld sequences and %lld of %lld key heads at once, "
-                  "workspace %.1f MiB\n",
-                  s.name, backward ? "backward" : "forward",
-                  backward && deterministic ? " deterministic" : "", plan->engine().c_str(),
-                  static_cast<long long>(part.sequences), static_cast<long long>(s.batch),
-                  static_cast<long long>(part.kv_heads), static_cast<long long>(s.kv_heads),
-                  static_cast<double>(plan->workspace_bytes()) / (1 << 20));
+      std::printf(
+          "%s %s%s: engine %s, %lld of %lld sequences and %lld of %lld key heads at once, "
+          "workspace %.1f MiB\n",
+          s.name, backward ? "backward" : "forward",
+          backward && deterministic ? " deterministic" : "", plan->engine().c_str(),
+          static_cast<long long>(part.sequences), static_cast<long long>(s.batch),
+          static_cast<long long>(part.kv_heads), static_cast<long long>(s.kv_heads),
+          static_cast<double>(plan->workspace_bytes()) / (1 << 20));
       EXPECT_EQ(s.batch % part.sequences, 0);
       EXPECT_EQ(s.kv_heads % part.kv_heads, 0);
       EXPECT_LE(plan->workspace_bytes(), kCudnnWorkspaceLimit);
