@@ -221,6 +221,7 @@ SimCluster::SimCluster(SimOptions options)
       ranks_(&scheduler_, random_.get()),
       disk_(std::make_shared<MemoryDisk>()) {
   MT_CHECK_OK(shared_.CreateDirectories(kSharedFolder));
+  if (options_.node_faults) ranks_.hang_at_end = 0.02;
   ranks_.on_spawn = [this](const std::string& node, const RankLaunch& launch) {
     CheckDataOfRank(node, launch);
   };

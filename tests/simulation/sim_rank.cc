@@ -368,6 +368,12 @@ void SimRanks::Checkpoint(const std::shared_ptr<SimRank>& rank, bool last, bool 
     end.mutable_finished()->set_paused(paused);
     end.mutable_finished()->set_step(step);
     rank->Say(std::move(end));
+    // Peers no longer mind its end, and now and then its process does not come to one by itself.
+    gangs_[{rank->id().job_id, rank->id().generation}].joined.erase(number);
+    if (hang_at_end > 0 && random_->Uniform() < hang_at_end) {
+      rank->hung = true;
+      return;
+    }
     LaterOn(rank, absl::Milliseconds(50), [this, rank] { Exit(rank, 0, 0); });
   });
 }

@@ -49,6 +49,8 @@ class SimRanks {
   bool KillRandomRank();
   bool HangRandomRank();
 
+  // The fraction of ranks whose processes do not end after they have said that they are done.
+  double hang_at_end = 0;
   // Called before each rank's process begins.
   std::function<void(const std::string& node, const RankLaunch& launch)> on_spawn;
 
