@@ -671,8 +671,9 @@ enum mt_capability {
 };
 
 /* Collectives between the devices of several processes (NCCL and its kin). A communicator belongs to the device that `open` bound.
- * Calls enqueue on a stream and return; an error of a peer shows in `state`. Buffers are device memory. Reductions are
- * deterministic for a given group and topology; their order is the library's. Sum of BF16 is rounded at every hop. */
+ * Calls enqueue on a stream and return; an error of a peer shows in `state` where the library notices it: a connection to another
+ * machine breaks, but a member of this one that waits is told nothing. Buffers are device memory. Reductions are deterministic
+ * for a given group and topology; their order is the library's. Sum of BF16 is rounded at every hop. */
 enum mt_reduce_op { MT_REDUCE_SUM = 0, MT_REDUCE_MAX = 1 };
 #define MT_UNIQUE_ID_BYTES 128
 #define MT_IN_PROGRESS 1
@@ -703,8 +704,14 @@ typedef struct mt_collectives {
   /* Calls between the two are one: needed where two members send to each other. */
   int32_t (*group_begin)(void);
   int32_t (*group_end)(void);
-  /* Ends everything in flight, here at once and soon at the peers; the communicator can only be destroyed. Thread-safe. */
+  /* Ends what this member has in flight: whatever here waits for a peer is let go within a second. The call itself returns later:
+   * it may wait for the members on this machine until they have aborted too or their processes have ended, for ten seconds at
+   * most, after which what the communicator holds is given up. Nobody else is told: the caller sees to it that the other members
+   * abort or end. Thread-safe, and called for several communicators at once, each on a thread of its own. The communicator can
+   * only be destroyed, once this has returned. */
   int32_t (*abort)(mt_communicator communicator);
+  /* May wait for the members on this machine until they destroy theirs or end, for ten seconds at most: members that share
+   * several communicators destroy them in one order. After an abort it waits for nobody. */
   int32_t (*destroy)(mt_communicator communicator);
 } mt_collectives;
 
