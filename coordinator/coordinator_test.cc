@@ -553,6 +553,43 @@ TEST_F(CoordinatorTest, AResumeThatWouldRunOutOfSamplesIsRefusedAndANewOrderIsTo
   EXPECT_THAT(told(), HasSubstr("data.seed, the number of samples"));
 }
 
+TEST_F(CoordinatorTest, AResumeIsOfTheSameModelAndATraitThatChangedIsTold) {
+  Register("n1");
+  v1::SubmitRequest first = Request(1);
+  v1::ModelSpec& model = *first.mutable_spec()->mutable_model();
+  model.set_layers(2);
+  model.set_heads(4);
+  model.set_rope_theta(10000);
+  const std::string id = coordinator_->Submit(first, "me")->id();
+  Run();
+  Checked("n1", id, 1, 0, "idx:8:aa bin:64:bb");
+  Step("n1", id, 1, 3);
+  Commit("n1", id, 1, 3, 30);
+  v1::SubmitRequest second = first;
+  second.mutable_spec()->mutable_checkpoint()->set_resume_from(id + "@3");
+  // Also where every tensor of the new job is in the checkpoint: what is left over would be thrown away.
+  second.mutable_spec()->mutable_model()->set_layers(1);
+  second.mutable_spec()->mutable_model()->set_heads(2);
+  const absl::Status refused = coordinator_->Submit(second, "me").status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()),
+              HasSubstr(id + "@3 is of another model: model.layers is 1, not 2; "
+                             "model.heads is 2, not 4"));
+  const auto told = [&] {
+    const v1::EventsResponse events = coordinator_->ListEvents({}).value();
+    for (const v1::Event& event : events.events()) {
+      if (event.kind() == "model_changed") return event.message();
+    }
+    return std::string();
+  };
+  *second.mutable_spec()->mutable_model() = model;
+  ASSERT_TRUE(coordinator_->Submit(second, "me").ok());
+  EXPECT_EQ(told(), "");
+  second.mutable_spec()->mutable_model()->set_rope_theta(500000);
+  ASSERT_TRUE(coordinator_->Submit(second, "me").ok());
+  EXPECT_THAT(told(), HasSubstr("model.rope_theta is 500000.0, not 10000.0"));
+}
+
 TEST_F(CoordinatorTest, ALostLaunchIsSentAgain) {
   Register("n1");
   const std::string id = Submit(1);

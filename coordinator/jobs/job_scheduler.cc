@@ -10,6 +10,7 @@
 #include "common/exit_codes.h"
 #include "common/proto_time.h"
 #include "common/spec/batch_schedule.h"
+#include "common/spec/model_differences.h"
 #include "coordinator/jobs/job_manager.h"
 #include "google/protobuf/util/message_differencer.h"
 
@@ -28,6 +29,23 @@ bool HoldsSlots(v1::JobState state) {
 
 absl::Status NoSuchJob(const std::string& job_id) {
   return absl::NotFoundError(absl::StrCat("no job \"", job_id, "\"; `mtctl list` shows all"));
+}
+
+// FAILED_PRECONDITION if the job's tensors are not the checkpoint's: all that is trained goes on, nothing is thrown away. Else in
+// which other traits the models differ; may be empty.
+absl::StatusOr<std::string> CompareModels(const v1::JobSpec& spec,
+                                          const store::CheckpointRecord& checkpoint) {
+  const v1::ModelSpec& model = checkpoint.manifest().spec().model();
+  const std::string name = absl::StrCat(checkpoint.job_id(), "@", checkpoint.step());
+  if (const auto shapes = ModelDifferences(spec.model(), model, /*shapes_only=*/true);
+      !shapes.empty()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "checkpoint.resume_from: ", name, " is of another model: ", absl::StrJoin(shapes, "; "),
+        "; give the job the model of that checkpoint"));
+  }
+  const auto traits = ModelDifferences(spec.model(), model, /*shapes_only=*/false);
+  if (traits.empty()) return std::string();
+  return absl::StrCat("compared with ", name, ": ", absl::StrJoin(traits, "; "));
 }
 
 // The order has as many samples as the steps from the beginning would take.
@@ -105,7 +123,7 @@ absl::StatusOr<v1::Job> JobManager::Submit(const v1::SubmitRequest& request,
         "parallel: ", mesh.ToString(), " needs ", mesh.world(), " slots, the cluster has ", slots,
         "; use a smaller layout or add nodes to the hostfile"));
   }
-  std::string resume_job, new_order;
+  std::string resume_job, new_order, new_model;
   int64_t resume_step = -1;
   if (!spec.checkpoint().resume_from().empty()) {
     const std::vector<std::string> parts =
@@ -130,6 +148,7 @@ absl::StatusOr<v1::Job> JobManager::Submit(const v1::SubmitRequest& request,
           " has done all of training.steps: ", spec.training().steps(),
           ", which counts from the start of the whole run; set it above ", resume_step));
     }
+    MT_ASSIGN_OR_RETURN(new_model, CompareModels(spec, *checkpoint));
     MT_RETURN_IF_ERROR(CheckSamplesLeft(spec, checkpoint->manifest()));
     new_order = DescribeNewOrder(checkpoint->manifest().spec(), spec);
   }
@@ -160,6 +179,7 @@ absl::StatusOr<v1::Job> JobManager::Submit(const v1::SubmitRequest& request,
     ledger_->AddEvent("job_queued", id, "", 0,
                       absl::StrCat(mesh.ToString(), ", ", spec.training().steps(), " steps"));
     if (!new_order.empty()) ledger_->AddEvent("data_order_changed", id, "", 0, new_order);
+    if (!new_model.empty()) ledger_->AddEvent("model_changed", id, "", 0, new_model);
   }));
   if (!request.request_id().empty()) by_request_[request.request_id()] = id;
   schedule_ = true;

@@ -33,9 +33,4 @@ absl::StatusOr<HubConfig> ParseHubConfig(absl::string_view json, const std::stri
 absl::StatusOr<std::string> HubConfigOf(const v1::ModelSpec& model, absl::string_view dtype,
                                         absl::string_view base);
 
-// One line per field in which two resolved models differ, "model.heads is 8, not 4"; what only training asks for (initial
-// spread, coefficients of losses) is not compared. shapes_only: nor what does not change a tensor's shape.
-std::vector<std::string> ModelDifferences(const v1::ModelSpec& model, const v1::ModelSpec& other,
-                                          bool shapes_only);
-
 }  // namespace mt

@@ -1,5 +1,6 @@
 // config.json as published and as transformers writes it, to a model and back; what the engine does not have is refused by name.
 #include "worker/checkpoint/hugging_face/config.h"
+#include "common/spec/model_differences.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -6,6 +6,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/spec/model_differences.h"
 #include "kernels/abi/small_floats.h"
 #include "tests/golden/cases.h"
 #include "worker/checkpoint/hugging_face/export.h"

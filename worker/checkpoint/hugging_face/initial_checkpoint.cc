@@ -1,4 +1,5 @@
 #include "worker/checkpoint/hugging_face/initial_checkpoint.h"
+#include "common/spec/model_differences.h"
 
 #include <set>
 
