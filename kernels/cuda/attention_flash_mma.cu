@@ -34,7 +34,10 @@ struct ForwardShape {
                        kKeys = kValue <= 96    ? 64
                                : kValue <= 128 ? 48
                                                : 32,
-                       kResident = 2;
+                       kResident = 2,
+                       kPairs = kHead == 96                           ? 3
+                                : kHead == 128 && kArchitecture < 900 ? 2
+                                                                      : 4;
   static constexpr int kQueries = 16 * kTiles * kWarps;
   static constexpr int kTileBytes =
       (kQueries + kKeys) * kRowBytes<kHead> + kKeys * kRowBytes<kValue>;
@@ -105,7 +108,7 @@ __global__ void __launch_bounds__(kBlockThreads, ForwardShape<kHead, kValue>::kR
   const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
   const int kv = h / problem.group;
   const int first_query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Shape::kQueries;
-  const int warp_row = WarpIndex() * 16 * kTiles;
+  const int warp_row = UniformWarpIndex() * 16 * kTiles;
   const float scale_log2 = problem.scale_log2;
 
   float o[kTiles][kValue / 8][4] = {}, s[kTiles][kKeys / 8][4];
@@ -128,7 +131,8 @@ __global__ void __launch_bounds__(kBlockThreads, ForwardShape<kHead, kValue>::kR
     __syncthreads();  // K is here, and nobody reads V of the tile before
     CopyTile<kValue, kKeys, kBlockThreads>(v_tile, RowsOf<const bf16>(problem.v, b, kv), first_key);
     CommitCopies();
-    mma::Products<kTiles, kKeys, kHead>(s, q_tile + warp_row * kRowBytes<kHead>, k_tile);
+    mma::Products<kTiles, kKeys, kHead, Shape::kPairs>(s, q_tile + warp_row * kRowBytes<kHead>,
+                                                       k_tile);
     if (NeedsMask<16 * kTiles, kKeys>(problem.mask, first_query + warp_row,
                                       starts[warp_row + 16 * kTiles - 1], first_key))
       Mask<kTiles, kKeys>(problem.mask, s, starts + warp_row, first_query + warp_row, first_key);

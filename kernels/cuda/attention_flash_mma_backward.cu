@@ -37,15 +37,14 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 // Three small blocks at once cost no spills from sm_90 on.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-inline constexpr int kSmallKeyBlocks = 2;
-#else
-inline constexpr int kSmallKeyBlocks = 3;
-#endif
+inline constexpr int kSmallKeyBlocks = kArchitecture < 900 ? 2 : 3;
 template <int kHead, int kValue>
 struct KeyShape {
   static constexpr int kTiles = 1, kQueries = kHead <= 128 ? 64 : 32,
                        kResident = kHead <= 64 ? kSmallKeyBlocks : 2;
+  // Of dP^T and of S^T.
+  static constexpr int kValuePairs = kHead <= 64 && kArchitecture >= 1000 ? 2 : 4,
+                       kPairs = kHead == 96 || kHead == 128 ? 0 : kValuePairs;
   static constexpr int kKeys = 16 * kTiles * kWarps;
   static constexpr int kTileBytes = (kKeys + kQueries) * (kRowBytes<kHead> + kRowBytes<kValue>);
   static constexpr int kBytes = kTileBytes +
@@ -73,7 +72,7 @@ __global__ void __launch_bounds__(kBlockThreads, KeyShape<kHead, kValue>::kResid
   const int first_key = static_cast<int>(blockIdx.x) * Shape::kKeys;
   const int kv = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
   const int group = problem.group;
-  const int warp_row = WarpIndex() * 16 * kTiles, thread = Lane() % 4;
+  const int warp_row = UniformWarpIndex() * 16 * kTiles, thread = Lane() % 4;
   const float scale_log2 = problem.scale_log2;
 
   float dk[kTiles][kHead / 8][4] = {}, dv[kTiles][kValue / 8][4] = {};
@@ -103,11 +102,13 @@ __global__ void __launch_bounds__(kBlockThreads, KeyShape<kHead, kValue>::kResid
     float statistic = entry < kQueries ? kInfinity : 0.0f;
     if (query < problem.mask.queries)
       statistic = entry < kQueries ? problem.lse[row] * kLog2E : delta[row];
-    mma::Products<kTiles, kQueries, kValue>(ds, v_tile + warp_row * kRowBytes<kValue>, do_tile);
+    mma::Products<kTiles, kQueries, kValue, Shape::kValuePairs>(
+        ds, v_tile + warp_row * kRowBytes<kValue>, do_tile);
     if (entry < 2 * kQueries) statistics[entry] = statistic;
     WaitForCopies<0>();
     __syncthreads();  // Q and the statistics are here
-    mma::Products<kTiles, kQueries, kHead>(p, k_tile + warp_row * kRowBytes<kHead>, q_tile);
+    mma::Products<kTiles, kQueries, kHead, Shape::kPairs>(p, k_tile + warp_row * kRowBytes<kHead>,
+                                                          q_tile);
     const int warp_key = first_key + warp_row;
     // The last query has the latest document.
     if (problem.mask.causal && (warp_key + 16 * kTiles - 1 > first_query ||
@@ -173,7 +174,8 @@ __global__ void __launch_bounds__(kBlockThreads, KeyShape<kHead, kValue>::kResid
 
 template <int kHead, int kValue>
 struct QueryShape {
-  static constexpr int kTiles = kHead <= 128 ? 2 : 1, kKeys = kHead <= 64 ? 64 : 32, kResident = 2;
+  static constexpr int kTiles = kHead <= 128 ? 2 : 1, kKeys = kHead <= 64 ? 64 : 32, kResident = 2,
+                       kPairs = kHead == 128 ? 3 : 4;
   static constexpr int kQueries = 16 * kTiles * kWarps;
   static constexpr int kTileBytes = (kKeys + kQueries) * (kRowBytes<kHead> + kRowBytes<kValue>);
   static constexpr int kBytes = kTileBytes + kQueries * static_cast<int>(sizeof(int));
@@ -194,7 +196,7 @@ __global__ void __launch_bounds__(kBlockThreads, QueryShape<kHead, kValue>::kRes
   const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
   const int kv = h / problem.group;
   const int first_query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Shape::kQueries;
-  const int warp_row = WarpIndex() * 16 * kTiles;
+  const int warp_row = UniformWarpIndex() * 16 * kTiles;
   const auto k = RowsOf<const bf16>(problem.k, b, kv), v = RowsOf<const bf16>(problem.v, b, kv);
   const float scale_log2 = problem.scale_log2;
 
@@ -224,13 +226,15 @@ __global__ void __launch_bounds__(kBlockThreads, QueryShape<kHead, kValue>::kRes
     __syncthreads();  // V is here, and nobody reads K of the tile before
     CopyTile<kHead, kKeys, kBlockThreads>(k_tile, k, first_key);
     CommitCopies();
-    mma::Products<kTiles, kKeys, kValue>(ds, do_tile + warp_row * kRowBytes<kValue>, v_tile);
+    mma::Products<kTiles, kKeys, kValue, Shape::kPairs>(ds, do_tile + warp_row * kRowBytes<kValue>,
+                                                        v_tile);
     WaitForCopies<0>();
     __syncthreads();  // K is here, and nobody reads V
     if (first_key + kKeys < keys.end)
       CopyTile<kValue, kKeys, kBlockThreads>(v_tile, v, first_key + kKeys);
     CommitCopies();
-    mma::Products<kTiles, kKeys, kHead>(p, q_tile + warp_row * kRowBytes<kHead>, k_tile);
+    mma::Products<kTiles, kKeys, kHead, Shape::kPairs>(p, q_tile + warp_row * kRowBytes<kHead>,
+                                                       k_tile);
     if (NeedsMask<16 * kTiles, kKeys>(problem.mask, first_query + warp_row,
                                       starts[warp_row + 16 * kTiles - 1], first_key))
       Mask<kTiles, kKeys>(problem.mask, p, starts + warp_row, first_query + warp_row, first_key);

@@ -11,6 +11,12 @@ namespace mt::cuda::mma {
 
 inline constexpr float kInfinity = __builtin_huge_valf();
 inline constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+// What a kernel is compiled for; what follows from it changes speed alone.
+#if defined(__CUDA_ARCH__)
+inline constexpr int kArchitecture = __CUDA_ARCH__;
+#else
+inline constexpr int kArchitecture = 900;
+#endif
 inline constexpr int kWarps = 4, kBlockThreads = 32 * kWarps;
 
 // A tensor of heads: element (t, b, h, j) at data + t * step + b * stride + h * columns + j; there are `rows` t.

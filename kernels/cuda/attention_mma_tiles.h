@@ -57,6 +57,10 @@ __device__ __forceinline__ SharedAddress PairOffset(int k) {
 
 __device__ __forceinline__ int Lane() { return static_cast<int>(threadIdx.x) % 32; }
 __device__ __forceinline__ int WarpIndex() { return static_cast<int>(threadIdx.x) / 32; }
+// The same, known to the compiler as equal in all lanes: addresses that differ by it share their registers.
+__device__ __forceinline__ int UniformWarpIndex() {
+  return __shfl_sync(0xffffffffu, WarpIndex(), 0, 32);
+}
 
 // Starts to copy rows [first_row, first_row + kRows) to a tile, all threads of the block together; zeros where there are none.
 template <int kHead, int kRows, int kThreads>
@@ -78,8 +82,9 @@ __device__ __forceinline__ void CopyTile(SharedAddress tile, const HeadRows<cons
   }
 }
 
-// s = A B^T: A's rows are 16 kTiles from `a_rows` on, B's are all kColumns rows of a tile.
-template <int kTiles, int kColumns, int kHead>
+// s = A B^T: A's rows are 16 kTiles from `a_rows` on, B's are all kColumns rows of a tile. Of every 4 steps of 16 columns B of the first
+// kPairs comes by PairOffset: 4 wherever a kernel then has registers for the second set of addresses without spilling.
+template <int kTiles, int kColumns, int kHead, int kPairs>
 __device__ __forceinline__ void Products(float (&s)[kTiles][kColumns / 8][4], SharedAddress a_rows,
                                          SharedAddress b_tile) {
 #pragma unroll
@@ -100,11 +105,13 @@ __device__ __forceinline__ void Products(float (&s)[kTiles][kColumns / 8][4], Sh
 #pragma unroll
     for (int n = 0; n < kColumns / 16; ++n) {
       uint32_t b[4];
-      LoadMatrices(b, b_tile + FragmentOffset<kHead>(k) + 16 * n * kRowBytes<kHead>);
+      const bool pairs = k % 4 < kPairs;
+      LoadMatrices(b, b_tile + (pairs ? PairOffset<kHead>(k) : FragmentOffset<kHead>(k)) +
+                          16 * n * kRowBytes<kHead>);
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
-        MultiplyAdd(s[i][2 * n], a[i], b[0], b[2]);
-        MultiplyAdd(s[i][2 * n + 1], a[i], b[1], b[3]);
+        MultiplyAdd(s[i][2 * n], a[i], b[0], pairs ? b[1] : b[2]);
+        MultiplyAdd(s[i][2 * n + 1], a[i], pairs ? b[2] : b[1], b[3]);
       }
     }
   }
