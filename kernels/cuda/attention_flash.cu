@@ -181,19 +181,23 @@ __global__ void __launch_bounds__(kThreads)
   if (lane == 0) delta[(b * args.heads + h) * args.sequence + t] = sum;
 }
 
-// Block (head): sinks_gradient -= sum over b and t of exp(sink - lse) delta. A thread adds rows kThreads apart, in order.
+// Block (head): sinks_gradient -= sum over b and t of exp(sink - lse) delta. A thread adds rows kSinkThreads apart of one sequence, then
+// of the next, in order.
+constexpr int kSinkThreads = 1024;
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kSinkThreads)
     FlashSinksGradient(const mt_attention_args args, const float* delta) {
   const int h = static_cast<int>(blockIdx.x);
   const float sink = ToFloat(static_cast<const T*>(args.sinks)[h]);
-  const int64_t T_ = args.sequence, rows = args.batch * T_;
   float sum = 0;
-  for (int64_t row = static_cast<int64_t>(threadIdx.x); row < rows; row += kThreads) {
-    const int64_t at = (row / T_ * args.heads + h) * T_ + row % T_;
-    sum += expf(sink - static_cast<const float*>(args.lse)[at]) * delta[at];
+  for (int64_t b = 0; b < args.batch; ++b) {
+    const int64_t first = (b * args.heads + h) * args.sequence;
+    const float* const lse = static_cast<const float*>(args.lse) + first;
+#pragma unroll 4
+    for (int64_t t = threadIdx.x; t < args.sequence; t += kSinkThreads)
+      sum += expf(sink - lse[t]) * delta[first + t];
   }
-  sum = BlockReduce<kThreads>(sum);
+  sum = BlockReduce<kSinkThreads>(sum);
   if (threadIdx.x == 0) static_cast<float*>(args.sinks_gradient)[h] -= sum;
 }
 
@@ -296,8 +300,8 @@ int32_t AttentionSinksGradient(const mt_attention_args& args, const float* delta
                                const Launch& launch) {
   return WithType(args.dtype, [&](auto type) -> int32_t {
     auto* kernel = FlashSinksGradient<decltype(type)>;
-    MT_CUDA(MT_LAUNCH(kernel, static_cast<unsigned>(args.heads), kThreads, 0, launch.stream, args,
-                      delta));
+    MT_CUDA(MT_LAUNCH(kernel, static_cast<unsigned>(args.heads), kSinkThreads, 0, launch.stream,
+                      args, delta));
     return MT_OK;
   });
 }
