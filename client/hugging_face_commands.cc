@@ -13,6 +13,7 @@
 #include "worker/checkpoint/hugging_face/initial_checkpoint.h"
 #include "worker/checkpoint/hugging_face/to_checkpoint.h"
 #include "worker/checkpoint/manifest.h"
+#include "worker/data/tokenize/tokenizer.h"
 
 namespace mt::client {
 namespace {
@@ -109,6 +110,12 @@ absl::StatusOr<ExitCode> Export(Session* session, const Options& o) {
                       ReadFile(Env::Real(), JoinPath(folder, "manifest.json"), uint64_t{1} << 30));
   MT_ASSIGN_OR_RETURN(const v1::CheckpointManifest manifest, ManifestFromJson(json));
   options.carry_from = CarryFrom(o, folder, manifest.spec());
+  if (const v1::DataSpec& data = manifest.spec().data(); data.has_eod() && data.eod() >= 0) {
+    options.eod = data.eod();
+  } else if (!data.tokenizer().empty()) {
+    const auto tokenizer = NewTokenizer(Env::Real(), data.tokenizer());  // it may be gone
+    if (tokenizer.ok() && (*tokenizer)->eod() >= 0) options.eod = (*tokenizer)->eod();
+  }
   MT_ASSIGN_OR_RETURN(options.dtype, DtypeFor(o, options.carry_from, manifest.spec()));
   MT_ASSIGN_OR_RETURN(const auto reader,
                       CheckpointReader::Create(manifest, FolderResolver(folder)));

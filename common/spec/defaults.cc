@@ -131,8 +131,8 @@ void FillTraining(v1::TrainingSpec* t) {
 
   v1::ScheduleSpec* s = t->mutable_schedule();
   Fill(s, &v1::ScheduleSpec::kind, &v1::ScheduleSpec::set_kind, v1::ScheduleSpec::KIND_COSINE);
-  const int64_t decay = s->kind() == v1::ScheduleSpec::KIND_WSD ? (t->steps() + 9) / 10
-                                                                : t->steps() - s->warmup_steps();
+  int64_t decay = t->steps() - s->warmup_steps();
+  if (s->kind() == v1::ScheduleSpec::KIND_WSD) decay = std::min(decay, (t->steps() + 9) / 10);
   Fill(s, &v1::ScheduleSpec::decay_steps, &v1::ScheduleSpec::set_decay_steps,
        std::max<int64_t>(decay, 1));
   if (!s->has_min_lr()) s->set_min_lr(0.1 * o->lr());

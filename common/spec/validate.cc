@@ -75,6 +75,9 @@ class Validator {
     if (t.clip_grad_norm() == 0) {
       out_.Add("training.clip_grad_norm", 0,
                ": would scale every gradient to nothing; use -1 to switch clipping off");
+    } else if (t.clip_grad_norm() < 0 && t.clip_grad_norm() != -1) {
+      out_.Add("training.clip_grad_norm", t.clip_grad_norm(),
+               ": must be above 0; only -1 switches clipping off");
     }
     const v1::OptimizerSpec& o = t.optimizer();
     out_.Positive("training.optimizer.lr", o.lr());
@@ -149,8 +152,12 @@ class Validator {
     if (s.warmup_steps() < 0 || (t.steps() > 0 && s.warmup_steps() > t.steps())) {
       out_.Add("training.schedule.warmup_steps", s.warmup_steps(),
                ": must be 0 to training.steps = ", t.steps());
+    } else if (s.kind() == v1::ScheduleSpec::KIND_WSD && s.warmup_steps() == t.steps()) {
+      out_.Add("training.schedule.warmup_steps", s.warmup_steps(),
+               ": leaves none of training.steps = ", t.steps(), " to decay; use at most ",
+               t.steps() - 1);
     } else if (s.kind() == v1::ScheduleSpec::KIND_WSD &&
-               s.warmup_steps() + s.decay_steps() > t.steps() && t.steps() > 0) {
+               s.decay_steps() > t.steps() - s.warmup_steps()) {
       out_.Add("training.schedule.decay_steps", s.decay_steps(),
                ": with training.schedule.warmup_steps = ", s.warmup_steps(),
                " is more than training.steps = ", t.steps(), "; use at most ",

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <limits>
 
 #include "common/spec/defaults.h"
 
@@ -74,6 +75,19 @@ TEST(FillDefaults, GivesEveryDocumentedDefault) {
   const std::string once = spec.SerializeAsString();
   ASSERT_TRUE(FillDefaults(&spec).ok());
   EXPECT_EQ(spec.SerializeAsString(), once);
+}
+
+TEST(FillDefaults, ADecayHasRoomBehindItsWarmUp) {
+  v1::JobSpec spec;
+  spec.mutable_data()->set_tokenizer("byte");
+  spec.mutable_training()->set_steps(40);
+  spec.mutable_training()->mutable_schedule()->set_kind(v1::ScheduleSpec::KIND_WSD);
+  for (const auto& [warmup, decay] : {std::pair(2, 4), std::pair(38, 2)}) {
+    v1::JobSpec filled = spec;
+    filled.mutable_training()->mutable_schedule()->set_warmup_steps(warmup);
+    ASSERT_TRUE(FillDefaults(&filled).ok());
+    EXPECT_EQ(filled.training().schedule().decay_steps(), decay);
+  }
 }
 
 TEST(FillDefaults, ZeroThatWasWrittenStays) {
@@ -348,6 +362,27 @@ INSTANTIATE_TEST_SUITE_P(
                s->mutable_training()->mutable_schedule()->set_warmup_steps(101);
              },
              "training.schedule.warmup_steps = 101: must be 0 to training.steps = 100"},
+        Case{"clip_negative",
+             [](v1::JobSpec* s) { s->mutable_training()->set_clip_grad_norm(-0.5); },
+             "training.clip_grad_norm = -0.5: must be above 0; only -1 switches clipping off"},
+        Case{"wsd_overflow",
+             [](v1::JobSpec* s) {
+               v1::ScheduleSpec& schedule = *s->mutable_training()->mutable_schedule();
+               schedule.set_kind(v1::ScheduleSpec::KIND_WSD);
+               schedule.set_warmup_steps(2);
+               schedule.set_decay_steps(std::numeric_limits<int64_t>::max());
+             },
+             "training.schedule.decay_steps = 9223372036854775807: with "
+             "training.schedule.warmup_steps = 2 is more than training.steps = 100; use at most "
+             "98"},
+        Case{"wsd_warmup_alone",
+             [](v1::JobSpec* s) {
+               v1::ScheduleSpec& schedule = *s->mutable_training()->mutable_schedule();
+               schedule.set_kind(v1::ScheduleSpec::KIND_WSD);
+               schedule.set_warmup_steps(s->training().steps());
+             },
+             "training.schedule.warmup_steps = 100: leaves none of training.steps = 100 to decay; "
+             "use at most 99"},
         Case{"clip", [](v1::JobSpec* s) { s->mutable_training()->set_clip_grad_norm(0); },
              "training.clip_grad_norm = 0: would scale every gradient to nothing; use -1 to switch "
              "clipping off"},

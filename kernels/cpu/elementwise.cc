@@ -93,16 +93,16 @@ struct AdamWBody {
   Parameter* parameter;
   float *master, *exp_avg, *exp_avg_sq;
   const Gradient* gradient;
-  float scale, beta1, beta2, keep, step_size, inverse_root, eps;
+  float scale, beta1, one_minus_beta1, beta2, one_minus_beta2, keep, step_size, inverse_root, eps;
   // p = keep p - step_size m / (sqrt(v) inverse_root + eps), keep = 1 - lr decay, step_size = lr /
   // (1 - beta1^t), inverse_root = 1 / sqrt(1 - beta2^t).
   template <class D>
   HWY_INLINE void operator()(D d, int64_t i) const {
     const auto g = hn::Mul(Read(d, gradient + i), hn::Set(d, scale));
     auto m = hn::LoadU(d, exp_avg + i);
-    m = hn::MulAdd(hn::Set(d, beta1), m, hn::Mul(hn::Set(d, 1 - beta1), g));
+    m = hn::MulAdd(hn::Set(d, beta1), m, hn::Mul(hn::Set(d, one_minus_beta1), g));
     auto v = hn::LoadU(d, exp_avg_sq + i);
-    v = hn::MulAdd(hn::Set(d, beta2), v, hn::Mul(hn::Set(d, 1 - beta2), hn::Mul(g, g)));
+    v = hn::MulAdd(hn::Set(d, beta2), v, hn::Mul(hn::Set(d, one_minus_beta2), hn::Mul(g, g)));
     const auto root = hn::MulAdd(hn::Sqrt(v), hn::Set(d, inverse_root), hn::Set(d, eps));
     const auto update = hn::Div(hn::Mul(hn::Set(d, step_size), m), root);
     const auto p = hn::MulSub(hn::LoadU(d, master + i), hn::Set(d, keep), update);
@@ -124,7 +124,9 @@ void AdamWElements(const mt_adamw_args& args, float scale, int64_t first, int64_
   body.gradient = static_cast<const Gradient*>(args.gradient);
   body.scale = scale;
   body.beta1 = static_cast<float>(args.beta1);
+  body.one_minus_beta1 = static_cast<float>(1 - args.beta1);  // in float32 it would lose digits
   body.beta2 = static_cast<float>(args.beta2);
+  body.one_minus_beta2 = static_cast<float>(1 - args.beta2);
   body.keep = static_cast<float>(1 - args.lr * args.weight_decay);
   body.step_size = static_cast<float>(args.lr / (1 - std::pow(args.beta1, step)));
   body.inverse_root = static_cast<float>(1 / std::sqrt(1 - std::pow(args.beta2, step)));

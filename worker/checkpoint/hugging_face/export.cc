@@ -125,7 +125,14 @@ class Exporter {
         folder_(std::move(folder)),
         options_(options),
         env_(options.env) {
-    if (model_.max_positions() == 0) model_.set_max_positions(job.data().sequence_length());
+    if (model_.max_positions() > 0) return;
+    model_.set_max_positions(job.data().sequence_length());
+    // Some readers take YaRN's factor for the ratio of the two.
+    const v1::RopeSpec& rope = model_.rope();
+    if (rope.scaling() == v1::RopeSpec::SCALING_YARN) {
+      model_.set_max_positions(
+          std::llround(rope.factor() * static_cast<double>(rope.original_max_positions())));
+    }
   }
 
   absl::StatusOr<HubExportResult> Run() {
@@ -142,8 +149,11 @@ class Exporter {
     }
     const std::string generation = JoinPath(folder_, "generation_config.json");
     if (!Exists(env_, generation)) {
-      MT_RETURN_IF_ERROR(
-          WriteFileAtomically(env_, generation, "{\n  \"_from_model_config\": true\n}\n"));
+      MT_RETURN_IF_ERROR(WriteFileAtomically(
+          env_, generation,
+          absl::StrCat("{\n  \"_from_model_config\": true",
+                       options_.eod.has_value() ? ",\n  \"eos_token_id\": " : "",
+                       options_.eod.has_value() ? Eod() : "", "\n}\n")));
     }
     MT_RETURN_IF_ERROR(WriteFileAtomically(env_, JoinPath(folder_, "config.json"), config));
     return result_;
@@ -164,8 +174,14 @@ class Exporter {
     const std::string path = JoinPath(options_.carry_from, "config.json");
     if (!options_.carry_from.empty() && Exists(env_, path)) {
       MT_ASSIGN_OR_RETURN(base, ReadFile(env_, path));
+    } else {
+      base = absl::StrCat("{\"bos_token_id\": null, \"eos_token_id\": ", Eod(),
+                          ", \"pad_token_id\": null}");
     }
     return HubConfigOf(model_, dtype_->name, base);
+  }
+  std::string Eod() const {
+    return options_.eod.has_value() ? absl::StrCat(*options_.eod) : "null";
   }
 
   absl::Status CheckTensors() {

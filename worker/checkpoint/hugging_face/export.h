@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,9 @@ struct HubExportOptions {
   int64_t max_shard_bytes = int64_t{5} << 30;
   // A folder with the config.json that the model came from, and its tokenizer; may be empty or lack either.
   std::string carry_from;
+  // The token that ends a text, where no config.json is carried; unset = none. Without a word about it Hugging Face's classes would
+  // take an ordinary token of theirs.
+  std::optional<int64_t> eod;
 };
 
 struct HubExportResult {

@@ -66,7 +66,8 @@ class EveryArchitecture : public testing::TestWithParam<const char*> {
                                       {.env = &env_,
                                        .dtype = dtype,
                                        .max_shard_bytes = max_shard_bytes,
-                                       .carry_from = "/checkpoint/hugging_face"});
+                                       .carry_from = carries_ ? "/checkpoint/hugging_face" : "",
+                                       .eod = eod_});
     EXPECT_TRUE(exported.ok()) << exported.status();
     return exported.value_or(HubExportResult());
   }
@@ -90,6 +91,8 @@ class EveryArchitecture : public testing::TestWithParam<const char*> {
   }
 
   MemEnv env_;
+  bool carries_ = true;
+  std::optional<int64_t> eod_;
   int64_t trained_on_ = 0;  // 0: the model tells its longest context
 };
 
@@ -142,7 +145,27 @@ TEST_P(EveryArchitecture, IsMadeForTheLengthThatItWasTrainedOnIfItTellsNoOther) 
   RoundTrip("bfloat16", int64_t{1} << 30);
   const auto again = HubFolder::ReadConfig(&env_, "/out");
   ASSERT_TRUE(again.ok()) << again.status();
-  EXPECT_EQ(again->model.max_positions(), trained_on_);
+  EXPECT_EQ(again->model.max_positions(),
+            model.rope().scaling() == v1::RopeSpec::SCALING_YARN
+                ? static_cast<int64_t>(model.rope().factor() *
+                                       static_cast<double>(model.rope().original_max_positions()))
+                : trained_on_);
+}
+
+// Without a word about it transformers' classes would end texts at an ordinary token.
+TEST_P(EveryArchitecture, WhatWasTrainedHereSaysWhichTokenEndsAText) {
+  TestFolder(GetParam()).Write(&env_);
+  carries_ = false;
+  RoundTrip("bfloat16", int64_t{1} << 30);
+  EXPECT_THAT(
+      ReadFile(&env_, "/out/config.json").value(),
+      testing::AllOf(HasSubstr("\"eos_token_id\": null"), HasSubstr("\"bos_token_id\": null")));
+  EXPECT_TRUE(env_.RemoveTree("/out").ok() && env_.RemoveTree("/checkpoint").ok());
+  eod_ = 7;
+  RoundTrip("bfloat16", int64_t{1} << 30);
+  for (const char* name : {"config.json", "generation_config.json"}) {
+    EXPECT_THAT(ReadFile(&env_, JoinPath("/out", name)).value(), HasSubstr("\"eos_token_id\": 7"));
+  }
 }
 
 // What a rank of any layout holds is the same part of the same numbers.
