@@ -52,12 +52,17 @@ class ConnectReactor;
 class CoordinatorSideStream : public WorkerStream,
                               public std::enable_shared_from_this<CoordinatorSideStream> {
  public:
-  CoordinatorSideStream(EventLoop* loop, WorkerStreamHandler* handler, std::string node)
-      : loop_(loop), handler_(handler), node_(std::move(node)) {}
+  CoordinatorSideStream(EventLoop* loop, WorkerStreamHandler* handler, std::string node,
+                        absl::Time certificate_expiry)
+      : loop_(loop),
+        handler_(handler),
+        node_(std::move(node)),
+        certificate_expiry_(certificate_expiry) {}
 
   void Send(v1::CoordinatorMessage message) override;
   void Close(absl::Status reason) override;
   std::string AuthenticatedNode() const override { return node_; }
+  absl::Time CertificateExpiry() const override { return certificate_expiry_; }
 
  private:
   friend class ConnectReactor;
@@ -67,6 +72,7 @@ class CoordinatorSideStream : public WorkerStream,
   EventLoop* const loop_;
   WorkerStreamHandler* const handler_;
   const std::string node_;
+  const absl::Time certificate_expiry_;
 
   absl::Mutex mutex_;
   ConnectReactor* reactor_ ABSL_GUARDED_BY(mutex_) = nullptr;  // null after OnDone
@@ -203,7 +209,7 @@ class WorkerControlService final : public v1::WorkerControl::CallbackService {
                        "\" is not a node's; only worker daemons open this stream")));
     }
     auto* reactor = new ConnectReactor(
-        std::make_shared<CoordinatorSideStream>(loop_, handler_, std::move(node)));
+        std::make_shared<CoordinatorSideStream>(loop_, handler_, std::move(node), peer->expiry));
     reactor->Read();
     return reactor;
   }

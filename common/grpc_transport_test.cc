@@ -16,6 +16,7 @@ class RecordingHandler : public WorkerStreamHandler {
  public:
   void OnMessage(std::shared_ptr<WorkerStream> stream, v1::WorkerMessage message) override {
     node = stream->AuthenticatedNode();
+    expiry = stream->CertificateExpiry();
     received.push_back(message.heartbeat().disk_free_bytes());
     if (on_message) on_message(stream, message);
   }
@@ -25,6 +26,7 @@ class RecordingHandler : public WorkerStreamHandler {
   }
   std::function<void(std::shared_ptr<WorkerStream>, const v1::WorkerMessage&)> on_message;
   std::string node;
+  absl::Time expiry;
   std::vector<int64_t> received;
   absl::Status close_reason;
   absl::Notification closed;
@@ -134,6 +136,8 @@ TEST_F(GrpcTransportTest, MessagesArriveInOrderBothWays) {
   ASSERT_TRUE(echoed.WaitForNotificationWithTimeout(absl::Seconds(30)));
   for (int i = 0; i < kCount; ++i) ASSERT_EQ(echoes[i], i);
   EXPECT_EQ(handler_.node, "gpu01");
+  EXPECT_EQ(handler_.expiry,
+            CertificateExpiry(ReadFile(env_, node_files_.certificate).value()).value());
 }
 
 TEST_F(GrpcTransportTest, ClosingReachesTheWorkerWithCodeAndMessage) {

@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/time/time.h"
 #include "common/status.h"
 #include "mt/v1/worker.pb.h"
 
@@ -21,6 +22,8 @@ class WorkerStream {
   virtual void Close(absl::Status reason) = 0;
   // Node name that the peer's certificate is for; empty when TLS is off.
   virtual std::string AuthenticatedNode() const = 0;
+  // When that certificate ends; infinite when TLS is off.
+  virtual absl::Time CertificateExpiry() const { return absl::InfiniteFuture(); }
 };
 
 class WorkerStreamHandler {

@@ -27,15 +27,17 @@ class CoordinatorCore : public NodeListener {
         return absl::InvalidArgumentError(absl::StrCat("node \"", node.name, "\" is listed twice"));
     }
     MT_RETURN_IF_ERROR(ledger.Load());
-    nodes = std::make_unique<NodeTable>(NodeTable::Options{.loop = options.loop,
-                                                           .random = options.random,
-                                                           .ledger = &ledger,
-                                                           .launcher = options.launcher,
-                                                           .listener = this,
-                                                           .nodes = options.nodes,
-                                                           .version = options.version,
-                                                           .bundle_digest = options.bundle_digest,
-                                                           .tunables = options.tunables});
+    nodes = std::make_unique<NodeTable>(
+        NodeTable::Options{.loop = options.loop,
+                           .random = options.random,
+                           .ledger = &ledger,
+                           .launcher = options.launcher,
+                           .listener = this,
+                           .nodes = options.nodes,
+                           .version = options.version,
+                           .bundle_digest = options.bundle_digest,
+                           .issue_certificate = options.issue_certificate,
+                           .tunables = options.tunables});
     checkpoints =
         std::make_unique<CheckpointCatalogue>(options.loop, &ledger, nodes.get(), options.version);
     jobs = std::make_unique<JobManager>(
@@ -383,6 +385,10 @@ MetricsSnapshot Coordinator::Metrics() {
   snapshot.store_full_errors = core_->ledger.full_errors();
   snapshot.stale_messages = core_->nodes->stale_messages() + core_->jobs->stale_events();
   snapshot.node_restarts = core_->nodes->restarts();
+  for (const std::string& name : core_->nodes->names()) {
+    const absl::Time expiry = core_->nodes->CertificateExpiry(name);
+    if (expiry != absl::InfiniteFuture()) snapshot.certificate_expiry[name] = expiry;
+  }
   snapshot.data_bytes_from_coordinator = core_->jobs->data_metrics().bytes_from_coordinator;
   snapshot.data_bytes_from_nodes = core_->jobs->data_metrics().bytes_from_nodes;
   for (const auto& [id, record] : core_->ledger.state().jobs) {

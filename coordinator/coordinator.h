@@ -9,6 +9,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -44,6 +45,10 @@ struct CoordinatorOptions {
       version;  // a worker of another version is refused (FAILED_PRECONDITION); empty = not compared
   std::string bundle_digest;    // likewise
   std::string metrics_address;  // only shown
+  // Makes a node's next certificate; null: without TLS. Called on the loop.
+  std::function<absl::StatusOr<v1::RenewCertificate>(const std::string& node,
+                                                     absl::Duration lifetime)>
+      issue_certificate;
   CoordinatorTunables tunables;
   // The store is broken: the process must end. Called once, on the loop; nothing is sent afterwards.
   std::function<void(absl::Status)> on_fatal;
@@ -74,7 +79,8 @@ struct MetricsSnapshot {
   int64_t store_commits = 0;
   int64_t store_full_errors = 0;
   int64_t stale_messages = 0;  // of an old incarnation or generation, answered or dropped
-  int64_t node_restarts = 0;   // a known node registered with a new incarnation
+  std::map<std::string, absl::Time> certificate_expiry;  // of connected nodes; empty without TLS
+  int64_t node_restarts = 0;                // a known node registered with a new incarnation
   int64_t data_bytes_from_coordinator = 0;  // fetched by nodes
   int64_t data_bytes_from_nodes = 0;
 };

@@ -20,6 +20,8 @@ class FakeStream : public WorkerStream {
   void Send(v1::CoordinatorMessage message) override { sent.push_back(std::move(message)); }
   void Close(absl::Status reason) override { closed = reason; }
   std::string AuthenticatedNode() const override { return authenticated; }
+  absl::Time CertificateExpiry() const override { return expiry; }
+  absl::Time expiry = absl::InfiniteFuture();
   std::vector<v1::CoordinatorMessage> sent;
   std::optional<absl::Status> closed;
   std::string authenticated;
@@ -66,6 +68,12 @@ class CoordinatorTest : public ::testing::Test {
       if (name != removed_) options.nodes.push_back({.name = name, .slots = 2});
     }
     options.state_directory = "/state";
+    options.issue_certificate = [this](const std::string& node, absl::Duration lifetime) {
+      v1::RenewCertificate next;
+      next.set_certificate_pem(absl::StrCat("certificate ", ++issued_, " of ", node));
+      next.set_key_pem(absl::FormatDuration(lifetime));
+      return absl::StatusOr<v1::RenewCertificate>(std::move(next));
+    };
     options.on_fatal = [this](absl::Status status) { fatal_ = status; };
     auto coordinator = Coordinator::Create(options);
     ASSERT_TRUE(coordinator.ok()) << coordinator.status();
@@ -82,6 +90,7 @@ class CoordinatorTest : public ::testing::Test {
                                        std::vector<v1::RunningRank> running = {},
                                        int64_t next_sequence = 1) {
     auto stream = std::make_shared<FakeStream>();
+    stream->expiry = certificate_expiry_;
     v1::WorkerMessage message;
     message.set_node(node);
     message.set_incarnation(incarnation);
@@ -222,7 +231,9 @@ class CoordinatorTest : public ::testing::Test {
   std::map<std::string, int64_t> sequence_;
   std::map<std::string, std::string> incarnation_;
   absl::Status fatal_;
-  std::string removed_;  // from the hostfile
+  int issued_ = 0;                                          // certificates
+  absl::Time certificate_expiry_ = absl::InfiniteFuture();  // of the streams to come
+  std::string removed_;                                     // from the hostfile
 };
 
 using Body = v1::CoordinatorMessage;
@@ -972,6 +983,68 @@ TEST_F(CoordinatorTest, GracefulShutdownPausesAndTheNextStartResumes) {
   Register("n1", "i2");
   EXPECT_EQ(Get(id).attempt(), 2);
   EXPECT_EQ(Newest("n1", Body::kStartRanks)->start_ranks().restore().step(), 3);
+}
+
+// Nothing else notices that it ends: the stream stays open, and the node's other connections fail.
+TEST_F(CoordinatorTest, NodesCertificateIsRenewedAtHalfItsLife) {
+  certificate_expiry_ = loop_->clock()->Now() + absl::Hours(24 * 7);
+  Register("n1");
+  const auto renewals = [&] {
+    std::vector<v1::CoordinatorMessage> found;
+    for (const auto& message : streams_["n1"]->sent) {
+      if (message.has_renew_certificate()) found.push_back(message);
+    }
+    return found;
+  };
+  const auto beat_for = [&](absl::Duration duration) {
+    for (absl::Duration passed; passed < duration; passed += absl::Minutes(20)) {
+      v1::WorkerMessage heartbeat;
+      heartbeat.mutable_heartbeat();
+      Say("n1", heartbeat);
+      scheduler_.RunUntil(scheduler_.now() + absl::Seconds(20));
+      loop_->sim_clock()->wall_offset += absl::Minutes(20) - absl::Seconds(20);
+    }
+  };
+  const auto answer = [&](absl::Status status) {
+    v1::WorkerMessage result;
+    result.mutable_command_result()->set_command_id(renewals().back().command_id());
+    result.mutable_command_result()->set_code(status.raw_code());
+    Say("n1", result);
+  };
+  beat_for(absl::Hours(83));
+  EXPECT_TRUE(renewals().empty());
+  beat_for(absl::Hours(2));
+  ASSERT_EQ(renewals().size(), 1u);
+  EXPECT_EQ(renewals()[0].renew_certificate().certificate_pem(), "certificate 1 of n1");
+  EXPECT_EQ(renewals()[0].renew_certificate().key_pem(), "168h");
+  // The node's disk is full.
+  answer(absl::ResourceExhaustedError("no space"));
+  EXPECT_EQ(coordinator_->Metrics().certificate_expiry.at("n1"), certificate_expiry_);
+  scheduler_.RunUntil(scheduler_.now() + absl::Seconds(5));
+  EXPECT_EQ(renewals().size(), 1u) << "not at once again";
+  for (int i = 0; i < 360; ++i) {
+    v1::WorkerMessage heartbeat;
+    heartbeat.mutable_heartbeat();
+    Say("n1", heartbeat);
+    Run(absl::Seconds(10));
+  }
+  ASSERT_EQ(renewals().size(), 2u);
+  answer(absl::OkStatus());
+  EXPECT_GT(coordinator_->Metrics().certificate_expiry.at("n1"),
+            loop_->clock()->Now() + absl::Hours(24 * 6));
+  beat_for(absl::Hours(80));
+  EXPECT_EQ(renewals().size(), 2u) << "the new one counts";
+}
+
+TEST_F(CoordinatorTest, NodeThatRegistersWithAnOldCertificateIsSentTheNext) {
+  certificate_expiry_ = loop_->clock()->Now() + absl::Hours(80);
+  Register("n1");
+  ASSERT_NE(Newest("n1", Body::kRenewCertificate), nullptr);
+  Register("n1");  // it was lost with the stream
+  EXPECT_NE(Newest("n1", Body::kRenewCertificate), nullptr);
+  certificate_expiry_ = loop_->clock()->Now() + absl::Hours(90);
+  Register("n1");
+  EXPECT_EQ(Newest("n1", Body::kRenewCertificate), nullptr);
 }
 
 }  // namespace

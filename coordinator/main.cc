@@ -23,6 +23,7 @@
 #include "coordinator/nodes/hostfile.h"
 #include "coordinator/nodes/local_launcher.h"
 #include "coordinator/nodes/ssh_launcher.h"
+#include "coordinator/own_certificates.h"
 #include "coordinator/store/sqlite_store.h"
 #include "coordinator/telemetry/telemetry.h"
 
@@ -130,7 +131,7 @@ class Process {
   std::string cluster_id_;
   std::unique_ptr<ClusterCa> ca_;
   TlsFiles tls_;
-  absl::Time certificate_expiry_ = absl::InfiniteFuture();
+  std::unique_ptr<OwnCertificates> own_certificates_;
   Bundle bundle_;
   std::string metrics_address_;
   std::shared_ptr<Telemetry> telemetry_;
@@ -189,18 +190,12 @@ absl::Status Process::PrepareTls() {
   if (flags_.insecure) return absl::OkStatus();
   const std::string folder = JoinPath(flags_.state, "tls");
   MT_ASSIGN_OR_RETURN(ca_, ClusterCa::LoadOrCreate(env_, folder));
-  MT_ASSIGN_OR_RETURN(const CertificateAndKey own, ca_->IssueCoordinator("mt"));
-  MT_RETURN_IF_ERROR(WriteCertificate(env_, folder, "coordinator", own));
-  MT_ASSIGN_OR_RETURN(certificate_expiry_, CertificateExpiry(own.certificate_pem));
   const char* user = getenv("USER");
-  for (const Role role : {Role::kViewer, Role::kSubmitter, Role::kOperator}) {
-    MT_ASSIGN_OR_RETURN(
-        const CertificateAndKey pair,
-        ca_->IssueClient(
-            user != nullptr && *user != '\0' ? absl::string_view(user).substr(0, 40) : "local",
-            role));
-    MT_RETURN_IF_ERROR(WriteCertificate(env_, folder, RoleName(role), pair));
-  }
+  MT_ASSIGN_OR_RETURN(
+      own_certificates_,
+      OwnCertificates::Create(
+          loop_.get(), env_, ca_.get(), folder,
+          user != nullptr && *user != '\0' ? std::string(user).substr(0, 40) : "local"));
   tls_ = {JoinPath(folder, "ca.crt"), JoinPath(folder, "coordinator.crt"),
           JoinPath(folder, "coordinator.key")};
   return absl::OkStatus();
@@ -312,10 +307,15 @@ absl::Status Process::Start() {
   // The store's lock keeps a second coordinator out: nothing of the state is written before it is
   // held.
   MT_ASSIGN_OR_RETURN(store_, OpenSqliteStore(env_, flags_.state));
-  MT_RETURN_IF_ERROR(PrepareTls());
   loop_ = NewThreadEventLoop("coordinator");
-  telemetry_ = Telemetry::Create(
-      loop_.get(), {.version = MT_VERSION, .certificate_expiry = certificate_expiry_});
+  MT_RETURN_IF_ERROR(PrepareTls());
+  TelemetryOptions telemetry_options{.version = MT_VERSION, .certificate_expiry = nullptr};
+  if (own_certificates_ != nullptr) {
+    telemetry_options.certificate_expiry = [own = own_certificates_.get()] {
+      return own->expiry();
+    };
+  }
+  telemetry_ = Telemetry::Create(loop_.get(), std::move(telemetry_options));
   MT_ASSIGN_OR_RETURN(metrics_address_, telemetry_->Serve(flags_.metrics_listen));
   CoordinatorOptions options;
   options.loop = loop_.get();
@@ -329,6 +329,17 @@ absl::Status Process::Start() {
   options.version = MT_VERSION;
   options.bundle_digest = bundle_.digest;
   options.metrics_address = metrics_address_;
+  if (ca_ != nullptr) {
+    options.issue_certificate =
+        [ca = ca_.get()](const std::string& node,
+                         absl::Duration lifetime) -> absl::StatusOr<v1::RenewCertificate> {
+      MT_ASSIGN_OR_RETURN(CertificateAndKey pair, ca->IssueNode(node, lifetime));
+      v1::RenewCertificate next;
+      next.set_certificate_pem(std::move(pair.certificate_pem));
+      next.set_key_pem(std::move(pair.key_pem));
+      return next;
+    };
+  }
   options.on_fatal = [this](absl::Status status) {
     fatal_ = std::move(status);
     RequestStop('f');
@@ -386,6 +397,7 @@ Process::~Process() {
   }
   services_.clear();
   telemetry_.reset();
+  if (loop_ != nullptr) OnLoop([&] { own_certificates_.reset(); });
   loop_.reset();
   // Ours only: a later start may have written it again.
   if (server_started_) {

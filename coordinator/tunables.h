@@ -31,6 +31,11 @@ struct CoordinatorTunables {
   // Waiting for workers to end at shutdown.
   absl::Duration shutdown_grace = absl::Seconds(30);
 
+  // Of a node's certificate, as the launchers issue it. A connected node is sent the next one when less than half is left; if it
+  // cannot take it (a full disk), again after certificate_retry.
+  absl::Duration node_certificate_lifetime = absl::Hours(24 * 7);
+  absl::Duration certificate_retry = absl::Hours(1);
+
   absl::Duration HeartbeatInterval(int nodes) const {
     return std::max(min_heartbeat_interval, absl::Seconds(nodes / max_heartbeats_per_second));
   }

@@ -152,6 +152,12 @@ absl::Status Daemon::Start() {
     identity.add_backends(backend);
   }
 
+  if (!tls.empty()) {
+    options.renew_certificate = [this](const v1::RenewCertificate& next) {
+      return WriteCertificate(env_, command_.tls_folder, "node",
+                              {next.certificate_pem(), next.key_pem()});
+    };
+  }
   if (auto monitor = NewNvmlMonitor(); monitor.ok()) {
     device_monitor_ = std::move(*monitor);
     options.device_monitor = device_monitor_.get();

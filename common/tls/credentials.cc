@@ -1,5 +1,6 @@
 #include "common/tls/credentials.h"
 
+#include <grpc/grpc_security_constants.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/security/tls_certificate_provider.h>
 #include <grpcpp/security/tls_credentials_options.h>
@@ -13,7 +14,6 @@ namespace {
 
 constexpr int kPingSeconds = 15;
 constexpr int kPingTimeoutSeconds = 10;
-constexpr int kCertificateRefreshSeconds = 60;
 
 struct Pems {
   std::string ca, certificate, key;
@@ -48,12 +48,13 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> NewChannelCredentials(
   return grpc::SslCredentials(options);
 }
 
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> NewServerCredentials(
-    Env* env, const TlsFiles& files) {
+absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> NewServerCredentials(Env* env,
+                                                                              const TlsFiles& files,
+                                                                              int refresh_seconds) {
   if (files.empty()) return grpc::InsecureServerCredentials();
   MT_RETURN_IF_ERROR(Load(env, files).status());
   auto provider = std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
-      files.key, files.certificate, files.ca, kCertificateRefreshSeconds);
+      files.key, files.certificate, files.ca, refresh_seconds);
   grpc::experimental::TlsServerCredentialsOptions options(provider);
   options.watch_root_certs();
   options.watch_identity_key_cert_pairs();
@@ -127,7 +128,15 @@ absl::StatusOr<PeerIdentity> PeerOf(const grpc::AuthContext& context) {
   const std::vector<grpc::string_ref> names = context.FindPropertyValues("x509_common_name");
   if (names.size() != 1)
     return absl::UnauthenticatedError("the peer's certificate has no single common name");
-  return ParseCommonName(absl::string_view(names[0].data(), names[0].size()));
+  MT_ASSIGN_OR_RETURN(PeerIdentity peer,
+                      ParseCommonName(absl::string_view(names[0].data(), names[0].size())));
+  const std::vector<grpc::string_ref> pems =
+      context.FindPropertyValues(GRPC_X509_PEM_CERT_PROPERTY_NAME);
+  if (pems.size() == 1) {
+    MT_ASSIGN_OR_RETURN(peer.expiry,
+                        CertificateExpiry(absl::string_view(pems[0].data(), pems[0].size())));
+  }
+  return peer;
 }
 
 }  // namespace mt

@@ -27,9 +27,9 @@ struct TlsFiles {  // paths of PEM files; all empty = no TLS
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> NewChannelCredentials(
     Env* env, const TlsFiles& files);
 // Requires and verifies a client certificate of the cluster's CA. The certificate is read again
-// when its file changes.
+// when its file changes, looked for every `refresh_seconds`.
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> NewServerCredentials(
-    Env* env, const TlsFiles& files);
+    Env* env, const TlsFiles& files, int refresh_seconds = 60);
 
 // Keep-alive, message limit, and the name that the server's certificate must carry
 // (kCoordinatorTargetName or kWorkerTargetName). Every channel owns its connections (no sharing
@@ -54,6 +54,7 @@ struct PeerIdentity {
   std::string name;           // node, user or cluster
   Role role = Role::kViewer;  // of a client
   std::string common_name;
+  absl::Time expiry = absl::InfiniteFuture();  // of the certificate
 };
 // UNAUTHENTICATED: TLS is on but the name is none that this cluster issues.
 absl::StatusOr<PeerIdentity> PeerOf(const grpc::AuthContext& context);

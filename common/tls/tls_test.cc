@@ -28,41 +28,50 @@ class TlsTest : public testing::Test {
     return {JoinPath(tls, "ca.crt"), JoinPath(tls, name + ".crt"), JoinPath(tls, name + ".key")};
   }
 
-  // Starts a server that only does handshakes, and says whether `client` reaches it, and as whom it
-  // sees the server.
-  bool Connects(const TlsFiles& server, const TlsFiles& client, const std::string& target) {
-    grpc::ServerBuilder builder;
+  // Only does handshakes.
+  struct Server {
+    ~Server() {
+      running->Shutdown(std::chrono::system_clock::now());
+      queue->Shutdown();
+      void* tag;
+      bool ok;
+      while (queue->Next(&tag, &ok)) {
+      }
+    }
     int port = 0;
-    auto credentials = NewServerCredentials(env_, server);
-    MT_CHECK_OK(credentials.status());
-    builder.AddListeningPort("127.0.0.1:0", *credentials, &port);
     grpc::AsyncGenericService service;
-    builder.RegisterAsyncGenericService(&service);
-    auto queue = builder.AddCompletionQueue();
+    std::unique_ptr<grpc::ServerCompletionQueue> queue;
+    std::unique_ptr<grpc::Server> running;
+  };
+  std::unique_ptr<Server> Serve(const TlsFiles& files, int refresh_seconds = 60) {
+    auto server = std::make_unique<Server>();
+    grpc::ServerBuilder builder;
+    auto credentials = NewServerCredentials(env_, files, refresh_seconds);
+    MT_CHECK_OK(credentials.status());
+    builder.AddListeningPort("127.0.0.1:0", *credentials, &server->port);
+    builder.RegisterAsyncGenericService(&server->service);
+    server->queue = builder.AddCompletionQueue();
     SetServerDefaults(builder);
-    auto running = builder.BuildAndStart();
+    server->running = builder.BuildAndStart();
+    return server;
+  }
+  bool Reaches(int port, const TlsFiles& client, const std::string& target) {
     auto channel = NewChannel(env_, absl::StrCat("127.0.0.1:", port), client, target);
     MT_CHECK_OK(channel.status());
     // A refused client certificate shows only after the handshake (TLS 1.3): ask until connected,
     // then whether it stays.
     grpc_connectivity_state state = (*channel)->GetState(true);
     const auto deadline = std::chrono::system_clock::now() + std::chrono::seconds(10);
-    bool connected = false;
     while (state != GRPC_CHANNEL_TRANSIENT_FAILURE &&
            (*channel)->WaitForStateChange(state, deadline)) {
       state = (*channel)->GetState(true);
-      if (state == GRPC_CHANNEL_READY) {
-        connected = true;
-        break;
-      }
+      if (state == GRPC_CHANNEL_READY) return true;
     }
-    running->Shutdown(std::chrono::system_clock::now());
-    queue->Shutdown();
-    void* tag;
-    bool ok;
-    while (queue->Next(&tag, &ok)) {
-    }
-    return connected;
+    return false;
+  }
+  // Whether `client` reaches a server with these files.
+  bool Connects(const TlsFiles& server, const TlsFiles& client, const std::string& target) {
+    return Reaches(Serve(server)->port, client, target);
   }
 
   Env* env_ = Env::Real();
@@ -118,6 +127,26 @@ TEST_F(TlsTest, OnlyTheExpectedServerIsAccepted) {
       Connects(node, client, kCoordinatorTargetName));  // a node cannot pass for the coordinator
   EXPECT_FALSE(Connects(client, node, kCoordinatorTargetName));             // a client is no server
   EXPECT_FALSE(Connects(coordinator, TlsFiles{}, kCoordinatorTargetName));  // no certificate
+}
+
+TEST_F(TlsTest, ExpiredCertificateIsNeitherClientNorServer) {
+  const TlsFiles coordinator = Files("coordinator", ca_->IssueCoordinator("c1"));
+  const TlsFiles node = Files("node", ca_->IssueNode("a", -absl::Minutes(1)));
+  EXPECT_FALSE(Connects(coordinator, node, kCoordinatorTargetName));
+  EXPECT_FALSE(Connects(node, coordinator, kWorkerTargetName));
+  Files("node", ca_->IssueNode("a"));  // the same files
+  EXPECT_TRUE(Connects(coordinator, node, kCoordinatorTargetName)) << "the next dial has it";
+}
+
+// As a daemon whose certificate is renewed while it runs.
+TEST_F(TlsTest, RunningServerTakesOverARenewedCertificate) {
+  const TlsFiles coordinator = Files("coordinator", ca_->IssueCoordinator("c1"));
+  const TlsFiles node = Files("node", ca_->IssueNode("a", -absl::Minutes(1)));
+  auto server = Serve(node, /*refresh_seconds=*/1);
+  EXPECT_FALSE(Reaches(server->port, coordinator, kWorkerTargetName));
+  Files("node", ca_->IssueNode("a"));
+  while (!Reaches(server->port, coordinator, kWorkerTargetName)) {
+  }  // a server that never does is ended by the test's own time limit
 }
 
 TEST_F(TlsTest, AnotherClustersAuthorityIsNotTrusted) {

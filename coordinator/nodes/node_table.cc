@@ -209,6 +209,8 @@ void NodeTable::Register(Node& node, const std::shared_ptr<WorkerStream>& stream
   node.last_heartbeat = options_.loop->clock()->Now();
   node.disk_free_bytes = registration.disk_free_bytes();
   node.failed_launches = 0;
+  node.certificate_expiry = stream->CertificateExpiry();
+  node.next_renewal = absl::ZeroDuration();
   node.settled = false;
   node.replay_until = registration.next_sequence() - 1;
   node.running.assign(registration.running().begin(), registration.running().end());
@@ -222,6 +224,7 @@ void NodeTable::Register(Node& node, const std::shared_ptr<WorkerStream>& stream
   Send(name, std::move(answer));
   UpdateUnwanted(node, node.running);
   SetState(node, v1::NODE_STATE_READY, "");
+  MaybeRenewCertificate(node, node.last_heard);
   options_.listener->OnNodeConnected(name);
   if (node.applied >= node.replay_until) SettleNode(node);
 }
@@ -337,6 +340,7 @@ void NodeTable::Tick() {
                absl::StrCat("not heard of for ", Seconds(silent), "; ", node.reason));
     }
     MaybeLaunch(node, now);
+    MaybeRenewCertificate(node, now);
   }
   if (2 * NumReady() < static_cast<int>(names_.size())) isolated_at_ = now;
   tick_due_ = now + tick_interval_;
@@ -374,6 +378,46 @@ void NodeTable::MaybeLaunch(Node& node, absl::Duration now) {
   });
 }
 
+// The stream itself does not notice that its certificate ends, but every connection that the node opens or accepts after that
+// fails: copies of checkpoints, data, its own next stream. A certificate that is lost on its way does no harm, for the present one is
+// good for as long again.
+void NodeTable::MaybeRenewCertificate(Node& node, absl::Duration now) {
+  const CoordinatorTunables& tunables = options_.tunables;
+  if (!options_.issue_certificate || node.stream == nullptr || shutting_down_ ||
+      now < node.next_renewal)
+    return;
+  const absl::Time time = options_.loop->clock()->Now();
+  if (node.certificate_expiry - time > tunables.node_certificate_lifetime / 2) return;
+  node.next_renewal = now + tunables.certificate_retry;
+  const std::string& name = node.config.name;
+  const absl::Time expiry = time + tunables.node_certificate_lifetime;
+  absl::StatusOr<v1::RenewCertificate> next =
+      options_.issue_certificate(name, tunables.node_certificate_lifetime);
+  if (!next.ok()) {
+    MT_LOG(Error) << "node " << name << "'s certificate, which ends at " << node.certificate_expiry
+                  << ", cannot be renewed: " << next.status().ToString();
+    return;
+  }
+  v1::CoordinatorMessage message;
+  *message.mutable_renew_certificate() = *std::move(next);
+  message.set_command_id(NewCommand(node, [&node, expiry](const absl::Status& status) {
+    if (status.ok()) {
+      node.certificate_expiry = expiry;
+      return;
+    }
+    MT_LOG(Warning) << "node " << node.config.name << " could not take its next certificate ("
+                    << status.ToString() << "); its present one ends at " << node.certificate_expiry
+                    << "; it is sent again";
+  }));
+  SendNow(name, std::move(message));  // changes no row
+}
+
+std::string NodeTable::NewCommand(const Node& node, std::function<void(absl::Status)> on_result) {
+  std::string id = absl::StrCat(options_.ledger->state().epoch, "-", ++last_command_);
+  commands_[id] = {node.config.name, node.stream_number, std::move(on_result)};
+  return id;
+}
+
 void NodeTable::SendNow(const std::string& name, v1::CoordinatorMessage message) {
   const auto it = nodes_.find(name);
   if (it == nodes_.end() || it->second.stream == nullptr) return;
@@ -389,9 +433,8 @@ void NodeTable::Send(const std::string& name, v1::CoordinatorMessage message,
   const uint64_t stream_number = node.stream_number;
   std::string id;
   if (on_result) {
-    id = absl::StrCat(options_.ledger->state().epoch, "-", ++last_command_);
+    id = NewCommand(node, std::move(on_result));
     message.set_command_id(id);
-    commands_[id] = {name, stream_number, std::move(on_result)};
   }
   options_.ledger->AfterCommit([this, &node, stream_number, id, message = std::move(message)] {
     if (node.stream == nullptr || node.stream_number != stream_number) {
@@ -503,6 +546,12 @@ const v1::DataFetch* NodeTable::DataFetchOf(const std::string& name, const std::
     if (fetch.job_id() == job_id && fetch.generation() == generation) return &fetch;
   }
   return nullptr;
+}
+
+absl::Time NodeTable::CertificateExpiry(const std::string& name) const {
+  const Node* node = Find(name);
+  return node == nullptr || node->stream == nullptr ? absl::InfiniteFuture()
+                                                    : node->certificate_expiry;
 }
 
 int NodeTable::NumReady() const {

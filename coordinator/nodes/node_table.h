@@ -6,6 +6,7 @@
 //  - Every event sequence of an incarnation is applied once; it is acknowledged when what it changed is durable.
 //  - A node is settled when its stream is registered and every event that it had kept has been applied (the newest one, or
 //    any heartbeat, which comes behind them, tells): only then does the absence of a rank mean anything.
+//  - A connected node's certificate never ends: the next one is sent at half its life, and after that until the node has it.
 //  - Silence alone kills nothing: SUSPECT changes nothing for jobs, DOWN only says that the node is not counted on. If this
 //    very process slept (its timers are late), all deadlines move by as much.
 #pragma once
@@ -50,6 +51,10 @@ class NodeListener {
   virtual void Settle() = 0;
 };
 
+// The node's next certificate and its key, for `lifetime` from now.
+using IssueCertificate = std::function<absl::StatusOr<v1::RenewCertificate>(
+    const std::string& node, absl::Duration lifetime)>;
+
 class NodeTable {
  public:
   struct Options {
@@ -60,6 +65,7 @@ class NodeTable {
     NodeListener* listener = nullptr;
     std::vector<NodeConfig> nodes;
     std::string version, bundle_digest;
+    IssueCertificate issue_certificate;  // null: without TLS
     CoordinatorTunables tunables;
   };
   explicit NodeTable(Options options);
@@ -87,6 +93,8 @@ class NodeTable {
   // What the node's newest heartbeat says of the data of this attempt, or null.
   const v1::DataFetch* DataFetchOf(const std::string& node, const std::string& job_id,
                                    int generation) const;
+  // As far as the coordinator knows; infinite without TLS and while the node is not connected.
+  absl::Time CertificateExpiry(const std::string& node) const;
   int NumReady() const;
   // False while (and for a while after) fewer than half of the nodes are reachable: then it is probably the coordinator that is
   // cut off, and nothing is to be concluded from a node's silence.
@@ -131,6 +139,9 @@ class NodeTable {
     int failed_launches = 0;
     absl::Duration next_launch;
     uint64_t stream_number = 0;  // which stream a command was sent on
+    // Of its stream's certificate, or of the one that it has taken over since.
+    absl::Time certificate_expiry = absl::InfiniteFuture();
+    absl::Duration next_renewal;
   };
 
   void Register(Node& node, const std::shared_ptr<WorkerStream>& stream,
@@ -143,6 +154,9 @@ class NodeTable {
   void SetState(Node& node, v1::NodeState state, const std::string& reason);
   void Tick();
   void MaybeLaunch(Node& node, absl::Duration now);
+  void MaybeRenewCertificate(Node& node, absl::Duration now);
+  // The id of a command that the node answers on its present stream.
+  std::string NewCommand(const Node& node, std::function<void(absl::Status)> on_result);
   void Refuse(const std::shared_ptr<WorkerStream>& stream, absl::Status reason);
   const store::NodeRecord* Record(const std::string& name) const;
   const Node* Find(const std::string& name) const;

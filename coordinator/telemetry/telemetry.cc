@@ -228,10 +228,10 @@ class TelemetryImpl : public Telemetry,
       out.Histogram("mt_ssh_bootstrap_duration_seconds", "Bringing a worker daemon onto a node",
                     {{"result", result}}, launches_[result]);
     }
-    if (options_.certificate_expiry != absl::InfiniteFuture()) {
+    if (options_.certificate_expiry) {
       out.Gauge("mt_certificate_expiry_timestamp_seconds",
                 "End of the coordinator's own certificate", {},
-                absl::ToDoubleSeconds(options_.certificate_expiry - absl::UnixEpoch()));
+                absl::ToDoubleSeconds(options_.certificate_expiry() - absl::UnixEpoch()));
     }
     out.Gauge("mt_build_info", "Always 1; the version is the label",
               {{"version", options_.version}}, 1);
@@ -412,6 +412,11 @@ class TelemetryImpl : public Telemetry,
                 static_cast<double>(node.data_cache_bytes()));
       out.Gauge("mt_node_data_cache_limit_bytes", "What its cache may hold", labels,
                 static_cast<double>(node.data_cache_limit_bytes()));
+      if (const auto expiry = snapshot.certificate_expiry.find(node.name());
+          expiry != snapshot.certificate_expiry.end()) {
+        out.Gauge("mt_node_certificate_expiry_timestamp_seconds", "End of the node's certificate",
+                  labels, absl::ToDoubleSeconds(expiry->second - absl::UnixEpoch()));
+      }
       for (const v1::Device& device : node.devices()) BuildDevice(node, device, out);
     }
     for (const auto& [state, count] : by_state)

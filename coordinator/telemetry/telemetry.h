@@ -7,6 +7,7 @@
 // busy coordinator is slow to be seen but never blocked.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -18,7 +19,7 @@ namespace mt {
 
 struct TelemetryOptions {
   std::string version;
-  absl::Time certificate_expiry = absl::InfiniteFuture();  // infinite = without TLS
+  std::function<absl::Time()> certificate_expiry;  // called on the loop; null = without TLS
 };
 
 class Telemetry {

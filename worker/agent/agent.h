@@ -57,6 +57,8 @@ struct AgentOptions {
   // A rank's forwarded output; more is in its log file only, and counted.
   int64_t log_bytes_per_second = 64 << 10;
   int64_t log_burst_bytes = 512 << 10;
+  // Puts the daemon's next certificate and key in the place of its present ones; null: it runs without TLS.
+  std::function<absl::Status(const v1::RenewCertificate&)> renew_certificate;
   DeviceMonitor* device_monitor = nullptr;  // none: heartbeats tell nothing of devices
 };
 
@@ -140,6 +142,7 @@ class Agent : public RankHandler {
   absl::Status LaunchRanks(const v1::LaunchRanks& launch);
   absl::Status StopRanks(const v1::StopRanks& stop);
   absl::Status CheckpointNow(const v1::CheckpointNow& command);
+  absl::Status RenewCertificate(const v1::RenewCertificate& next);
   absl::Status CommitManifest(const v1::CommitManifest& commit);
   absl::Status FetchFiles(const v1::FetchFiles& fetch, const std::string& command_id);
   absl::Status DeleteCheckpoint(const v1::DeleteCheckpoint& command);

@@ -96,6 +96,17 @@ absl::Status Agent::CheckpointNow(const v1::CheckpointNow& command) {
   return absl::OkStatus();
 }
 
+// The daemon's server reads the files again when they change, and every dial reads them: nothing is restarted for it.
+absl::Status Agent::RenewCertificate(const v1::RenewCertificate& next) {
+  if (!options_.renew_certificate) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the daemon of node ", options_.node, " runs without TLS"));
+  }
+  MT_RETURN_IF_ERROR(options_.renew_certificate(next));
+  MT_LOG(Info) << "the certificate is renewed";
+  return absl::OkStatus();
+}
+
 absl::Status Agent::CommitManifest(const v1::CommitManifest& commit) {
   MT_RETURN_IF_ERROR(ValidateComponent("job id", commit.job_id()));
   const absl::Status status = mt::CommitManifest(env_, StoreRoot(commit.path()), commit.manifest());

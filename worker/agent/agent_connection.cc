@@ -153,6 +153,9 @@ void Agent::OnMessage(uint64_t attempt, v1::CoordinatorMessage message) {
     case v1::CoordinatorMessage::kCheckpointNow:
       result = CheckpointNow(message.checkpoint_now());
       break;
+    case v1::CoordinatorMessage::kRenewCertificate:
+      result = RenewCertificate(message.renew_certificate());
+      break;
     case v1::CoordinatorMessage::kShutdownWorker:
       Shutdown(absl::Seconds(10),
                absl::StrCat("the node was told to stop: ", message.shutdown_worker().reason()));

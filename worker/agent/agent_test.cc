@@ -108,6 +108,10 @@ class AgentTest : public ::testing::Test {
     options.state_folder = "/state";
     options.identity.set_slots(4);
     options.identity.set_cores(4);
+    options.renew_certificate = [this](const v1::RenewCertificate& next) {
+      certificates_.push_back(next.certificate_pem() + next.key_pem());
+      return certificate_status_;
+    };
     host_ = std::make_unique<FakeHost>();
     agent_ = std::make_unique<Agent>(options, &loop_, &env_, random_.get(), &coordinator_,
                                      host_.get(), &fetcher_, &data_checker_, &datasets_,
@@ -209,6 +213,8 @@ class AgentTest : public ::testing::Test {
   std::unique_ptr<FakeHost> host_;
   std::unique_ptr<Agent> agent_;
   std::vector<absl::Status> ended_;
+  std::vector<std::string> certificates_;
+  absl::Status certificate_status_;
   int commands_ = 0;
 };
 
@@ -706,6 +712,16 @@ TEST_F(AgentTest, ShutdownStopsRanksThenEnds) {
   Exit(1, 0, 15);
   ASSERT_EQ(ended_.size(), 1u);
   EXPECT_TRUE(ended_[0].ok());
+}
+
+TEST_F(AgentTest, TakesItsNextCertificateAndSaysWhenItCannot) {
+  v1::CoordinatorMessage message;
+  message.mutable_renew_certificate()->set_certificate_pem("certificate");
+  message.mutable_renew_certificate()->set_key_pem("key");
+  EXPECT_EQ(Command(message).code(), 0);
+  EXPECT_THAT(certificates_, ElementsAre("certificatekey"));
+  certificate_status_ = absl::ResourceExhaustedError("the disk is full");
+  EXPECT_EQ(Command(message).code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
 }
 
 }  // namespace
