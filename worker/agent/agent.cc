@@ -13,6 +13,7 @@ namespace mt {
 namespace {
 
 constexpr absl::Duration kHangCheckInterval = absl::Milliseconds(500);
+constexpr absl::Duration kLateCheck = absl::Seconds(1);
 constexpr absl::Duration kDefaultMinStepDeadline = absl::Seconds(60);
 constexpr absl::Duration kDefaultStartDeadline = absl::Minutes(5);
 constexpr absl::Duration kDefaultStopGrace = absl::Seconds(10);
@@ -54,7 +55,8 @@ absl::Status Agent::Start() {
   }
   MT_LOG(Info) << "node " << options_.node << ", incarnation " << incarnation_ << ", "
                << spool_->Pending().size() << " events to replay";
-  hang_timer_ = loop_->After(kHangCheckInterval, [this] { CheckHangs(); });
+  hang_check_due_ = loop_->clock()->Monotonic() + kHangCheckInterval;
+  hang_timer_ = loop_->After(kHangCheckInterval, [this] { OnHangTimer(); });
   Dial();
   return absl::OkStatus();
 }
@@ -273,8 +275,26 @@ void Agent::KillRank(const RankId& id, Rank& rank) {
   host_->Signal(id, RankSignal::kKill);
 }
 
+// A check that comes late means that this daemon stood still (stopped, starved, or a disk held it up), and not its ranks: what they
+// said meanwhile waits behind this task. Their deadlines move by as much, and they are looked at when that has been heard.
+void Agent::OnHangTimer() {
+  const absl::Duration now = loop_->clock()->Monotonic();
+  const absl::Duration late = now - hang_check_due_;
+  hang_check_due_ = now + kHangCheckInterval;
+  hang_timer_ = loop_->After(kHangCheckInterval, [this] { OnHangTimer(); });
+  if (late <= kLateCheck) {
+    CheckHangs();
+    return;
+  }
+  MT_LOG(Warning) << "the daemon stood still for " << absl::FormatDuration(late)
+                  << "; the ranks' deadlines move by as much";
+  for (auto& [id, rank] : ranks_) rank.hang->Excuse(late);
+  loop_->Post([this, alive = alive_] {
+    if (*alive) CheckHangs();
+  });
+}
+
 void Agent::CheckHangs() {
-  hang_timer_ = loop_->After(kHangCheckInterval, [this] { CheckHangs(); });
   const absl::Duration now = loop_->clock()->Monotonic();
   for (auto& [id, rank] : ranks_) {
     // Until the first step ranks wait for rendezvous values that come through the coordinator: while it is away nobody hangs.

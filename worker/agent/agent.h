@@ -169,6 +169,7 @@ class Agent : public RankHandler {
   void KillRank(const RankId& id, Rank& rank);
   void KillAfter(const RankId& id, Rank& rank, absl::Duration grace);
   void OnFinished(const RankId& id, Rank& rank, v1::Finished finished);
+  void OnHangTimer();
   void CheckHangs();
   void Emit(v1::WorkerEvent event);
   v1::WorkerEvent NewEvent(const RankId& id) const;
@@ -198,6 +199,7 @@ class Agent : public RankHandler {
   int64_t epoch_ = 0;
   absl::Duration heartbeat_interval_ = absl::Seconds(5);
   EventLoop::TimerId dial_timer_ = 0, heartbeat_timer_ = 0, register_timer_ = 0, hang_timer_ = 0;
+  absl::Duration hang_check_due_;
 
   std::map<RankId, Rank> ranks_;
   std::map<std::string, Job> jobs_;

@@ -724,5 +724,31 @@ TEST_F(AgentTest, TakesItsNextCertificateAndSaysWhenItCannot) {
   EXPECT_EQ(Command(message).code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
 }
 
+// A disk holds the daemon's thread up for longer than a step may take, while its ranks go on and say so.
+TEST_F(AgentTest, DaemonThatStoodStillDoesNotTakeItsRanksForHung) {
+  StartRanks(1, 2);
+  for (int step = 0; step < 12; ++step) {
+    for (int rank = 0; rank < 2; ++rank) Progress(1, rank, "step", step);
+    Run(absl::Milliseconds(100));
+  }
+  loop_.SetStopped(true);
+  for (int second = 0; second < 10; ++second) {
+    scheduler_.RunUntil(scheduler_.now() + absl::Seconds(1));
+    // Rank 1 hangs.
+    loop_.Post([this, second] { Progress(1, 0, "step", 12 + second); });
+  }
+  loop_.SetStopped(false);
+  Run(absl::Milliseconds(500));
+  EXPECT_THAT(coordinator_.EventsOf(v1::WorkerEvent::kRankHung), IsEmpty());
+  EXPECT_THAT(host_->signals, IsEmpty());
+  for (int i = 0; i < 20; ++i) {
+    Progress(1, 0, "step", 22 + i);
+    Run(absl::Milliseconds(100));
+  }
+  const auto hung = coordinator_.EventsOf(v1::WorkerEvent::kRankHung);
+  ASSERT_EQ(hung.size(), 1u);
+  EXPECT_EQ(hung[0].rank(), 1) << "who is silent while it is listened to";
+}
+
 }  // namespace
 }  // namespace mt

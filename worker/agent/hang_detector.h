@@ -31,6 +31,12 @@ class HangDetector {
   bool IsHung(absl::Duration now) const { return now - progressed_ >= Deadline(now); }
   // Silence until now does not count.
   void Pardon(absl::Duration now) { progressed_ = now; }
+  // As much of the silence does not count: nobody listened.
+  void Excuse(absl::Duration silence) {
+    progressed_ += silence;
+    heard_ += silence;
+    step_began_ += silence;
+  }
   bool has_stepped() const { return steps_seen_ > 0; }
   absl::Duration Silent(absl::Duration now) const { return now - progressed_; }
 
