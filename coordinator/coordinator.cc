@@ -132,6 +132,7 @@ class CoordinatorCore : public NodeListener {
   std::map<std::string, std::vector<v1::HeldCheckpoint>>
       held;  // by node, from its registration until it is settled
   std::function<void()> when_idle;
+  std::vector<std::function<void()>> shutdown_done;  // answers of Shutdown calls
   absl::Time started;
   EventLoop::TimerId tick = 0, notify_timer = 0, shutdown_timer = 0;
 
@@ -307,11 +308,18 @@ void Coordinator::Shutdown(bool graceful, std::function<void()> done) {
   if (!status.ok()) {
     MT_LOG(Warning) << "shutting down without pausing jobs: " << status.ToString();
   }
-  auto end_workers = [core = core_.get(), done = std::move(done)] {
-    core->nodes->ShutdownWorkers(done);
+  // All calls so far are answered together, by whichever comes to its end first.
+  core_->shutdown_done.push_back(std::move(done));
+  auto end_workers = [core = core_.get()] {
+    core->when_idle = nullptr;
+    core->nodes->ShutdownWorkers([core] {
+      for (const auto& answer : std::exchange(core->shutdown_done, {})) answer();
+    });
   };
   if (graceful && status.ok() && core_->jobs->HasActiveJobs()) {
+    if (core_->when_idle) return;  // asked again: jobs are being paused
     core_->when_idle = std::move(end_workers);
+    core_->options.loop->Cancel(core_->shutdown_timer);
     core_->shutdown_timer =
         core_->options.loop->After(core_->options.tunables.pause_grace, [core = core_.get()] {
           if (core->when_idle) std::exchange(core->when_idle, nullptr)();

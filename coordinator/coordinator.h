@@ -123,7 +123,8 @@ class Coordinator : public WorkerStreamHandler {
   absl::StatusOr<v1::Node> Drain(const v1::DrainRequest& request);
   absl::StatusOr<v1::Node> Undrain(const v1::DrainRequest& request);
   // Pauses running jobs (graceful: after a checkpoint), ends the workers, then calls `done`. Jobs that ran are resumed
-  // at the next start from their newest checkpoint.
+  // at the next start from their newest checkpoint. May be called again: a call that is not graceful ends the workers without waiting for jobs that an earlier
+  // one pauses, and every call's `done` runs.
   void Shutdown(bool graceful, std::function<void()> done);
 
   // Checkpoints. NOT_FOUND unless it is committed, bad or being deleted.

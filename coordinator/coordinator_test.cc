@@ -1047,5 +1047,29 @@ TEST_F(CoordinatorTest, NodeThatRegistersWithAnOldCertificateIsSentTheNext) {
   EXPECT_EQ(Newest("n1", Body::kRenewCertificate), nullptr);
 }
 
+// `mtctl cluster down` is retried, then followed by --now: every call is answered.
+TEST_F(CoordinatorTest, EveryShutdownCallIsAnswered) {
+  Register("n1");
+  const std::string id = Submit(1);
+  Step("n1", id, 1, 1);
+  std::vector<int> done;
+  coordinator_->Shutdown(true, [&] { done.push_back(1); });
+  coordinator_->Shutdown(true, [&] { done.push_back(2); });
+  Run();
+  EXPECT_EQ(Newest("n1", Body::kShutdownWorker), nullptr) << "the job writes a checkpoint first";
+  coordinator_->Shutdown(false, [&] { done.push_back(3); });
+  Run();
+  EXPECT_NE(Newest("n1", Body::kShutdownWorker), nullptr);
+  coordinator_->Shutdown(false, [&] { done.push_back(4); });
+  Run();
+  EXPECT_TRUE(done.empty()) << "the worker has not ended";
+  coordinator_->OnClosed(streams_["n1"], absl::UnavailableError("it has ended"));
+  Run();
+  EXPECT_EQ(done, (std::vector<int>{1, 2, 3, 4}));
+  coordinator_->Shutdown(true, [&] { done.push_back(5); });
+  Run(absl::Minutes(6));
+  EXPECT_EQ(done.size(), 5u);
+}
+
 }  // namespace
 }  // namespace mt

@@ -296,8 +296,7 @@ void NodeTable::Lose(Node& node, const std::string& reason) {
   node.next_launch = now + options_.tunables.relaunch_after;
   SetState(node, v1::NODE_STATE_SUSPECT, reason);
   options_.listener->OnNodeDisconnected(node.config.name);
-  if (shutting_down_ && streams_.empty() && shutdown_done_)
-    options_.loop->Post(std::exchange(shutdown_done_, nullptr));
+  if (shutting_down_ && streams_.empty()) FinishShutdown();
 }
 
 void NodeTable::SetState(Node& node, v1::NodeState state, const std::string& reason) {
@@ -459,29 +458,35 @@ void NodeTable::OnCommandResult(const std::string& node, const v1::CommandResult
 
 void NodeTable::ShutdownWorkers(std::function<void()> done) {
   shutting_down_ = true;
-  shutdown_done_ = std::move(done);
+  shutdown_done_.push_back(std::move(done));
   for (const std::string& name : names_) {
     v1::CoordinatorMessage message;
     message.mutable_shutdown_worker()->set_reason("the cluster is going down");
     Send(name, std::move(message));
   }
   if (streams_.empty()) {
-    options_.loop->Post(std::exchange(shutdown_done_, nullptr));
+    FinishShutdown();
     return;
   }
+  if (shutdown_timer_ != 0) return;  // of an earlier call
   shutdown_timer_ = options_.loop->After(options_.tunables.shutdown_grace, [this] {
-    if (!shutdown_done_) return;
+    shutdown_timer_ = 0;
+    if (shutdown_done_.empty()) return;
     auto left = std::make_shared<int>(0);
     auto finish = [this, alive = alive_, left](absl::Status) {
-      if (--*left == 0 && *alive && shutdown_done_) std::exchange(shutdown_done_, nullptr)();
+      if (--*left == 0 && *alive) FinishShutdown();
     };
     for (auto& [name, node] : nodes_) {
       if (node.stream == nullptr || options_.launcher == nullptr) continue;
       ++*left;
       options_.launcher->Stop(node.config, finish);
     }
-    if (*left == 0) std::exchange(shutdown_done_, nullptr)();
+    if (*left == 0) FinishShutdown();
   });
+}
+
+void NodeTable::FinishShutdown() {
+  for (auto& done : std::exchange(shutdown_done_, {})) options_.loop->Post(std::move(done));
 }
 
 int NodeTable::Slots(const std::string& name) const {

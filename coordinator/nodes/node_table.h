@@ -110,7 +110,7 @@ class NodeTable {
   void OnCommandResult(const std::string& node, const v1::CommandResult& result);
 
   // Tells every connected worker to end, stops the others' launches; `done` when no stream is left or the grace is over
-  // (then the launcher ends what is left).
+  // (then the launcher ends what is left). May be called again meanwhile: every `done` runs.
   void ShutdownWorkers(std::function<void()> done);
 
   int64_t stale_messages() const { return stale_messages_; }
@@ -150,6 +150,7 @@ class NodeTable {
   void QueueAcknowledge(Node& node);
   void SettleNode(Node& node);
   void UpdateUnwanted(Node& node, const std::vector<v1::RunningRank>& running);
+  void FinishShutdown();
   void Lose(Node& node, const std::string& reason);
   void SetState(Node& node, v1::NodeState state, const std::string& reason);
   void Tick();
@@ -178,7 +179,7 @@ class NodeTable {
   EventLoop::TimerId tick_timer_ = 0, shutdown_timer_ = 0;
   absl::Duration tick_due_, tick_interval_;
   absl::Duration isolated_at_;  // when fewer than half were reachable last
-  std::function<void()> shutdown_done_;
+  std::vector<std::function<void()>> shutdown_done_;
   bool shutting_down_ = false;
   int64_t stale_messages_ = 0, restarts_ = 0;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
