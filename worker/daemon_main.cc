@@ -93,8 +93,13 @@ absl::Status Daemon::Start() {
   }
   MT_RETURN_IF_ERROR(lock.status());
   lock_ = std::move(*lock);
-  MT_RETURN_IF_ERROR(WriteFileAtomically(env_, JoinPath(command_.state_folder, "worker.pid"),
-                                         absl::StrCat(getpid(), "\n")));
+  const absl::Status pid_written = WriteFileAtomically(
+      env_, JoinPath(command_.state_folder, "worker.pid"), absl::StrCat(getpid(), "\n"));
+  if (absl::IsResourceExhausted(pid_written)) {  // removing checkpoints is this daemon's work
+    MT_LOG(Warning) << "the disk is full; starting all the same: " << pid_written.message();
+  } else {
+    MT_RETURN_IF_ERROR(pid_written);
+  }
 
   const TlsFiles tls = command_.tls();
   MT_ASSIGN_OR_RETURN(const std::string coordinator,

@@ -110,7 +110,11 @@ absl::Status Agent::ReportLastIncarnation() {
                                      " ended while this rank ran; the rank ended with it"));
     Emit(std::move(event));
   }
-  return SaveRecord();
+  absl::Status saved = SaveRecord();
+  if (!absl::IsResourceExhausted(saved)) return saved;
+  // It goes on naming ranks that have ended: the next start tells their end again, which changes nothing.
+  MT_LOG(Warning) << "record of running ranks: " << saved.ToString();
+  return absl::OkStatus();
 }
 
 std::vector<v1::RunningRank> Agent::Running() const {

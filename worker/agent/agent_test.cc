@@ -750,5 +750,37 @@ TEST_F(AgentTest, DaemonThatStoodStillDoesNotTakeItsRanksForHung) {
   EXPECT_EQ(hung[0].rank(), 1) << "who is silent while it is listened to";
 }
 
+// It is the one that can be told to remove checkpoints.
+TEST_F(AgentTest, StartsOnAFullDiskAndGoesOnWhenThereIsRoom) {
+  StartRanks(1);
+  CrashDaemon();
+  coordinator_.acknowledge = false;
+  env_.SetCapacity(env_.UsedBytes());
+  StartDaemon();
+  EXPECT_TRUE(coordinator_.registered);
+  EXPECT_EQ(Exits().size(), 2u) << "told from memory";
+  EXPECT_EQ(StartRanks(2).code(), 0);
+  EXPECT_THAT(host_->spawned, IsEmpty()) << "without a record nothing may run";
+  env_.SetCapacity(env_.UsedBytes() + (1 << 20));
+  StartRanks(3);
+  EXPECT_EQ(host_->spawned.size(), 2u);
+  const size_t told = agent_->spool().Pending().size();
+  CrashDaemon();
+  StartDaemon();
+  EXPECT_GE(agent_->spool().Pending().size(), told) << "the spool is on disk again";
+}
+
+TEST_F(AgentTest, StateFolderThatCannotBeWrittenForAnotherReasonIsAnError) {
+  CrashDaemon();
+  ASSERT_TRUE(env_.RemoveFile("/state/events.spool").ok());
+  ASSERT_TRUE(env_.CreateDirectories("/state/events.spool/in the way").ok());
+  AgentOptions options;
+  options.node = "n0";
+  options.state_folder = "/state";
+  Agent agent(options, &loop_, &env_, random_.get(), &coordinator_, host_.get(), &fetcher_,
+              &data_checker_, &datasets_, nullptr);
+  EXPECT_FALSE(agent.Start().ok());
+}
+
 }  // namespace
 }  // namespace mt

@@ -59,7 +59,7 @@ absl::StatusOr<std::unique_ptr<Spool>> Spool::Open(Env* env, std::string path,
 
 absl::Status Spool::Load() {
   auto contents = ReadFile(env_, path_, kMaxFileBytes);
-  if (absl::IsNotFound(contents.status())) return Rewrite();
+  if (absl::IsNotFound(contents.status())) return Begin();
   if (!contents.ok()) {
     return absl::DataLossError(
         absl::StrCat("the event spool cannot be read: ", contents.status().message()));
@@ -92,7 +92,18 @@ absl::Status Spool::Load() {
     MT_LOG(Warning) << "event spool " << path_ << ": the last " << rest.size()
                     << " bytes are torn and were cut off";
   }
-  return Rewrite();  // also proves at once that the folder can be written
+  return Begin();
+}
+
+// Proves at once that the folder can be written. A full disk is no reason not to start: the daemon is the one who can be told to
+// remove checkpoints, and until there is room the newest events are in memory only.
+absl::Status Spool::Begin() {
+  absl::Status status = Rewrite();
+  if (!absl::IsResourceExhausted(status)) return status;
+  file_ = nullptr;
+  MT_LOG(Warning) << "event spool " << path_
+                  << " holds the newest events in memory only: " << status.ToString();
+  return absl::OkStatus();
 }
 
 // Invariant: afterwards the file holds what memory holds, and file_ appends to it.

@@ -52,6 +52,7 @@ class Spool {
   Spool(Env* env, std::string path, int64_t limit_bytes)
       : env_(env), path_(std::move(path)), limit_bytes_(limit_bytes) {}
   absl::Status Load();
+  absl::Status Begin();
   absl::Status Rewrite();
   bool IsOvergrown() const;
   void Keep(v1::WorkerEvent event);
