@@ -68,6 +68,7 @@ class CoordinatorTest : public ::testing::Test {
       if (name != removed_) options.nodes.push_back({.name = name, .slots = 2});
     }
     options.state_directory = "/state";
+    options.version = version_;
     options.issue_certificate = [this](const std::string& node, absl::Duration lifetime) {
       v1::RenewCertificate next;
       next.set_certificate_pem(absl::StrCat("certificate ", ++issued_, " of ", node));
@@ -1069,6 +1070,20 @@ TEST_F(CoordinatorTest, EveryShutdownCallIsAnswered) {
   coordinator_->Shutdown(true, [&] { done.push_back(5); });
   Run(absl::Minutes(6));
   EXPECT_EQ(done.size(), 5u);
+}
+
+TEST_F(CoordinatorTest, OldDaemonWithRanksIsNamedAndHowToEndIt) {
+  version_ = "2";
+  Restart();
+  v1::RunningRank rank;
+  rank.set_job_id("j");
+  auto stream = Register("n1", "i1", {rank});
+  EXPECT_EQ(stream->closed->code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(coordinator_->ListNodes()[0].reason(),
+              ::testing::AllOf(HasSubstr("worker has version , the coordinator 2; 1 rank(s) run"),
+                               HasSubstr("daemon.pid"), HasSubstr("/n1")));
+  stream = Register("n1");
+  EXPECT_THAT(std::string(stream->closed->message()), HasSubstr("it is being replaced"));
 }
 
 }  // namespace

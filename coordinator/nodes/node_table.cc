@@ -154,20 +154,31 @@ void NodeTable::Register(Node& node, const std::shared_ptr<WorkerStream>& stream
   if (registration.protocol_version() != kProtocolVersion) {
     refusal = absl::FailedPreconditionError(
         absl::StrCat("worker speaks protocol ", registration.protocol_version(),
-                     ", the coordinator ", kProtocolVersion, "; it will be replaced"));
+                     ", the coordinator ", kProtocolVersion));
   } else if (!options_.version.empty() && registration.version() != options_.version) {
     refusal = absl::FailedPreconditionError(
         absl::StrCat("worker has version ", registration.version(), ", the coordinator ",
-                     options_.version, "; it will be replaced"));
+                     options_.version));
   } else if (!options_.bundle_digest.empty() &&
              registration.bundle_digest() != options_.bundle_digest) {
     refusal = absl::FailedPreconditionError(
         absl::StrCat("worker has bundle ", registration.bundle_digest(), ", the coordinator ",
-                     options_.bundle_digest, "; it will be replaced"));
+                     options_.bundle_digest));
   }
   if (!refusal.ok()) {
-    node.reason = std::string(refusal.message());
-    Refuse(stream, refusal);
+    // The daemon ends by itself when no rank is left there, and the launcher, which leaves a living daemon alone, starts ours.
+    node.reason = absl::StrCat(
+        refusal.message(),
+        registration.running_size() == 0
+            ? "; it is being replaced"
+            : absl::StrCat("; ", registration.running_size(),
+                           " rank(s) run there without this coordinator, and it is replaced when "
+                           "they have ended; to end them now: kill the process that daemon.pid in "
+                           "the node's folder names (~/.mt/",
+                           options_.ledger->state().cluster_id, "/", name,
+                           " there, or nodes/", name, " in the coordinator's state folder)"));
+    options_.listener->OnNodeChanged(name);
+    Refuse(stream, absl::FailedPreconditionError(node.reason));
     return;
   }
   if (node.stream != nullptr && node.stream != stream) {

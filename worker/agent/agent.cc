@@ -476,8 +476,12 @@ void Agent::Shutdown(absl::Duration grace, const std::string& reason) {
 }
 
 void Agent::EndIfDone() {
-  if (!ending_ || ended_ || !ranks_.empty()) return;
-  ended_ = true;
+  if ((!ending_ && !refused_) || ended_ || !ranks_.empty()) return;
+  if (!ending_) {
+    MT_LOG(Error) << "the coordinator does not take this daemon: " << end_status_.message()
+                  << "; no rank runs here: ending, so that another daemon can be started";
+  }
+  ending_ = ended_ = true;
   loop_->Cancel(dial_timer_);
   // The last events are on their way; what the coordinator does not get now, the spool tells it at
   // the next start.

@@ -66,7 +66,7 @@ class Agent : public RankHandler {
  public:
   // Everything passed in outlives the agent. `datasets` may be null where no job distributes its data. `on_ended` runs on the loop when the daemon should
   // exit: OK after Shutdown or ShutdownWorker, ABORTED when another incarnation of this node has
-  // registered. No rank is alive then.
+  // registered, FAILED_PRECONDITION when the coordinator is of another version and the last rank has ended. No rank is alive then.
   Agent(AgentOptions options, EventLoop* loop, Env* env, Random* random, CoordinatorDialer* dialer,
         RankHost* host, FileFetcher* fetcher, DataChecker* data_checker, DatasetProvider* datasets,
         std::function<void(absl::Status)> on_ended);
@@ -204,6 +204,7 @@ class Agent : public RankHandler {
   std::map<RankId, Rank> ranks_;
   std::map<std::string, Job> jobs_;
   std::map<std::string, std::vector<std::function<void(absl::Status)>>> fetches_;  // by destination
+  bool refused_ = false;  // by a coordinator of another version: ends when no rank is left
   bool ending_ = false;
   bool ended_ = false;
   absl::Status end_status_;

@@ -95,6 +95,12 @@ void Agent::OnClosed(uint64_t attempt, absl::Status reason) {
     Shutdown(absl::ZeroDuration(), "another daemon has registered for this node");
     return;
   }
+  if (absl::IsFailedPrecondition(reason)) {
+    refused_ = true;
+    end_status_ = reason;
+    EndIfDone();  // what was to start here is started by the daemon that comes next
+    if (ended_) return;
+  }
   if (failed_dials_ < 3 || failed_dials_ % 20 == 0) {
     MT_LOG(Warning) << "no coordinator: " << reason.ToString() << "; trying again, ranks go on";
   }
@@ -183,6 +189,8 @@ void Agent::OnRegistered(const v1::Registered& registered) {
   if (registered_) return;  // a repetition
   registered_ = true;
   failed_dials_ = 0;
+  refused_ = false;
+  if (!ending_) end_status_ = absl::OkStatus();
   MT_LOG(Info) << "registered with the coordinator, epoch " << epoch_;
   heartbeat_interval_ = ToDuration(registered.heartbeat_interval());
   if (heartbeat_interval_ < absl::Milliseconds(10)) heartbeat_interval_ = absl::Seconds(5);

@@ -782,5 +782,34 @@ TEST_F(AgentTest, StateFolderThatCannotBeWrittenForAnotherReasonIsAnError) {
   EXPECT_FALSE(agent.Start().ok());
 }
 
+// After an upgrade of the coordinator: the launcher leaves a living daemon alone, so that only its end lets the new one in.
+TEST_F(AgentTest, DaemonOfAnotherVersionEndsWhenItsLastRankHas) {
+  StartRanks(1, 1);
+  const auto refused = absl::FailedPreconditionError("worker has version 1, the coordinator 2");
+  coordinator_.Break(refused);
+  Run(absl::Seconds(1));
+  EXPECT_THAT(ended_, IsEmpty()) << "its ranks go on";
+  EXPECT_THAT(host_->signals, IsEmpty());
+  coordinator_.Break(refused);
+  Exit(1, 0);
+  ASSERT_EQ(ended_.size(), 1u);
+  EXPECT_EQ(ended_[0].code(), absl::StatusCode::kFailedPrecondition);
+  const int dials = coordinator_.dials;
+  Run(absl::Minutes(5));
+  EXPECT_EQ(coordinator_.dials, dials);
+}
+
+TEST_F(AgentTest, RefusalThatWasTakenBackEndsNothing) {
+  StartRanks(1, 1);
+  coordinator_.Break(absl::FailedPreconditionError("worker has version 1, the coordinator 2"));
+  Run(absl::Seconds(1));
+  EXPECT_TRUE(coordinator_.registered) << "dialled again";
+  Exit(1, 0);
+  EXPECT_THAT(ended_, IsEmpty());
+  coordinator_.Break(absl::FailedPreconditionError("worker has version 1, the coordinator 2"));
+  Run();
+  EXPECT_EQ(ended_.size(), 1u) << "nothing runs here";
+}
+
 }  // namespace
 }  // namespace mt
