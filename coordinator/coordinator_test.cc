@@ -27,6 +27,26 @@ class FakeStream : public WorkerStream {
   std::string authenticated;
 };
 
+// Says that a daemon was started.
+class FakeLauncher : public NodeLauncher {
+ public:
+  explicit FakeLauncher(std::unique_ptr<SimEventLoop>* loop) : loop_(loop) {}
+  void Launch(const NodeConfig&, Done done) override {
+    ++launches;
+    Stop({}, std::move(done));
+  }
+  void Stop(const NodeConfig&, Done done) override {
+    (*loop_)->Post([done = std::move(done)]() mutable { done(absl::OkStatus()); });
+  }
+  std::string Whereabouts(const NodeConfig& node) const override {
+    return absl::StrCat("it dials 10.0.0.1:7070; see /root/", node.name, "/worker.log there");
+  }
+  int launches = 0;
+
+ private:
+  std::unique_ptr<SimEventLoop>* const loop_;
+};
+
 // Answers when the test lets it.
 class FakeDigester : public DatasetDigester {
  public:
@@ -69,6 +89,7 @@ class CoordinatorTest : public ::testing::Test {
     }
     options.state_directory = "/state";
     options.version = version_;
+    options.launcher = launcher_;
     options.issue_certificate = [this](const std::string& node, absl::Duration lifetime) {
       v1::RenewCertificate next;
       next.set_certificate_pem(absl::StrCat("certificate ", ++issued_, " of ", node));
@@ -1084,6 +1105,25 @@ TEST_F(CoordinatorTest, OldDaemonWithRanksIsNamedAndHowToEndIt) {
                                HasSubstr("daemon.pid"), HasSubstr("/n1")));
   stream = Register("n1");
   EXPECT_THAT(std::string(stream->closed->message()), HasSubstr("it is being replaced"));
+}
+
+// A firewall, a clock that is behind, an authority that has changed: the launch goes well, and nobody comes.
+TEST_F(CoordinatorTest, DaemonThatRunsButDoesNotConnectIsAReason) {
+  FakeLauncher launcher(&loop_);
+  launcher_ = &launcher;
+  Restart();
+  Run(absl::Seconds(5));
+  EXPECT_EQ(launcher.launches, 2) << "one per node";
+  EXPECT_EQ(coordinator_->ListNodes()[0].reason(), "") << "it may be on its way";
+  Run(absl::Minutes(2));
+  const v1::Node node = coordinator_->ListNodes()[0];
+  EXPECT_EQ(node.state(), v1::NODE_STATE_DOWN);
+  EXPECT_EQ(node.reason(),
+            "its daemon runs but does not reach this coordinator: it dials 10.0.0.1:7070; see "
+            "/root/n1/worker.log there");
+  Register("n1");
+  EXPECT_EQ(coordinator_->ListNodes()[0].reason(), "");
+  coordinator_.reset();  // before the launcher
 }
 
 }  // namespace

@@ -90,6 +90,9 @@ class LateLauncher : public NodeLauncher {
   void Set(std::unique_ptr<NodeLauncher> inner) { inner_ = std::move(inner); }
   void Launch(const NodeConfig& node, Done done) override { inner_->Launch(node, std::move(done)); }
   void Stop(const NodeConfig& node, Done done) override { inner_->Stop(node, std::move(done)); }
+  std::string Whereabouts(const NodeConfig& node) const override {
+    return inner_->Whereabouts(node);
+  }
 
  private:
   std::unique_ptr<NodeLauncher> inner_;

@@ -5,7 +5,8 @@
 // Contract: calls come from the coordinator's loop and never block it; the work runs elsewhere and
 // `done` is posted to the loop, exactly once per Launch. Launch is idempotent: a daemon of this
 // cluster that is alive on the node is left alone and the answer is OK (it will connect by itself,
-// or is partitioned from us and must not be killed for that).
+// or is partitioned from us and must not be killed for that). One that ends within a second of its start is an error, with the last
+// lines of its log.
 #pragma once
 
 #include <functional>
@@ -27,6 +28,8 @@ class NodeLauncher {
   virtual void Launch(const NodeConfig& node, Done done) = 0;
   // Ends the daemon (and so its ranks) if it runs. Used when it does not answer ShutdownWorker.
   virtual void Stop(const NodeConfig& node, Done done) = 0;
+  // For people: which address the node's daemon dials, and where its log is.
+  virtual std::string Whereabouts(const NodeConfig& node) const = 0;
 };
 
 }  // namespace mt

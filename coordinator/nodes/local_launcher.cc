@@ -15,6 +15,7 @@
 #include <set>
 
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "common/log.h"
@@ -25,6 +26,7 @@ namespace mt {
 namespace {
 
 constexpr int kNumThreads = 4;
+constexpr absl::Duration kFirstLook = absl::Seconds(1);  // whether a daemon that was started lives
 constexpr absl::Duration kStopGrace = absl::Seconds(15);  // the daemon's own ranks get ten seconds
 
 // Field 22 of /proc/<pid>/stat, in clock ticks since boot; nothing for a process that is gone or a
@@ -61,6 +63,10 @@ class LocalLauncher : public NodeLauncher {
   void Stop(const NodeConfig& node, Done done) override {
     pool_->Run(
         node.name, [this, node] { return Annotate(StopNow(node), node.name); }, std::move(done));
+  }
+  std::string Whereabouts(const NodeConfig& node) const override {
+    return absl::StrCat("it dials ", options_.coordinator_address, "; see ", Root(node),
+                        "/worker.log");
   }
 
  private:
@@ -106,14 +112,34 @@ class LocalLauncher : public NodeLauncher {
     if (Alive(node).has_value()) return absl::OkStatus();
     MT_ASSIGN_OR_RETURN(const pid_t pid, Spawn(command, JoinPath(root, "worker.log")));
     const std::optional<std::string> start = StartTime(pid);
-    if (!start.has_value()) {
+    if (start.has_value()) {
+      MT_LOG(Info) << node.name << ": worker daemon is process " << pid;
+      MT_RETURN_IF_ERROR(WriteFileAtomically(env_, JoinPath(root, "daemon.pid"),
+                                             absl::StrCat(pid, " ", *start, " ", BootId(), "\n")));
+    }
+    if (!start.has_value() || EndsWithin(pid, kFirstLook)) {
       waitpid(pid, nullptr, WNOHANG);
       return absl::FailedPreconditionError(
-          absl::StrCat(options_.worker, " ended at once; see ", root, "/worker.log"));
+          absl::StrCat(options_.worker, " ended right after its start: ",
+                       LastLines(JoinPath(root, "worker.log")), " (", root, "/worker.log)"));
     }
-    MT_LOG(Info) << node.name << ": worker daemon is process " << pid;
-    return WriteFileAtomically(env_, JoinPath(root, "daemon.pid"),
-                               absl::StrCat(pid, " ", *start, " ", BootId(), "\n"));
+    return absl::OkStatus();
+  }
+
+  static bool EndsWithin(pid_t pid, absl::Duration time) {
+    const int descriptor = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+    if (descriptor < 0) return false;
+    pollfd wait = {descriptor, POLLIN, 0};
+    const bool ended = poll(&wait, 1, static_cast<int>(absl::ToInt64Milliseconds(time))) > 0;
+    close(descriptor);
+    return ended;
+  }
+  std::string LastLines(const std::string& path) const {
+    const absl::StatusOr<std::string> log = ReadFile(env_, path);
+    if (!log.ok()) return std::string(log.status().message());
+    const std::vector<std::string> lines = absl::StrSplit(*log, '\n', absl::SkipEmpty());
+    const size_t first = lines.size() > 3 ? lines.size() - 3 : 0;
+    return absl::StrJoin(lines.begin() + static_cast<std::ptrdiff_t>(first), lines.end(), " ");
   }
 
   // In a session of its own, with nothing of ours open, so that it outlives the coordinator.

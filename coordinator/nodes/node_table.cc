@@ -83,6 +83,7 @@ void NodeTable::OnMessage(std::shared_ptr<WorkerStream> stream, v1::WorkerMessag
     return;
   }
   if (message.has_register_()) {
+    node.unheard_launches = 0;
     Register(node, stream, message);
     options_.listener->Settle();
     return;
@@ -376,8 +377,12 @@ void NodeTable::MaybeLaunch(Node& node, absl::Duration now) {
     // A daemon that was started needs a moment to connect.
     node.next_launch = options_.loop->clock()->Monotonic() +
                        std::max(delay, status.ok() ? absl::Seconds(10) : delay);
-    if (status.ok() || node.stream != nullptr) return;
-    const std::string reason = std::string(status.message());
+    if (node.stream != nullptr) return;
+    if (status.ok() && ++node.unheard_launches < 2) return;  // it may be on its way
+    const std::string reason =
+        status.ok() ? absl::StrCat("its daemon runs but does not reach this coordinator: ",
+                                   options_.launcher->Whereabouts(node.config))
+                    : std::string(status.message());
     if (node.state == v1::NODE_STATE_STARTING) {
       SetState(node, v1::NODE_STATE_DOWN, reason);
     } else {

@@ -137,6 +137,7 @@ class NodeTable {
     int64_t data_cache_bytes = 0;
     bool launching = false;
     int failed_launches = 0;
+    int unheard_launches = 0;  // that went well, since the node was heard
     absl::Duration next_launch;
     uint64_t stream_number = 0;  // which stream a command was sent on
     // Of its stream's certificate, or of the one that it has taken over since.

@@ -84,9 +84,12 @@ start)
   cd "$root"
   setsid "$bundle/mt-worker" "$@" </dev/null >>"$root/worker.log" 2>&1 &
   pid=$!
-  start=$(started "$pid") || fail "mt-worker ended at once: $(tail -n 3 "$root/worker.log")"
+  ended() { fail "mt-worker ended right after its start: $(tail -n 3 "$root/worker.log" | tr "\n" " ")($root/worker.log)"; }
+  start=$(started "$pid") || ended
   echo "$pid $start $boot" >"$root/daemon.pid.new"
   mv -f "$root/daemon.pid.new" "$root/daemon.pid"
+  n=0
+  while [ "$n" -lt 10 ]; do alive "$root" || ended; sleep 0.1; n=$((n + 1)); done
   echo "mt:daemon=$pid"
   ;;
 stop)
@@ -137,6 +140,13 @@ class SshLauncher : public NodeLauncher {
   void Stop(const NodeConfig& node, Done done) override {
     pool_->Run(
         node.name, [this, node] { return StopNow(node); }, std::move(done));
+  }
+  std::string Whereabouts(const NodeConfig& node) const override {
+    return absl::StrCat(
+        "it dials port ", options_.coordinator_port, " of ",
+        options_.coordinator_host.empty() ? "this machine" : options_.coordinator_host, "; see ",
+        options_.remote_folder.empty() ? "~/.mt" : options_.remote_folder, "/", options_.cluster_id,
+        "/", node.name, "/worker.log there");
   }
 
  private:

@@ -259,5 +259,37 @@ TEST_F(LauncherTest, LocalDaemonsOutliveTheLauncherAndAreFoundAgain) {
   EXPECT_FALSE(Runs(first));
 }
 
+TEST_F(LauncherTest, DaemonThatEndsRightAfterItsStartSaysWhy) {
+  MakeBundle(
+      "#!/bin/sh\n[ \"$1\" != version ] || exit 0\necho line one\necho no interface ib7\nexit 1\n");
+  const absl::Status status = Do(&NodeLauncher::Launch, "host1");
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("line one no interface ib7"));
+  EXPECT_THAT(launcher()->Whereabouts(sshd_->node("host1")),
+              HasSubstr(Root("host1") + "/worker.log"));
+}
+
+TEST_F(LauncherTest, LocalDaemonThatEndsRightAfterItsStartSaysWhy) {
+  std::ofstream(folder_ + "/broken") << "#!/bin/sh\necho no interface ib7\nexit 1\n";
+  MT_CHECK(chmod((folder_ + "/broken").c_str(), 0700) == 0);
+  std::unique_ptr<NodeLauncher> local;
+  std::promise<absl::Status> done;
+  OnLoop([&] {
+    local = NewLocalLauncher(loop_.get(), env_,
+                             {.worker = folder_ + "/broken",
+                              .folder = folder_ + "/local",
+                              .ca = ca_.get(),
+                              .coordinator_address = "127.0.0.1:1",
+                              .bundle_digest = ""});
+    NodeConfig node;
+    node.name = "dev-1";
+    local->Launch(node, [&](absl::Status status) { done.set_value(std::move(status)); });
+  });
+  const absl::Status status = done.get_future().get();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("no interface ib7"));
+  OnLoop([&] { local.reset(); });
+}
+
 }  // namespace
 }  // namespace mt

@@ -496,6 +496,9 @@ class ObservedLauncher : public NodeLauncher {
     });
   }
   void Stop(const NodeConfig& node, Done done) override { inner_->Stop(node, std::move(done)); }
+  std::string Whereabouts(const NodeConfig& node) const override {
+    return inner_->Whereabouts(node);
+  }
 
  private:
   TelemetryImpl* const telemetry_;

@@ -196,6 +196,7 @@ class SimCluster::Launcher : public NodeLauncher {
   void Stop(const NodeConfig& config, Done done) override {
     loop_->Post([done = std::make_shared<Done>(std::move(done))] { (*done)(absl::OkStatus()); });
   }
+  std::string Whereabouts(const NodeConfig&) const override { return ""; }
 
  private:
   SimCluster* const cluster_;
