@@ -796,6 +796,10 @@ TEST_F(CoordinatorTest, NodeThatLeftTheHostfileIsGivenUpAndTheJobMoves) {
   EXPECT_EQ(Get(id).ranks(0).node(), "n1");
   auto stranger = Register("n2");
   EXPECT_EQ(stranger->closed->code(), absl::StatusCode::kPermissionDenied);
+  // The attempt there is over, and its ranks are told so: another one runs elsewhere.
+  ASSERT_NE(Newest("n2", Body::kRegistered), nullptr);
+  EXPECT_EQ(Newest("n2", Body::kRegistered)->registered().keep_size(), 0);
+  EXPECT_GT(Newest("n2", Body::kRegistered)->epoch(), 0);
 }
 
 TEST_F(CoordinatorTest, CommittedLastStepIsSuccessAlsoIfARankDiesOnItsWayOut) {

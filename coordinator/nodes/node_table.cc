@@ -67,14 +67,22 @@ void NodeTable::Refuse(const std::shared_ptr<WorkerStream>& stream, absl::Status
   stream->Close(std::move(reason));
 }
 
+// A node that has left the hostfile: its jobs go on elsewhere, so the ranks that it still runs must end, and nothing else can tell
+// it so.
+void NodeTable::DismissStranger(const std::shared_ptr<WorkerStream>& stream,
+                                const v1::WorkerMessage& message) {
+  if (message.has_register_()) {
+    v1::CoordinatorMessage answer;
+    answer.set_epoch(options_.ledger->state().epoch);
+    SetDuration(answer.mutable_registered()->mutable_heartbeat_interval(), HeartbeatInterval());
+    stream->Send(std::move(answer));  // `keep` names no rank
+  }
+  Refuse(stream, absl::PermissionDeniedError(absl::StrCat(
+                     "node \"", message.node(), "\" is not in the hostfile of this cluster")));
+}
+
 void NodeTable::OnMessage(std::shared_ptr<WorkerStream> stream, v1::WorkerMessage message) {
   const auto it = nodes_.find(message.node());
-  if (it == nodes_.end()) {
-    Refuse(stream, absl::PermissionDeniedError(absl::StrCat(
-                       "node \"", message.node(), "\" is not in the hostfile of this cluster")));
-    return;
-  }
-  Node& node = it->second;
   if (const std::string authenticated = stream->AuthenticatedNode();
       !authenticated.empty() && authenticated != message.node()) {
     Refuse(stream, absl::PermissionDeniedError(absl::StrCat("the certificate is for node \"",
@@ -82,6 +90,11 @@ void NodeTable::OnMessage(std::shared_ptr<WorkerStream> stream, v1::WorkerMessag
                                                             message.node(), "\"")));
     return;
   }
+  if (it == nodes_.end()) {
+    DismissStranger(stream, message);
+    return;
+  }
+  Node& node = it->second;
   if (message.has_register_()) {
     node.unheard_launches = 0;
     Register(node, stream, message);

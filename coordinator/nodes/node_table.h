@@ -159,6 +159,8 @@ class NodeTable {
   void MaybeRenewCertificate(Node& node, absl::Duration now);
   // The id of a command that the node answers on its present stream.
   std::string NewCommand(const Node& node, std::function<void(absl::Status)> on_result);
+  void DismissStranger(const std::shared_ptr<WorkerStream>& stream,
+                       const v1::WorkerMessage& message);
   void Refuse(const std::shared_ptr<WorkerStream>& stream, absl::Status reason);
   const store::NodeRecord* Record(const std::string& name) const;
   const Node* Find(const std::string& name) const;

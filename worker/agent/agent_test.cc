@@ -811,5 +811,16 @@ TEST_F(AgentTest, RefusalThatWasTakenBackEndsNothing) {
   EXPECT_EQ(ended_.size(), 1u) << "nothing runs here";
 }
 
+// What a coordinator does with a node that has left its hostfile.
+TEST_F(AgentTest, RanksEndWhenTheNodeIsDismissed) {
+  StartRanks(1);
+  coordinator_.keep_all = false;
+  coordinator_.Break(absl::UnavailableError("reset"));
+  Run(absl::Seconds(1));
+  coordinator_.Break(absl::PermissionDeniedError("node \"n0\" is not in the hostfile"));
+  Run();
+  EXPECT_EQ(host_->signals.size(), 2u) << "each rank is told to end";
+}
+
 }  // namespace
 }  // namespace mt

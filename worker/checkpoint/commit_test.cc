@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "common/testing/mem_env.h"
+#include "worker/checkpoint/safetensors_writer.h"
 #include "worker/checkpoint/test_state.h"
 
 namespace mt {
@@ -173,6 +174,38 @@ TEST_F(CommitTest, WriteRunsBehindTheTrainingAndTakesTheValuesOfItsStep) {
   ASSERT_TRUE(writer->Wait().ok());
   ASSERT_TRUE(CommitManifest(&env, kTestRoot, manifest).ok());
   EXPECT_TRUE(LoadAndCompare(&env, tensors_, 10).ok());
+}
+
+// The coordinator has given the first one up, and cannot tell it so.
+TEST_F(CommitTest, TwoGenerationsDoNotWriteIntoOneFile) {
+  MemEnv env;
+  const std::string folder = *CheckpointFolder(kTestRoot, kTestJob, 10);
+  ASSERT_TRUE(env.CreateDirectories(folder).ok());
+  std::vector<SafetensorsEntry> entries = {{"x", "F32", {2}}};
+  const auto older = *SafetensorsWriter::Create(&env, JoinPath(folder, "shard-r0.safetensors"),
+                                                entries, {}, "-g1");
+  ASSERT_TRUE(older->Append("half").ok());
+  std::vector<HeldBoxes> layout = Layout(10, 1, 11);
+  v1::CheckpointManifest manifest;
+  manifest.set_format_version(1);
+  manifest.set_job_id(kTestJob);
+  manifest.set_step(10);
+  CheckpointWriterOptions options;
+  options.env = &env;
+  options.root = kTestRoot;
+  options.job_id = kTestJob;
+  options.generation = 2;
+  options.on_written = [&](const v1::ShardWritten& written) {
+    *manifest.add_files() = written.file();
+  };
+  const auto newer = *CheckpointWriter::Create(options, layout[0].boxes);
+  ASSERT_TRUE(newer->Snapshot({10, 160, 1}).ok());
+  ASSERT_TRUE(newer->Wait().ok());
+  (void)older->Append("half");
+  EXPECT_FALSE(older->Finish().ok());
+  ASSERT_TRUE(CommitManifest(&env, kTestRoot, manifest).ok());
+  EXPECT_TRUE(LoadAndCompare(&env, tensors_, 10).ok());
+  EXPECT_EQ(TemporariesIn(&env, 10), 0);
 }
 
 TEST_F(CommitTest, ManifestThatDoesNotCoverIsNotCommitted) {

@@ -16,10 +16,11 @@ namespace mt {
 
 class SafetensorsWriter {
  public:
-  // Sorts `entries` (BuildSafetensorsHead); their bytes are appended in that order. The folder exists.
+  // Sorts `entries` (BuildSafetensorsHead); their bytes are appended in that order. The folder exists. The temporary name is
+  // `path` + ".tmp" + `mark`: writers of one path who know nothing of each other have different marks.
   static absl::StatusOr<std::unique_ptr<SafetensorsWriter>> Create(
       Env* env, const std::string& path, std::vector<SafetensorsEntry>& entries,
-      const std::map<std::string, std::string>& metadata);
+      const std::map<std::string, std::string>& metadata, const std::string& mark = "");
   ~SafetensorsWriter();
 
   absl::Status Append(absl::string_view bytes);
@@ -30,10 +31,11 @@ class SafetensorsWriter {
   std::string xxh3_128() const { return hash_.Hex(); }
 
  private:
-  SafetensorsWriter(Env* env, std::string path) : env_(env), path_(std::move(path)) {}
+  SafetensorsWriter(Env* env, std::string path, const std::string& mark)
+      : env_(env), path_(std::move(path)), temporary_(absl::StrCat(path_, ".tmp", mark)) {}
 
   Env* const env_;
-  const std::string path_;
+  const std::string path_, temporary_;
   std::unique_ptr<WritableFile> file_;
   Xxh3Stream hash_;
   uint64_t written_ = 0, due_ = 0;

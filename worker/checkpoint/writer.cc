@@ -6,7 +6,9 @@
 #include <optional>
 #include <thread>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "common/checkpoint/weights_digest.h"
 #include "common/hash.h"
 #include "worker/checkpoint/boxes.h"
@@ -124,6 +126,7 @@ class ThreadedCheckpointWriter : public CheckpointWriter {
                         CheckpointFolder(options_.root, options_.job_id, position.step));
     file.set_name(ShardFileName(options_.rank));
     MT_RETURN_IF_ERROR(env->CreateDirectories(folder));
+    RemoveOlderGenerations(folder, file.name());
     MT_RETURN_IF_ERROR(WriteFile(JoinPath(folder, file.name()), position, file));
     // The name in its folder, and the folders' own names above it.
     MT_RETURN_IF_ERROR(env->SyncDirectory(folder));
@@ -133,13 +136,28 @@ class ThreadedCheckpointWriter : public CheckpointWriter {
     return absl::OkStatus();
   }
 
+  // What an earlier attempt began and did not finish. If it still writes there, unheard by the coordinator, its rename fails.
+  void RemoveOlderGenerations(const std::string& folder, const std::string& name) {
+    const absl::StatusOr<std::vector<std::string>> there = options_.env->List(folder);
+    if (!there.ok()) return;
+    for (absl::string_view left : *there) {
+      int generation = 0;
+      if (absl::ConsumePrefix(&left, absl::StrCat(name, ".tmp-g")) &&
+          absl::SimpleAtoi(left, &generation) && generation < options_.generation) {
+        (void)options_.env->RemoveFile(
+            JoinPath(folder, absl::StrCat(name, ".tmp-g", generation)));
+      }
+    }
+  }
+
   absl::Status WriteFile(const std::string& path, const TrainingPosition& position,
                          v1::CheckpointFile& file) {
     std::vector<SafetensorsEntry> entries = entries_;
     MT_ASSIGN_OR_RETURN(
         const auto out,
         SafetensorsWriter::Create(options_.env, path, entries,
-                                  {{"format", "pt"}, {"mt.step", absl::StrCat(position.step)}}));
+                                  {{"format", "pt"}, {"mt.step", absl::StrCat(position.step)}},
+                                  absl::StrCat("-g", options_.generation)));
     for (size_t at = 0; at < bytes_; at += kPieceBytes) {
       MT_RETURN_IF_ERROR(
           out->Append(absl::string_view(buffer_->data() + at, std::min(kPieceBytes, bytes_ - at))));

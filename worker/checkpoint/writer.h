@@ -30,6 +30,8 @@ struct CheckpointWriterOptions {
   Clock* clock = Clock::Real();
   std::string root;  // files go to <root>/<job_id>/step-<8 digits>/shard-r<rank>.safetensors
   std::string job_id;
+  // Of the job's attempt: one that ends late does not write into the temporary file of the next.
+  int generation = 0;
   int rank = 0;
   int world_size = 1;
   // Whose memory the boxes are in; null = host memory. Open, and outlives the writer.

@@ -263,6 +263,7 @@ absl::Status RankRun::Prepare() {
   CheckpointWriterOptions writing;
   writing.root = start_.checkpoint_root();
   writing.job_id = start_.job_id();
+  writing.generation = start_.generation();
   writing.rank = start_.rank();
   writing.world_size = mesh_->world();
   const Backend& backend = operations_->backend();
