@@ -14,6 +14,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <thread>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
@@ -78,6 +79,10 @@ absl::StatusOr<Socket> ConnectOne(const addrinfo& address, absl::Time deadline, 
   }
   const int on = 1;
   setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+  // A host that has gone without a word is noticed also while nothing is asked of it.
+  const unsigned int gone_after_ms = 60000;
+  setsockopt(socket.get(), SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+  setsockopt(socket.get(), IPPROTO_TCP, TCP_USER_TIMEOUT, &gone_after_ms, sizeof(gone_after_ms));
   fcntl(socket.get(), F_SETFL, fcntl(socket.get(), F_GETFL) & ~O_NONBLOCK);
   return socket;
 }
@@ -120,14 +125,80 @@ std::string ShellQuote(absl::string_view text) {
   return absl::StrCat("'", absl::StrReplaceAll(text, {{"'", "'\\''"}}), "'");
 }
 
+// libssh waits for an answer without limit, whatever its own timeout says: SFTP's reads know none. So a thread watches: where
+// the session has been waiting for longer than allowed it shuts the socket down, and the wait fails.
+class Watchdog {
+ public:
+  Watchdog(int fd, absl::Duration timeout)
+      : fd_(fd), timeout_(timeout), thread_([this] { Watch(); }) {}
+  ~Watchdog() {
+    {
+      const absl::MutexLock lock(&mutex_);
+      stopping_ = true;
+    }
+    thread_.join();
+  }
+  // The session waits from now on; something came; it does not wait any more.
+  void Arm() {
+    const absl::MutexLock lock(&mutex_);
+    due_ = absl::Now() + timeout_;
+    ++changes_;
+  }
+  void Disarm() {
+    const absl::MutexLock lock(&mutex_);
+    due_ = absl::InfiniteFuture();
+    ++changes_;
+  }
+  bool Expired() const {
+    const absl::MutexLock lock(&mutex_);
+    return expired_;
+  }
+
+ private:
+  void Watch() {
+    const absl::MutexLock lock(&mutex_);
+    while (!stopping_ && !expired_) {
+      const int64_t seen = changes_;
+      const auto changed = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+        return stopping_ || changes_ != seen;
+      };
+      if (mutex_.AwaitWithDeadline(absl::Condition(&changed), due_)) continue;
+      expired_ = true;
+      shutdown(fd_, SHUT_RDWR);
+    }
+  }
+
+  const int fd_;  // of the session, which outlives this
+  const absl::Duration timeout_;
+  mutable absl::Mutex mutex_;
+  absl::Time due_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
+  int64_t changes_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false, expired_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread thread_;  // last: it uses the rest
+};
+
+// The session waits while this lives.
+class Waiting {
+ public:
+  explicit Waiting(Watchdog* watchdog) : watchdog_(watchdog) { watchdog_->Arm(); }
+  ~Waiting() { watchdog_->Disarm(); }
+  Waiting(const Waiting&) = delete;
+  void Progress() { watchdog_->Arm(); }
+
+ private:
+  Watchdog* const watchdog_;
+};
+
 class LibsshSession : public SshSession {
  public:
   LibsshSession(NodeConfig node, SshOptions options)
       : node_(std::move(node)), options_(std::move(options)) {}
   ~LibsshSession() override {
+    if (watchdog_ != nullptr) watchdog_->Arm();
     if (sftp_ != nullptr) sftp_free(sftp_);
     if (session_ != nullptr) {
       ssh_disconnect(session_);
+      watchdog_ = nullptr;
       ssh_free(session_);  // closes the socket
     }
   }
@@ -151,6 +222,8 @@ class LibsshSession : public SshSession {
     fd_ = socket.get();
     Set(SSH_OPTIONS_FD, &fd_);
     socket.release();
+    watchdog_ = std::make_unique<Watchdog>(fd_, options_.answer_timeout);
+    const Waiting waiting(watchdog_.get());
     if (ssh_connect(session_) != SSH_OK) {
       return absl::UnavailableError(absl::StrCat("SSH handshake with ", Place(node_), ": ",
                                                  LastError(),
@@ -163,6 +236,7 @@ class LibsshSession : public SshSession {
   absl::StatusOr<Output> Run(const std::string& command, absl::string_view input,
                              absl::Duration timeout) override {
     const absl::Time deadline = absl::Now() + timeout;
+    Waiting waiting(watchdog_.get());
     const std::unique_ptr<std::remove_pointer_t<ssh_channel>, void (*)(ssh_channel)> channel(
         ssh_channel_new(session_), [](ssh_channel c) { ssh_channel_free(c); });
     if (channel == nullptr || ssh_channel_open_session(channel.get()) != SSH_OK)
@@ -174,12 +248,15 @@ class LibsshSession : public SshSession {
           ssh_channel_write(channel.get(), input.data(), std::min(input.size(), kWritePieceBytes));
       if (count <= 0) return Failure("send data to the command");
       input.remove_prefix(count);
+      waiting.Progress();
     }
     if (ssh_channel_send_eof(channel.get()) != SSH_OK) return Failure("send data to the command");
     Output output;
     char buffer[16 << 10];
     while (!ssh_channel_is_eof(channel.get()) || ssh_channel_poll(channel.get(), 0) > 0 ||
            ssh_channel_poll(channel.get(), 1) > 0) {
+      waiting
+          .Progress();  // these reads return by themselves, and the command has a time of its own
       if (absl::Now() > deadline) {
         return absl::DeadlineExceededError(
             absl::StrCat(node_.name, ": the bootstrap command took longer than ",
@@ -198,8 +275,9 @@ class LibsshSession : public SshSession {
 
   absl::Status WriteFile(const std::string& remote_path, absl::string_view contents,
                          int mode) override {
+    Waiting waiting(watchdog_.get());
     MT_ASSIGN_OR_RETURN(const FilePtr file, OpenRemote(remote_path, mode));
-    MT_RETURN_IF_ERROR(WriteAll(file.get(), contents, remote_path));
+    MT_RETURN_IF_ERROR(WriteAll(file.get(), contents, remote_path, waiting));
     return CloseRemote(file, remote_path, mode);
   }
 
@@ -207,13 +285,14 @@ class LibsshSession : public SshSession {
                           int mode) override {
     std::ifstream local(local_path, std::ios::binary);
     if (!local) return absl::NotFoundError(absl::StrCat("cannot read ", local_path));
+    Waiting waiting(watchdog_.get());
     MT_ASSIGN_OR_RETURN(const FilePtr file, OpenRemote(remote_path, mode));
     std::string piece(kWritePieceBytes, '\0');
     while (local.read(piece.data(), static_cast<std::streamsize>(piece.size())),
            local.gcount() > 0) {
       MT_RETURN_IF_ERROR(
           WriteAll(file.get(), absl::string_view(piece.data(), static_cast<size_t>(local.gcount())),
-                   remote_path));
+                   remote_path, waiting));
     }
     if (local.bad()) return absl::DataLossError(absl::StrCat("reading ", local_path, " failed"));
     return CloseRemote(file, remote_path, mode);
@@ -238,7 +317,16 @@ class LibsshSession : public SshSession {
     const char* text = ssh_get_error(session_);
     return text == nullptr || *text == '\0' ? "connection lost" : text;
   }
+  bool Frozen() const { return watchdog_ != nullptr && watchdog_->Expired(); }
+  absl::Status FrozenFailure(absl::string_view step) const {
+    return absl::DeadlineExceededError(absl::StrCat(
+        node_.name, ": the host did not answer for ", absl::FormatDuration(options_.answer_timeout),
+        " while the coordinator wanted to ", step,
+        "; is its disk (or a network file system there) stuck, or sshd stopped? It is tried "
+        "again"));
+  }
   absl::Status Failure(absl::string_view step) const {
+    if (Frozen()) return FrozenFailure(step);
     return absl::UnavailableError(
         absl::StrCat(node_.name, ": SSH could not ", step, ": ", LastError()));
   }
@@ -368,6 +456,7 @@ class LibsshSession : public SshSession {
     sftp_ = sftp_new(session_);
     if (sftp_ == nullptr) return Failure("open SFTP");
     if (sftp_init(sftp_) != SSH_OK) {
+      if (Frozen()) return FrozenFailure("open SFTP");
       sftp_free(std::exchange(sftp_, nullptr));
       return absl::FailedPreconditionError(absl::StrCat(
           node_.name,
@@ -376,6 +465,7 @@ class LibsshSession : public SshSession {
     return absl::OkStatus();
   }
   absl::Status SftpFailure(absl::string_view step, const std::string& path) const {
+    if (Frozen()) return FrozenFailure(absl::StrCat(step, " ", path));
     const int code = sftp_get_error(sftp_);
     const char* why = code == SSH_FX_PERMISSION_DENIED ? "permission denied"
                       : code == SSH_FX_NO_SUCH_FILE    ? "no such folder"
@@ -393,11 +483,13 @@ class LibsshSession : public SshSession {
     if (file == nullptr) return SftpFailure("create", path);
     return FilePtr(file, FileDeleter());
   }
-  absl::Status WriteAll(sftp_file file, absl::string_view data, const std::string& path) {
+  absl::Status WriteAll(sftp_file file, absl::string_view data, const std::string& path,
+                        Waiting& waiting) {
     while (!data.empty()) {
       const ssize_t count = sftp_write(file, data.data(), std::min(data.size(), kWritePieceBytes));
       if (count <= 0) return SftpFailure("write", path);
       data.remove_prefix(count);
+      waiting.Progress();
     }
     return absl::OkStatus();
   }
@@ -411,7 +503,8 @@ class LibsshSession : public SshSession {
   const SshOptions options_;
   ssh_session session_ = nullptr;
   sftp_session sftp_ = nullptr;
-  int fd_ = -1;  // owned by session_
+  int fd_ = -1;                         // owned by session_
+  std::unique_ptr<Watchdog> watchdog_;  // of fd_
   std::string local_address_;
 };
 

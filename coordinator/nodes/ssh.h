@@ -8,7 +8,8 @@
 //
 // Not thread-safe, except Abort. All errors name the host and the step: UNAVAILABLE (no route,
 // refused, no answer in time), FAILED_PRECONDITION (host key), PERMISSION_DENIED (no key of ours is
-// accepted), DEADLINE_EXCEEDED, INTERNAL.
+// accepted), DEADLINE_EXCEEDED (also of a host that stopped answering: the session is of no use
+// then), INTERNAL.
 #pragma once
 
 #include <memory>
@@ -31,6 +32,9 @@ struct SshOptions {
       false;  // append unknown keys to known_hosts instead of failing; changed ones still fail
   bool use_config = false;  // read ~/.ssh/config and /etc/ssh/ssh_config
   absl::Duration connect_timeout = absl::Seconds(10);
+  // A host that has not answered one request, or taken one piece of a file, for so long is given up. It need not be off: a
+  // server that stands still keeps its connections, and its kernel goes on acknowledging.
+  absl::Duration answer_timeout = absl::Minutes(1);
 };
 
 class SshSession {

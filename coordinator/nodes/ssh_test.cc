@@ -76,6 +76,26 @@ TEST_F(SshTest, FilesArriveWholeWithTheirMode) {
   EXPECT_TRUE((*session)->WriteFile(folder_ + "/other", "still alive", 0600).ok());
 }
 
+TEST_F(SshTest, AHostThatFreezesIsGivenUpUnderSftpAndUnderACommand) {
+  SshOptions options = sshd_->options();
+  options.answer_timeout = absl::Milliseconds(500);
+  auto session = SshSession::Connect(sshd_->node(), options);
+  ASSERT_TRUE(session.ok()) << session.status();
+  ASSERT_TRUE((*session)->WriteFile(folder_ + "/target", "first", 0600).ok());
+  auto other = SshSession::Connect(sshd_->node(), options);
+  ASSERT_TRUE(other.ok()) << other.status();
+  sshd_->Freeze();
+  // Without a limit this waits for ever.
+  absl::Status status = (*session)->WriteFile(folder_ + "/target", "second", 0600);
+  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("host1: the host did not answer for 500ms"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr(folder_ + "/target"));
+  status = (*other)->Run("true", "", absl::Seconds(30)).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
+  EXPECT_EQ((*session)->WriteFile(folder_ + "/target", "third", 0600).code(),
+            absl::StatusCode::kDeadlineExceeded);
+}
+
 TEST_F(SshTest, UnknownKeyFailsWithTheCommandThatAcceptsIt) {
   SshOptions options = sshd_->options();
   options.known_hosts = folder_ + "/none";

@@ -11,7 +11,9 @@
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/check.h"
 
 namespace mt {
@@ -61,6 +63,7 @@ TestSshd::~TestSshd() {
   shutdown(listener_, SHUT_RDWR);
   thread_.join();
   close(listener_);
+  for (const pid_t process : frozen_) kill(process, SIGCONT);  // those of children_ are below
   for (const pid_t child : children_) {
     kill(child, SIGKILL);  // ours and not yet reaped, so the number is still its own
     waitpid(child, nullptr, 0);
@@ -78,14 +81,27 @@ void TestSshd::Accept() {
     const std::string config = folder_ + "/sshd_config", log = folder_ + "/sshd.log";
     const char* const argv[] = {kSshd, "-i", "-f", config.c_str(), "-E", log.c_str(), nullptr};
     pid_t child = 0;
+    const std::lock_guard<std::mutex> lock(mutex_);
     const int error =
         posix_spawn(&child, kSshd, &actions, nullptr, const_cast<char* const*>(argv), environ);
     posix_spawn_file_actions_destroy(&actions);
     close(connection);
     MT_CHECK(error == 0);
-    const std::lock_guard<std::mutex> lock(mutex_);
     children_.insert(child);
     ++num_connections_;
+  }
+}
+
+void TestSshd::Freeze() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<pid_t> found(children_.begin(), children_.end());
+  while (!found.empty()) {
+    const pid_t process = found.back();
+    found.pop_back();
+    if (kill(process, SIGSTOP) != 0) continue;
+    frozen_.insert(process);
+    std::ifstream children(absl::StrCat("/proc/", process, "/task/", process, "/children"));
+    for (pid_t child; children >> child;) found.push_back(child);
   }
 }
 

@@ -29,6 +29,8 @@ class TestSshd {
   std::string MakeKey(const std::string& name) const;
   // From now on the host shows another key.
   void ChangeHostKey();
+  // Every server process of the connections so far stands still from now on (SIGSTOP); their sockets stay open.
+  void Freeze();
   int port() const { return port_; }
   int num_connections() const;
 
@@ -39,7 +41,7 @@ class TestSshd {
   int listener_ = -1;
   int port_ = 0;
   mutable std::mutex mutex_;
-  std::set<pid_t> children_;
+  std::set<pid_t> children_, frozen_;
   int num_connections_ = 0;
   std::thread thread_;
 };
