@@ -11,6 +11,9 @@
 namespace mt {
 namespace {
 
+size_t BytesOf(const v1::WorkerMessage& message) { return message.ByteSizeLong(); }
+size_t BytesOf(const grpc::ByteBuffer& serialized) { return serialized.Length(); }
+
 // What both sides share: a bounded queue in front of a reactor that can write one message at a
 // time. Not thread-safe.
 template <typename Message>
@@ -18,7 +21,7 @@ class SendQueue {
  public:
   // False when the queue is full.
   bool Push(Message message) {
-    const size_t bytes = message.ByteSizeLong();
+    const size_t bytes = BytesOf(message);
     if (bytes_ + bytes > kMaxQueuedBytes) return false;
     bytes_ += bytes;
     messages_.emplace_back(std::move(message), bytes);
@@ -47,6 +50,9 @@ absl::Status QueueFull() {
 // The handle (CoordinatorSideStream) is shared with the handler and may outlive the call; the
 // reactor is gRPC's and ends with OnDone. The handle's mutex guards the pointer to the reactor and
 // everything about writing. State of the reading side (delivered_, closed_) belongs to the loop.
+//
+// The method is a raw one: the queues hold serialized messages, so that one that goes to every node (a checkpoint's
+// manifest has megabytes) is serialized once and its bytes are there once.
 class ConnectReactor;
 
 class CoordinatorSideStream : public WorkerStream,
@@ -60,12 +66,14 @@ class CoordinatorSideStream : public WorkerStream,
         certificate_expiry_(certificate_expiry) {}
 
   void Send(v1::CoordinatorMessage message) override;
+  void SendShared(std::shared_ptr<const SharedMessage> message) override;
   void Close(absl::Status reason) override;
   std::string AuthenticatedNode() const override { return node_; }
   absl::Time CertificateExpiry() const override { return certificate_expiry_; }
 
  private:
   friend class ConnectReactor;
+  void Queue(grpc::ByteBuffer serialized);
   void WriteNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void FinishIfIdle() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -76,7 +84,7 @@ class CoordinatorSideStream : public WorkerStream,
 
   absl::Mutex mutex_;
   ConnectReactor* reactor_ ABSL_GUARDED_BY(mutex_) = nullptr;  // null after OnDone
-  SendQueue<v1::CoordinatorMessage> queue_ ABSL_GUARDED_BY(mutex_);
+  SendQueue<grpc::ByteBuffer> queue_ ABSL_GUARDED_BY(mutex_);
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool finishing_ ABSL_GUARDED_BY(mutex_) = false;  // a final status is set: nothing more is queued
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
@@ -86,7 +94,7 @@ class CoordinatorSideStream : public WorkerStream,
   bool closed_ = false;     // loop only: this side called Close, or OnClosed ran
 };
 
-class ConnectReactor : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::CoordinatorMessage> {
+class ConnectReactor : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
   explicit ConnectReactor(std::shared_ptr<CoordinatorSideStream> stream)
       : stream_(std::move(stream)) {
@@ -105,7 +113,20 @@ class ConnectReactor : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::Coo
       stream_->FinishIfIdle();
       return;
     }
-    stream_->loop_->Post([stream = stream_, message = std::move(incoming_)]() mutable {
+    v1::WorkerMessage message;
+    const grpc::Status parsed =
+        grpc::SerializationTraits<v1::WorkerMessage>::Deserialize(&incoming_, &message);
+    if (!parsed.ok()) {
+      absl::MutexLock lock(&stream_->mutex_);
+      if (!stream_->finishing_) {
+        stream_->finishing_ = true;
+        stream_->final_status_ = absl::InvalidArgumentError(
+            absl::StrCat("a message of the worker cannot be parsed: ", parsed.error_message()));
+      }
+      stream_->FinishIfIdle();
+      return;
+    }
+    stream_->loop_->Post([stream = stream_, message = std::move(message)]() mutable {
       if (stream->closed_) return;
       stream->delivered_ = true;
       stream->handler_->OnMessage(stream, std::move(message));
@@ -149,13 +170,36 @@ class ConnectReactor : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::Coo
 
  private:
   const std::shared_ptr<CoordinatorSideStream> stream_;
-  v1::WorkerMessage incoming_;
+  grpc::ByteBuffer incoming_;
 };
 
 void CoordinatorSideStream::Send(v1::CoordinatorMessage message) {
+  grpc::ByteBuffer serialized;
+  bool owned = false;
+  const grpc::Status status =
+      grpc::SerializationTraits<v1::CoordinatorMessage>::Serialize(message, &serialized, &owned);
+  if (status.ok()) return Queue(std::move(serialized));
+  absl::MutexLock lock(&mutex_);
+  if (finishing_) return;
+  finishing_ = true;
+  final_status_ = FromGrpcStatus(status);
+  FinishIfIdle();
+}
+
+void CoordinatorSideStream::SendShared(std::shared_ptr<const SharedMessage> message) {
+  auto* const keep = new std::shared_ptr<const SharedMessage>(std::move(message));
+  const std::string& bytes = (*keep)->bytes;
+  const grpc::Slice slice(
+      const_cast<char*>(bytes.data()), bytes.size(),
+      [](void* user_data) { delete static_cast<std::shared_ptr<const SharedMessage>*>(user_data); },
+      keep);
+  Queue(grpc::ByteBuffer(&slice, 1));
+}
+
+void CoordinatorSideStream::Queue(grpc::ByteBuffer serialized) {
   absl::MutexLock lock(&mutex_);
   if (finishing_ || reactor_ == nullptr) return;
-  if (!queue_.Push(std::move(message))) {
+  if (!queue_.Push(std::move(serialized))) {
     finishing_ = true;
     final_status_ = QueueFull();
   }
@@ -185,18 +229,19 @@ void CoordinatorSideStream::FinishIfIdle() {
   reactor_->Finish(ToGrpcStatus(final_status_));
 }
 
-class RefusedReactor : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::CoordinatorMessage> {
+class RefusedReactor : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
   explicit RefusedReactor(const absl::Status& status) { Finish(ToGrpcStatus(status)); }
   void OnDone() override { delete this; }
 };
 
-class WorkerControlService final : public v1::WorkerControl::CallbackService {
+class WorkerControlService final
+    : public v1::WorkerControl::WithRawCallbackMethod_Connect<v1::WorkerControl::Service> {
  public:
   WorkerControlService(EventLoop* loop, WorkerStreamHandler* handler)
       : loop_(loop), handler_(handler) {}
 
-  grpc::ServerBidiReactor<v1::WorkerMessage, v1::CoordinatorMessage>* Connect(
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Connect(
       grpc::CallbackServerContext* context) override {
     const absl::StatusOr<PeerIdentity> peer = PeerOf(*context->auth_context());
     if (!peer.ok()) return new RefusedReactor(peer.status());

@@ -140,6 +140,30 @@ TEST_F(GrpcTransportTest, MessagesArriveInOrderBothWays) {
             CertificateExpiry(ReadFile(env_, node_files_.certificate).value()).value());
 }
 
+TEST_F(GrpcTransportTest, ASharedMessageArrivesInItsPlaceAndIsNotKept) {
+  absl::Notification all;
+  std::vector<int64_t> epochs;
+  std::weak_ptr<const SharedMessage> kept;
+  handler_.on_message = [&](std::shared_ptr<WorkerStream> stream, const v1::WorkerMessage&) {
+    const auto shared = std::make_shared<const SharedMessage>(Epoch(2));
+    kept = shared;
+    stream->Send(Epoch(1));
+    stream->SendShared(shared);
+    stream->SendShared(shared);
+    stream->Send(Epoch(3));
+  };
+  Dial(node_files_, [&](v1::CoordinatorMessage message) {
+    epochs.push_back(message.epoch());
+    if (epochs.size() == 4) all.Notify();
+  });
+  connection_->Send(Number(1));
+  ASSERT_TRUE(all.WaitForNotificationWithTimeout(absl::Seconds(30)));
+  EXPECT_THAT(epochs, testing::ElementsAre(1, 2, 2, 3));
+  Run(worker_loop_.get(), [this] { connection_.reset(); });
+  StopServer();
+  EXPECT_TRUE(kept.expired());
+}
+
 TEST_F(GrpcTransportTest, ClosingReachesTheWorkerWithCodeAndMessage) {
   handler_.on_message = [](std::shared_ptr<WorkerStream> stream, const v1::WorkerMessage&) {
     stream->Send(Epoch(1));

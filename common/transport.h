@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/time/time.h"
 #include "common/status.h"
@@ -13,12 +14,22 @@
 
 namespace mt {
 
+// A message that goes to many: made and serialized once, and all the queues that it waits in share its bytes.
+struct SharedMessage {
+  explicit SharedMessage(v1::CoordinatorMessage given)
+      : message(std::move(given)), bytes(message.SerializeAsString()) {}
+  const v1::CoordinatorMessage message;
+  const std::string bytes;
+};
+
 // Coordinator side of one open stream. Send never blocks: messages queue (the transport closes a stream whose queue passes its
 // limit). After Close nothing more is delivered in either direction.
 class WorkerStream {
  public:
   virtual ~WorkerStream() = default;
   virtual void Send(v1::CoordinatorMessage message) = 0;
+  // The same without a copy of the message, where the transport can.
+  virtual void SendShared(std::shared_ptr<const SharedMessage> message) { Send(message->message); }
   virtual void Close(absl::Status reason) = 0;
   // Node name that the peer's certificate is for; empty when TLS is off.
   virtual std::string AuthenticatedNode() const = 0;

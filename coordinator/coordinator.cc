@@ -397,6 +397,7 @@ MetricsSnapshot Coordinator::Metrics() {
     const absl::Time expiry = core_->nodes->CertificateExpiry(name);
     if (expiry != absl::InfiniteFuture()) snapshot.certificate_expiry[name] = expiry;
   }
+  snapshot.checkpoint_copy_visits = core_->checkpoints->copy_visits();
   snapshot.data_bytes_from_coordinator = core_->jobs->data_metrics().bytes_from_coordinator;
   snapshot.data_bytes_from_nodes = core_->jobs->data_metrics().bytes_from_nodes;
   for (const auto& [id, record] : core_->ledger.state().jobs) {

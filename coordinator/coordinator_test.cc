@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_format.h"
 #include "common/exit_codes.h"
 #include "common/testing/mem_env.h"
 #include "common/testing/sim_event_loop.h"
@@ -18,11 +19,16 @@ using ::testing::Not;
 class FakeStream : public WorkerStream {
  public:
   void Send(v1::CoordinatorMessage message) override { sent.push_back(std::move(message)); }
+  void SendShared(std::shared_ptr<const SharedMessage> message) override {
+    Send(message->message);
+    shared.push_back(std::move(message));
+  }
   void Close(absl::Status reason) override { closed = reason; }
   std::string AuthenticatedNode() const override { return authenticated; }
   absl::Time CertificateExpiry() const override { return expiry; }
   absl::Time expiry = absl::InfiniteFuture();
   std::vector<v1::CoordinatorMessage> sent;
+  std::vector<std::shared_ptr<const SharedMessage>> shared;
   std::optional<absl::Status> closed;
   std::string authenticated;
 };
@@ -887,6 +893,149 @@ TEST_F(CoordinatorTest, ReplicasAreMadeBeforeTheCommit) {
   ref.set_step(-1);
   EXPECT_EQ(coordinator_->GetCheckpoint(ref)->manifest().files(0).nodes_size(), 2);
   ASSERT_NE(Newest("n2", Body::kCommitManifest), nullptr);
+}
+
+// A cluster of a size, whose job has checkpoints on the nodes' own stores with one copy more.
+class LargeCluster {
+ public:
+  LargeCluster(int nodes, int slots) : slots_(slots), streams_(nodes), sequences_(nodes) {
+    CoordinatorOptions options;
+    options.loop = &loop_;
+    options.env = &env_;
+    options.random = random_.get();
+    options.store = store_.get();
+    options.state_directory = "/state";
+    for (int i = 0; i < nodes; ++i)
+      options.nodes.push_back({.name = absl::StrFormat("node%04d", i), .slots = slots});
+    coordinator_ = *Coordinator::Create(options);
+    coordinator_->Start();
+    for (int node = 0; node < nodes; ++node) {
+      streams_[node] = std::make_shared<FakeStream>();
+      v1::WorkerMessage message;
+      message.mutable_register_()->set_protocol_version(1);
+      message.mutable_register_()->set_slots(slots);
+      message.mutable_register_()->set_next_sequence(1);
+      message.mutable_register_()->set_shards_endpoint(absl::StrCat("node", node, ":1"));
+      Say(node, message);
+    }
+    Run();
+    v1::SubmitRequest request;
+    v1::JobSpec& spec = *request.mutable_spec();
+    spec.set_name("large");
+    spec.mutable_parallel()->set_tensor(1);
+    spec.mutable_parallel()->set_pipeline(1);
+    spec.mutable_parallel()->set_data(nodes * slots);
+    spec.mutable_training()->set_steps(10);
+    spec.mutable_checkpoint()->set_keep_last(1);
+    spec.mutable_checkpoint()->set_replicas(1);
+    job_ = coordinator_->Submit(request, "me")->id();
+    Run();
+  }
+  int nodes() const { return static_cast<int>(streams_.size()); }
+  int ranks() const { return nodes() * slots_; }
+  Coordinator& coordinator() { return *coordinator_; }
+  FakeStream& stream(int node) { return *streams_[node]; }
+  v1::Job Job() { return coordinator_->GetJob(job_).value(); }
+  void Run(absl::Duration duration = absl::Milliseconds(30)) {
+    scheduler_.RunUntil(scheduler_.now() + duration);
+  }
+  // Every rank says that its shard is written; the copies are asked for.
+  void WriteShards() {
+    for (int rank = 0; rank < ranks(); ++rank) {
+      v1::WorkerEvent event;
+      event.set_rank(rank);
+      auto* shard = event.mutable_shard_written();
+      shard->set_step(5);
+      shard->set_world_size(ranks());
+      shard->mutable_file()->set_name(absl::StrCat("shard-r", rank, ".safetensors"));
+      shard->mutable_file()->set_size_bytes(10);
+      Tell(rank / slots_, event);
+    }
+    Run();
+  }
+  // Every node answers what it was asked to fetch since the last call. Returns how many files that were.
+  int AnswerFetches(const std::string& error = "") {
+    int answers = 0;
+    for (int node = 0; node < nodes(); ++node) {
+      for (const auto& message : std::exchange(streams_[node]->sent, {})) {
+        for (const auto& file : message.fetch_files().files()) {
+          v1::WorkerEvent event;
+          event.set_rank(-1);
+          event.mutable_file_fetched()->set_step(message.fetch_files().step());
+          event.mutable_file_fetched()->set_file(file.name());
+          event.mutable_file_fetched()->set_ok(error.empty());
+          event.mutable_file_fetched()->set_message(error);
+          Tell(node, event);
+          ++answers;
+        }
+      }
+    }
+    Run();
+    return answers;
+  }
+
+ private:
+  void Say(int node, v1::WorkerMessage message) {
+    message.set_node(absl::StrFormat("node%04d", node));
+    message.set_incarnation("i");
+    coordinator_->OnMessage(streams_[node], std::move(message));
+  }
+  void Tell(int node, v1::WorkerEvent event) {
+    event.set_job_id(job_);
+    event.set_generation(1);
+    event.set_sequence(++sequences_[node]);
+    v1::WorkerMessage message;
+    *message.mutable_event() = std::move(event);
+    Say(node, std::move(message));
+  }
+
+  const int slots_;
+  SimScheduler scheduler_;
+  MemEnv env_;
+  std::unique_ptr<Random> random_ = NewSeededRandom(1);
+  SimEventLoop loop_{&scheduler_};
+  std::unique_ptr<StateStore> store_ = NewMemoryStore(std::make_shared<MemoryDisk>());
+  std::unique_ptr<Coordinator> coordinator_;
+  std::vector<std::shared_ptr<FakeStream>> streams_;
+  std::vector<int64_t> sequences_;
+  std::string job_;
+};
+
+TEST(LargeClusterTest, CopyingLooksAtEachFileAFewTimesAndQueuesOneManifestForAllNodes) {
+  LargeCluster cluster(125, 8);
+  cluster.WriteShards();
+  EXPECT_EQ(cluster.AnswerFetches(), cluster.ranks());
+  EXPECT_EQ(cluster.Job().last_checkpoint_step(), 5);
+  // Once to ask, once for the answer, and the ticks that came meanwhile.
+  EXPECT_LE(cluster.coordinator().Metrics().checkpoint_copy_visits, 4 * cluster.ranks());
+  std::set<const SharedMessage*> manifests;
+  for (int node = 0; node < cluster.nodes(); ++node) {
+    int of_node = 0;
+    for (const auto& message : cluster.stream(node).sent) of_node += message.has_commit_manifest();
+    ASSERT_EQ(of_node, 1) << "node " << node;
+    ASSERT_EQ(cluster.stream(node).shared.size(), 1u) << "node " << node;
+    manifests.insert(cluster.stream(node).shared[0].get());
+  }
+  EXPECT_EQ(manifests.size(), 1u);
+}
+
+TEST(LargeClusterTest, AFileThatThreeNodesCouldNotCopyIsGivenUpAndTheCheckpointCommitted) {
+  LargeCluster cluster(20, 4);
+  cluster.WriteShards();
+  int tried = 0;
+  for (int answers; (answers = cluster.AnswerFetches("UNAVAILABLE: handshake failed")) > 0;)
+    tried += answers;
+  EXPECT_EQ(tried, 3 * cluster.ranks());
+  EXPECT_EQ(cluster.Job().last_checkpoint_step(), 5);
+  v1::EventsRequest request;
+  request.set_job_id(cluster.Job().id());
+  std::string degraded;
+  const v1::EventsResponse events = cluster.coordinator().ListEvents(request).value();
+  for (const v1::Event& event : events.events()) {
+    if (event.kind() == "checkpoint_degraded") degraded = event.message();
+  }
+  EXPECT_THAT(degraded, HasSubstr("for 80 of its 80 files: shard-r0.safetensors could not be "
+                                  "copied to node0001, node0002, node0003"));
 }
 
 TEST_F(CoordinatorTest, PauseWritesACheckpointFreesTheSlotsAndResumeGoesOn) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_join.h"
 #include "common/checkpoint/weights_digest.h"
 #include "common/log.h"
 #include "common/proto_time.h"
@@ -10,6 +11,10 @@ namespace mt {
 namespace {
 
 using store::CheckpointRecord;
+
+// So many nodes try to copy a file: where that many fail it is hardly their fault, and a checkpoint with fewer copies is
+// better than one that is not committed.
+constexpr size_t kTargetsTried = 3;
 
 bool IsUnresolved(CheckpointRecord::State state) {
   return state == CheckpointRecord::STATE_REPLICATING ||
@@ -23,6 +28,15 @@ bool Contains(const google::protobuf::RepeatedPtrField<std::string>& list,
 
 void AddOnce(google::protobuf::RepeatedPtrField<std::string>* list, const std::string& value) {
   if (!Contains(*list, value)) *list->Add() = value;
+}
+
+// In a manifest whose files are sorted by name (Complete does that); -1: not there.
+int IndexOf(const v1::CheckpointManifest& manifest, const std::string& name) {
+  const auto& files = manifest.files();
+  const auto it = std::lower_bound(
+      files.begin(), files.end(), name,
+      [](const v1::CheckpointFile& file, const std::string& n) { return file.name() < n; });
+  return it != files.end() && it->name() == name ? static_cast<int>(it - files.begin()) : -1;
 }
 
 v1::CheckpointFile* FindFile(v1::CheckpointManifest& manifest, const std::string& name) {
@@ -87,12 +101,9 @@ void CheckpointCatalogue::OnShardWritten(const std::string& node, const v1::Work
   persist = std::max(persist, shard.persist_seconds());
 
   std::string& written = *record.mutable_written_by_rank(event.rank());
-  if (v1::CheckpointFile* same = FindFile(*record.mutable_manifest(), shard.file().name())) {
-    *same = shard.file();
-  } else {
-    *record.mutable_manifest()->add_files() = shard.file();
-  }
   v1::CheckpointFile* file = FindFile(*record.mutable_manifest(), shard.file().name());
+  if (file == nullptr) file = record.mutable_manifest()->add_files();
+  *file = shard.file();
   file->clear_nodes();
   if (record.path().empty()) file->add_nodes(node);
   written = shard.file().name().empty() ? "-" : shard.file().name();
@@ -141,72 +152,112 @@ int CheckpointCatalogue::Copies(const CheckpointRecord& record) const {
   return 1 + std::max(0, record.manifest().spec().checkpoint().replicas());
 }
 
-void CheckpointCatalogue::Replicate(const CheckpointRecord& record) {
+CheckpointCatalogue::Copying& CheckpointCatalogue::CopyingOf(const CheckpointRecord& record) {
+  const auto [it, made] = copying_.try_emplace({record.job_id(), record.step()});
+  Copying& copying = it->second;
+  if (!made) return copying;
+  const auto& files = record.manifest().files();
+  copying.files.resize(files.size());
+  for (int i = 0; i < files.size(); ++i) copying.open.insert(copying.open.end(), i);
+  for (const std::string& failed : record.failed_targets()) {
+    const size_t at = failed.find('@');  // no file's name has one
+    if (const int index = IndexOf(record.manifest(), failed.substr(0, at)); index >= 0)
+      copying.files[index].failed.insert(failed.substr(at + 1));
+  }
+  return copying;
+}
+
+absl::Status CheckpointCatalogue::AdvanceFile(const CheckpointRecord& record, Copying& copying,
+                                              size_t index, Requests& requests) {
+  ++copy_visits_;
+  const v1::CheckpointFile& file = record.manifest().files(static_cast<int>(index));
+  Copying::File& state = copying.files[index];
+  const int missing = Copies(record) - file.nodes_size();
+  copying.given_up.erase(index);
+  if (missing <= 0) {
+    copying.open.erase(index);
+    return absl::OkStatus();
+  }
+  copying.open.insert(index);
+  if (static_cast<int>(state.asked.size()) >= missing) return absl::OkStatus();
+  std::vector<std::string> endpoints;
+  bool source_may_return = false;
+  for (const std::string& holder : file.nodes()) {
+    if (nodes_->IsReady(holder)) endpoints.push_back(nodes_->ShardsEndpoint(holder));
+    source_may_return |= !nodes_->IsDown(holder);
+  }
+  // Ring order from the writer: neighbours hold each other's shards, evenly.
   const std::vector<std::string>& ring = nodes_->names();
-  std::map<std::string, v1::FetchFiles> requests;  // by target
-  bool waiting = false, degraded = false;
-  for (const v1::CheckpointFile& file : record.manifest().files()) {
-    const int missing = Copies(record) - file.nodes_size();
-    if (missing <= 0) continue;
-    int under_way = 0;
-    const auto first = fetching_.lower_bound({record.job_id(), record.step(), file.name(), ""});
-    for (auto it = first; it != fetching_.end() && std::get<0>(*it) == record.job_id() &&
-                          std::get<1>(*it) == record.step() && std::get<2>(*it) == file.name();
-         ++it) {
-      ++under_way;
-    }
-    std::vector<std::string> endpoints;
-    bool source_may_return = false;
-    for (const std::string& holder : file.nodes()) {
-      if (nodes_->IsReady(holder)) endpoints.push_back(nodes_->ShardsEndpoint(holder));
-      source_may_return |= !nodes_->IsDown(holder);
-    }
-    // Ring order from the writer: neighbours hold each other's shards, evenly.
-    const size_t start = std::find(ring.begin(), ring.end(), file.nodes(0)) - ring.begin();
-    for (size_t i = 1; i < ring.size() && under_way < missing; ++i) {
-      const std::string& target = ring[(start + i) % ring.size()];
-      if (endpoints.empty() || Contains(file.nodes(), target) || !nodes_->IsReady(target)) continue;
-      if (Contains(record.failed_targets(), absl::StrCat(file.name(), "@", target))) continue;
-      if (!fetching_.insert({record.job_id(), record.step(), file.name(), target}).second) continue;
-      ++under_way;
-      v1::FetchFiles& fetch = requests[target];
-      fetch.set_job_id(record.job_id());
-      fetch.set_step(record.step());
-      *fetch.add_files() = file;
-      v1::FileSource& source = *fetch.add_sources();
-      source.set_file(file.name());
-      source.set_job_id(record.job_id());
-      source.set_step(record.step());
-      for (const std::string& endpoint : endpoints) source.add_endpoints(endpoint);
-    }
-    if (under_way > 0) {
-      waiting = true;
-    } else if (endpoints.empty()) {
-      if (!source_may_return && nodes_->MayGiveUp()) {
-        Fail({record.job_id(), record.step()}, "node_lost",
-             absl::StrCat("the node that wrote ", file.name(), " was lost before a copy was made"));
-        return;
-      }
-      waiting = true;
-    } else {
-      degraded = true;  // no node is left that could take another copy
+  const auto writer = ring_position_.find(file.nodes(0));
+  const size_t start = writer == ring_position_.end() ? ring.size() : writer->second;
+  for (size_t i = 1; i <= ring.size() && !endpoints.empty(); ++i) {
+    if (static_cast<int>(state.asked.size()) >= missing || state.failed.size() >= kTargetsTried)
+      break;
+    const std::string& target = ring[(start + i) % ring.size()];
+    if (Contains(file.nodes(), target) || !nodes_->IsReady(target) ||
+        state.failed.contains(target) || !state.asked.insert(target).second)
+      continue;
+    v1::FetchFiles& fetch = requests[target];
+    fetch.set_job_id(record.job_id());
+    fetch.set_step(record.step());
+    *fetch.add_files() = file;
+    v1::FileSource& source = *fetch.add_sources();
+    source.set_file(file.name());
+    source.set_job_id(record.job_id());
+    source.set_step(record.step());
+    for (const std::string& endpoint : endpoints) source.add_endpoints(endpoint);
+  }
+  if (!state.asked.empty()) return absl::OkStatus();
+  if (endpoints.empty()) {
+    if (source_may_return || !nodes_->MayGiveUp()) return absl::OkStatus();
+    return absl::UnavailableError(
+        absl::StrCat("the node that wrote ", file.name(), " was lost before a copy was made"));
+  }
+  copying.open.erase(index);  // no node is left that could take another copy
+  copying.given_up.insert(index);
+  return absl::OkStatus();
+}
+
+void CheckpointCatalogue::Replicate(const CheckpointRecord& record) {
+  const Key key(record.job_id(), record.step());
+  Copying& copying = CopyingOf(record);
+  std::vector<size_t> lacking(copying.open.begin(), copying.open.end());
+  // A node may have come that can take a copy after all.
+  lacking.insert(lacking.end(), copying.given_up.begin(), copying.given_up.end());
+  Requests requests;
+  for (const size_t index : lacking) {
+    if (const absl::Status status = AdvanceFile(record, copying, index, requests); !status.ok()) {
+      Fail(key, "node_lost", std::string(status.message()));
+      return;
     }
   }
+  FinishReplicate(key, std::move(requests));
+}
+
+void CheckpointCatalogue::FinishReplicate(const Key& key, Requests requests) {
   for (auto& [target, fetch] : requests) {
-    AddOnce(ledger_->EditCheckpoint(record.job_id(), record.step()).mutable_holders(), target);
+    AddOnce(ledger_->EditCheckpoint(key.first, key.second).mutable_holders(), target);
     v1::CoordinatorMessage message;
     *message.mutable_fetch_files() = std::move(fetch);
     nodes_->Send(target, std::move(message));
   }
-  if (waiting) return;
-  if (degraded) {
+  const Copying& copying = copying_.at(key);
+  if (!copying.open.empty()) return;
+  CheckpointRecord& record = ledger_->EditCheckpoint(key.first, key.second);
+  if (!copying.given_up.empty()) {
+    const size_t first = *copying.given_up.begin();
+    const std::set<std::string>& failed = copying.files[first].failed;
     ledger_->AddEvent(
-        "checkpoint_degraded", record.job_id(), "", record.generation(),
-        absl::StrCat(
-            "step ", record.step(),
-            " has fewer copies than checkpoint.replicas asks: no other node can take one"));
+        "checkpoint_degraded", key.first, "", record.generation(),
+        absl::StrCat("step ", key.second, " has fewer copies than checkpoint.replicas asks, for ",
+                     copying.given_up.size(), " of its ", copying.files.size(),
+                     " files: ", record.manifest().files(static_cast<int>(first)).name(),
+                     failed.empty()
+                         ? std::string(": no other node can take one")
+                         : absl::StrCat(" could not be copied to ", absl::StrJoin(failed, ", "),
+                                        "; the copy_failed events say why")));
   }
-  Commit(ledger_->EditCheckpoint(record.job_id(), record.step()));
+  Commit(record);
 }
 
 void CheckpointCatalogue::SendManifest(const CheckpointRecord& record) {
@@ -254,25 +305,33 @@ void CheckpointCatalogue::OnManifestCommitted(const std::string& node,
 void CheckpointCatalogue::OnFileFetched(const std::string& node, const v1::WorkerEvent& event) {
   const v1::FileFetched& fetched = event.file_fetched();
   const Key key(event.job_id(), fetched.step());
-  fetching_.erase({key.first, key.second, fetched.file(), node});
   const CheckpointRecord* found = Find(key.first, key.second);
   if (found == nullptr || found->state() != CheckpointRecord::STATE_REPLICATING) return;
   CheckpointRecord& record = ledger_->EditCheckpoint(key.first, key.second);
-  v1::CheckpointFile* file = FindFile(*record.mutable_manifest(), fetched.file());
-  if (file == nullptr) return;
+  const int index = IndexOf(record.manifest(), fetched.file());
+  if (index < 0) return;
+  Copying& copying = CopyingOf(record);
+  Copying::File& file = copying.files[index];
+  file.asked.erase(node);
   if (fetched.ok()) {
-    AddOnce(file->mutable_nodes(), node);
-  } else {
-    AddOnce(record.mutable_failed_targets(), absl::StrCat(fetched.file(), "@", node));
+    AddOnce(record.mutable_manifest()->mutable_files(index)->mutable_nodes(), node);
+  } else if (file.failed.insert(node).second) {
+    record.add_failed_targets(absl::StrCat(fetched.file(), "@", node));
     ledger_->AddEvent(
         "copy_failed", key.first, node, record.generation(),
         absl::StrCat(fetched.file(), " of step ", key.second, ": ", fetched.message()));
   }
-  Advance(key);
+  Requests requests;
+  if (const absl::Status status = AdvanceFile(record, copying, index, requests); !status.ok()) {
+    Fail(key, "node_lost", std::string(status.message()));
+    return;
+  }
+  FinishReplicate(key, std::move(requests));
 }
 
 void CheckpointCatalogue::Commit(CheckpointRecord& record) {
   const Key key(record.job_id(), record.step());
+  copying_.erase(key);
   record.set_state(CheckpointRecord::STATE_COMMITTED);
   SetTime(record.mutable_committed(), loop_->clock()->Now());
   record.clear_written_by_rank();
@@ -295,14 +354,12 @@ void CheckpointCatalogue::Commit(CheckpointRecord& record) {
     std::set<std::string> holders;
     for (const v1::CheckpointFile& file : record.manifest().files())
       holders.insert(file.nodes().begin(), file.nodes().end());
-    for (const std::string& node : holders) {
-      v1::CoordinatorMessage message;
-      v1::CommitManifest& commit = *message.mutable_commit_manifest();
-      commit.set_job_id(key.first);
-      commit.set_step(key.second);
-      *commit.mutable_manifest() = record.manifest();
-      nodes_->Send(node, std::move(message));
-    }
+    v1::CoordinatorMessage message;
+    v1::CommitManifest& commit = *message.mutable_commit_manifest();
+    commit.set_job_id(key.first);
+    commit.set_step(key.second);
+    *commit.mutable_manifest() = record.manifest();
+    nodes_->SendToAll(holders, std::move(message));
   }
   Retain(key.first);
   Changed(key.first);
@@ -386,10 +443,7 @@ void CheckpointCatalogue::StartDeleting(CheckpointRecord& record, const std::str
       }
     }
   }
-  for (const v1::CheckpointFile& file : record.manifest().files()) {
-    for (const std::string& name : nodes_->names())
-      fetching_.erase({key.first, key.second, file.name(), name});
-  }
+  copying_.erase(key);
   SendDeletes(key, "");
 }
 
@@ -429,7 +483,9 @@ void CheckpointCatalogue::SendDeletes(const Key& key, const std::string& only_no
 }
 
 void CheckpointCatalogue::OnNodeDisconnected(const std::string& node) {
-  std::erase_if(fetching_, [&](const auto& entry) { return std::get<3>(entry) == node; });
+  for (auto& [key, copying] : copying_) {
+    for (const size_t index : copying.open) copying.files[index].asked.erase(node);
+  }
   for (auto& [key, asked] : deleting_at_) asked.erase(node);
   std::erase_if(manifest_at_, [&](const auto& entry) { return entry.second == node; });
   nodes_changed_ = true;
@@ -466,7 +522,9 @@ void CheckpointCatalogue::Settle() {
   if (const absl::Duration now = loop_->clock()->Monotonic();
       now - asked_again_ > absl::Minutes(2)) {
     asked_again_ = now;
-    fetching_.clear();
+    for (auto& [key, copying] : copying_) {
+      for (const size_t index : copying.open) copying.files[index].asked.clear();
+    }
     manifest_at_.clear();
   }
   std::vector<Key> waiting;

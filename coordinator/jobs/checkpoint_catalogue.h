@@ -16,7 +16,6 @@
 #include <optional>
 #include <set>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -37,7 +36,10 @@ class CheckpointCatalogue {
   };
 
   CheckpointCatalogue(EventLoop* loop, Ledger* ledger, NodeTable* nodes, std::string version)
-      : loop_(loop), ledger_(ledger), nodes_(nodes), version_(std::move(version)) {}
+      : loop_(loop), ledger_(ledger), nodes_(nodes), version_(std::move(version)) {
+    for (const std::string& name : nodes_->names())
+      ring_position_.emplace(name, ring_position_.size());
+  }
   // Called with a job whose checkpoints changed in a way that its state may depend on.
   void SetOnChange(std::function<void(const std::string& job_id)> on_change) {
     on_change_ = std::move(on_change);
@@ -73,12 +75,33 @@ class CheckpointCatalogue {
   void MarkBad(const std::string& job_id, int64_t step, const std::string& reason);
   static v1::CheckpointInfo Describe(const store::CheckpointRecord& record);
   Metrics MetricsOf(const std::string& job_id) const;
+  // How often a file was looked at to see whether it has its copies: what the copying costs this process.
+  int64_t copy_visits() const { return copy_visits_; }
 
  private:
   using Key = std::pair<std::string, int64_t>;
+  // The copies of one checkpoint that are being made. Derived from its row, and made again from it after a restart.
+  // Invariant: a file is in `open`, in `given_up`, or has all its copies; the checkpoint is committed when none is open. An
+  // event about one file looks at that file alone: with a pass over all of them the work would grow with their square.
+  struct Copying {
+    struct File {
+      std::set<std::string> asked;   // nodes that were told to fetch it, on their present streams
+      std::set<std::string> failed;  // nodes that tried and could not
+    };
+    std::vector<File> files;          // in the manifest's order, which is by name
+    std::set<size_t> open, given_up;  // by index
+  };
+  using Requests = std::map<std::string, v1::FetchFiles>;  // by target
   void Complete(store::CheckpointRecord& record);
   void Advance(const Key& key);
+  Copying& CopyingOf(const store::CheckpointRecord& record);
+  // Looks at every file that lacks a copy.
   void Replicate(const store::CheckpointRecord& record);
+  // Looks at one, and adds what has to be asked of whom. Not OK: its only copies are lost for good.
+  absl::Status AdvanceFile(const store::CheckpointRecord& record, Copying& copying, size_t index,
+                           Requests& requests);
+  // Sends the requests and commits if no file is open.
+  void FinishReplicate(const Key& key, Requests requests);
   void SendManifest(const store::CheckpointRecord& record);
   void Commit(store::CheckpointRecord& record);
   // `reason`: disk_full | permission | io | verify | node_lost, for the metric; `why` is for people.
@@ -96,14 +119,15 @@ class CheckpointCatalogue {
   const std::string version_;
   std::function<void(const std::string&)> on_change_;
   // Not durable: what has been asked of whom on its present stream.
-  std::set<std::tuple<std::string, int64_t, std::string, std::string>>
-      fetching_;                            // job, step, file, target node
+  std::map<Key, Copying> copying_;
   std::map<Key, std::string> manifest_at_;  // node that writes the shared manifest
   std::map<Key, std::set<std::string>> deleting_at_;
   std::map<std::string, Metrics> metrics_;
   std::map<Key, std::pair<double, double>> slowest_;  // stall, persist of the unfinished one
+  std::map<std::string, size_t> ring_position_;  // of each node in hostfile order
   bool nodes_changed_ = false;
   absl::Duration asked_again_;
+  int64_t copy_visits_ = 0;
 };
 
 }  // namespace mt

@@ -473,6 +473,20 @@ void NodeTable::Send(const std::string& name, v1::CoordinatorMessage message,
   });
 }
 
+void NodeTable::SendToAll(const std::set<std::string>& nodes, v1::CoordinatorMessage message) {
+  message.set_epoch(options_.ledger->state().epoch);
+  const auto shared = std::make_shared<const SharedMessage>(std::move(message));
+  for (const std::string& name : nodes) {
+    const auto it = nodes_.find(name);
+    if (it == nodes_.end()) continue;
+    Node& node = it->second;
+    options_.ledger->AfterCommit([&node, stream_number = node.stream_number, shared] {
+      if (node.stream != nullptr && node.stream_number == stream_number)
+        node.stream->SendShared(shared);
+    });
+  }
+}
+
 void NodeTable::OnCommandResult(const std::string& node, const v1::CommandResult& result) {
   auto command = commands_.extract(result.command_id());
   if (command.empty() || command.mapped().node != node) return;

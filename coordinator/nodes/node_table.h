@@ -105,6 +105,8 @@ class NodeTable {
   // it connects). `on_result` runs with the node's CommandResult; never if the stream breaks first.
   void Send(const std::string& node, v1::CoordinatorMessage message,
             std::function<void(absl::Status)> on_result = nullptr);
+  // The same message to many nodes, made and serialized once however many they are; no result is told.
+  void SendToAll(const std::set<std::string>& nodes, v1::CoordinatorMessage message);
   // At once, without waiting for the store: for what changes nothing.
   void SendNow(const std::string& node, v1::CoordinatorMessage message);
   void OnCommandResult(const std::string& node, const v1::CommandResult& result);
