@@ -882,6 +882,9 @@ TEST_F(CoordinatorTest, ReplicasAreMadeBeforeTheCommit) {
   EXPECT_EQ(Get(id).last_checkpoint_step(), -1);
   ASSERT_NE(Newest("n2", Body::kFetchFiles), nullptr);
   EXPECT_EQ(Newest("n2", Body::kFetchFiles)->fetch_files().sources(0).endpoints(0), "n1:1");
+  Exit("n1", id, 1, 0, [](v1::RankExited& exit) { exit.set_exit_code(1); });
+  EXPECT_THAT(Get(id).reason(),
+              HasSubstr("copying the checkpoint of step 5 to other nodes: rank-0 from n1 to n2"));
   auto fetched = Event(id, 0, -1);
   fetched.mutable_file_fetched()->set_step(5);
   fetched.mutable_file_fetched()->set_file("rank-0");

@@ -547,7 +547,12 @@ void CheckpointCatalogue::OnAttemptEnded(const std::string& job_id) {
 }
 
 bool CheckpointCatalogue::HasUnresolved(const std::string& job_id) const {
-  return !UnresolvedReason(job_id).empty();
+  const auto& all = ledger_->state().checkpoints;
+  for (auto it = all.lower_bound({job_id, INT64_MIN}); it != all.end() && it->first.first == job_id;
+       ++it) {
+    if (IsUnresolved(it->second.state())) return true;
+  }
+  return false;
 }
 
 std::string CheckpointCatalogue::UnresolvedReason(const std::string& job_id) const {
@@ -555,11 +560,23 @@ std::string CheckpointCatalogue::UnresolvedReason(const std::string& job_id) con
   for (auto it = all.lower_bound({job_id, INT64_MIN}); it != all.end() && it->first.first == job_id;
        ++it) {
     if (it->second.state() == CheckpointRecord::STATE_REPLICATING)
-      return absl::StrCat("copying the checkpoint of step ", it->first.second, " to other nodes");
+      return absl::StrCat("copying the checkpoint of step ", it->first.second, " to other nodes",
+                          CopyWaitedFor(it->second));
     if (it->second.state() == CheckpointRecord::STATE_COMMITTING)
       return absl::StrCat("committing the checkpoint of step ", it->first.second);
   }
   return "";
+}
+
+std::string CheckpointCatalogue::CopyWaitedFor(const CheckpointRecord& record) const {
+  const auto it = copying_.find({record.job_id(), record.step()});
+  if (it == copying_.end() || it->second.open.empty()) return "";
+  const size_t index = *it->second.open.begin();
+  const v1::CheckpointFile& file = record.manifest().files(static_cast<int>(index));
+  const std::set<std::string>& asked = it->second.files[index].asked;
+  return absl::StrCat(": ", file.name(), " from ", absl::StrJoin(file.nodes(), ", "),
+                      asked.empty() ? ", which is away, or no node that could take it is there"
+                                    : absl::StrCat(" to ", absl::StrJoin(asked, ", ")));
 }
 
 bool CheckpointCatalogue::PrepareForAttempt(const std::string& job_id, int64_t restore_step) {

@@ -104,6 +104,8 @@ class CheckpointCatalogue {
   void FinishReplicate(const Key& key, Requests requests);
   void SendManifest(const store::CheckpointRecord& record);
   void Commit(store::CheckpointRecord& record);
+  // ": shard-r3 from n1 to n2", of the first file that has not got its copies.
+  std::string CopyWaitedFor(const store::CheckpointRecord& record) const;
   // `reason`: disk_full | permission | io | verify | node_lost, for the metric; `why` is for people.
   void Fail(const Key& key, const std::string& reason, const std::string& why);
   void Retain(const std::string& job_id);

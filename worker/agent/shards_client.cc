@@ -1,6 +1,8 @@
 #include "worker/agent/shards_client.h"
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <map>
@@ -24,9 +26,13 @@ constexpr int64_t kSlowestBytesPerSecond =
 
 class ShardsFetcher : public FileFetcher {
  public:
-  ShardsFetcher(EventLoop* loop, Env* env, TlsFiles tls)
-      : loop_(loop), env_(env), tls_(std::move(tls)) {
+  ShardsFetcher(EventLoop* loop, Env* env, TlsFiles tls, absl::Duration stall_timeout)
+      : loop_(loop),
+        env_(env),
+        tls_(std::move(tls)),
+        stall_timeout_(absl::ToChronoMilliseconds(stall_timeout)) {
     for (int i = 0; i < kThreads; ++i) threads_.emplace_back([this] { Work(); });
+    threads_.emplace_back([this] { WatchStalls(); });
   }
 
   ~ShardsFetcher() override {
@@ -34,9 +40,10 @@ class ShardsFetcher : public FileFetcher {
     {
       const std::lock_guard lock(mutex_);
       stopping_ = true;
-      for (grpc::ClientContext* context : contexts_) context->TryCancel();
+      for (Reading* reading : readings_) reading->context.TryCancel();
     }
     wake_.notify_all();
+    watch_.notify_all();
     for (auto& thread : threads_) thread.join();
   }
 
@@ -53,6 +60,32 @@ class ShardsFetcher : public FileFetcher {
     FetchRequest request;
     std::function<void(absl::Status)> done;
   };
+
+  using Time = std::chrono::steady_clock::time_point;
+  // A call whose next byte is waited for. Both are guarded by mutex_; the context is gRPC's to guard.
+  struct Reading {
+    grpc::ClientContext context;
+    Time last_byte = std::chrono::steady_clock::now();
+    bool stalled = false;
+  };
+
+  void WatchStalls() {
+    std::unique_lock lock(mutex_);
+    while (!stopping_) {
+      const Time now = std::chrono::steady_clock::now();
+      Time next = now + stall_timeout_;  // nothing that begins from now on is due before
+      for (Reading* reading : readings_) {
+        if (reading->stalled) continue;
+        if (const Time due = reading->last_byte + stall_timeout_; due > now) {
+          next = std::min(next, due);
+        } else {
+          reading->stalled = true;
+          reading->context.TryCancel();
+        }
+      }
+      watch_.wait_until(lock, next);
+    }
+  }
 
   void Work() {
     while (true) {
@@ -114,24 +147,28 @@ class ShardsFetcher : public FileFetcher {
 
   absl::Status ReadFrom(v1::Shards::Stub& stub, const FetchRequest& request, WritableFile* file,
                         int64_t* offset) {
-    grpc::ClientContext context;
-    context.set_deadline(
+    Reading reading;
+    reading.context.set_deadline(
         std::chrono::system_clock::now() +
         std::chrono::seconds(60 + request.file.size_bytes() / kSlowestBytesPerSecond));
     {
       const std::lock_guard lock(mutex_);
       if (stopping_) return absl::CancelledError("the worker daemon is ending");
-      contexts_.insert(&context);
+      readings_.insert(&reading);
     }
     v1::ReadFileRequest read;
     read.set_job_id(request.job_id);
     read.set_step(request.step);
     read.set_file(request.file.name());
     read.set_offset(*offset);
-    const auto reader = stub.Read(&context, read);
+    const auto reader = stub.Read(&reading.context, read);
     absl::Status status;
     v1::FilePiece piece;
     while (status.ok() && reader->Read(&piece)) {
+      {
+        const std::lock_guard lock(mutex_);
+        reading.last_byte = std::chrono::steady_clock::now();
+      }
       if (piece.offset() != *offset || piece.total_bytes() != request.file.size_bytes() ||
           *offset + static_cast<int64_t>(piece.data().size()) > piece.total_bytes()) {
         status = absl::DataLossError(absl::StrCat("the file there has ", piece.total_bytes(),
@@ -142,20 +179,26 @@ class ShardsFetcher : public FileFetcher {
       status = file->Append(piece.data());
       *offset += static_cast<int64_t>(piece.data().size());
     }
-    if (!status.ok()) context.TryCancel();
+    if (!status.ok()) reading.context.TryCancel();
     const absl::Status finished = FromGrpcStatus(reader->Finish());
     const std::lock_guard lock(mutex_);
-    contexts_.erase(&context);
+    readings_.erase(&reading);
+    if (status.ok() && !finished.ok() && reading.stalled) {
+      return absl::DeadlineExceededError(absl::StrCat(
+          "it sent no byte for ", absl::FormatDuration(absl::FromChrono(stall_timeout_)), " after ",
+          *offset, " of ", request.file.size_bytes(), "; is the disk of that node stuck?"));
+    }
     return status.ok() ? finished : status;
   }
 
   EventLoop* const loop_;
   Env* const env_;
   const TlsFiles tls_;
+  const std::chrono::milliseconds stall_timeout_;
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_, watch_;
   std::deque<Task> queue_;
-  std::set<grpc::ClientContext*> contexts_;
+  std::set<Reading*> readings_;
   bool stopping_ = false;
   std::shared_ptr<std::atomic<bool>> alive_ = std::make_shared<std::atomic<bool>>(true);
   std::vector<std::thread> threads_;
@@ -163,8 +206,9 @@ class ShardsFetcher : public FileFetcher {
 
 }  // namespace
 
-std::unique_ptr<FileFetcher> NewShardsFetcher(EventLoop* loop, Env* env, TlsFiles tls) {
-  return std::make_unique<ShardsFetcher>(loop, env, std::move(tls));
+std::unique_ptr<FileFetcher> NewShardsFetcher(EventLoop* loop, Env* env, TlsFiles tls,
+                                              absl::Duration stall_timeout) {
+  return std::make_unique<ShardsFetcher>(loop, env, std::move(tls), stall_timeout);
 }
 
 }  // namespace mt

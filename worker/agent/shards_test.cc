@@ -11,6 +11,7 @@
 #include <future>
 
 #include "common/hash.h"
+#include "mt/v1/worker.grpc.pb.h"
 #include "worker/agent/data_interface.h"
 #include "worker/agent/shards_client.h"
 #include "worker/agent/shards_service.h"
@@ -104,6 +105,49 @@ TEST_F(ShardsTest, OnlyCheckpointFilesAreServed) {
     EXPECT_FALSE(Fetch(other, {endpoint_}).ok()) << name;
     EXPECT_TRUE(NothingArrived()) << name;
   }
+}
+
+// Takes calls and sends one byte, then nothing until the caller is gone.
+class StuckShards final : public v1::Shards::CallbackService {
+ public:
+  grpc::ServerWriteReactor<v1::FilePiece>* Read(grpc::CallbackServerContext*,
+                                                const v1::ReadFileRequest*) override {
+    class Reactor : public grpc::ServerWriteReactor<v1::FilePiece> {
+     public:
+      explicit Reactor(int64_t total_bytes) {
+        piece_.set_total_bytes(total_bytes);
+        piece_.set_data("x");
+        StartWrite(&piece_);
+      }
+      void OnCancel() override { Finish(grpc::Status::CANCELLED); }
+      void OnDone() override { delete this; }
+
+     private:
+      v1::FilePiece piece_;
+    };
+    return new Reactor(total_bytes);
+  }
+  int64_t total_bytes = 0;
+};
+
+TEST_F(ShardsTest, ASourceThatSendsNothingMoreIsGivenUpAndTheNextOneTried) {
+  StuckShards stuck;
+  stuck.total_bytes = file_.size_bytes();
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&stuck);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  const std::string endpoint = absl::StrCat("127.0.0.1:", port);
+  fetcher_ = NewShardsFetcher(loop_.get(), Env::Real(), {}, absl::Milliseconds(300));
+  const absl::Status status = Fetch(file_, {endpoint});
+  EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr(absl::StrCat(endpoint, ": it sent no byte for 300ms after 1 of ")));
+  EXPECT_TRUE(NothingArrived());
+  EXPECT_TRUE(Fetch(file_, {endpoint, endpoint_}).ok());
+  fetcher_ = nullptr;
+  server->Shutdown();
 }
 
 TEST_F(ShardsTest, NoSourceIsSaid) {
