@@ -1041,6 +1041,38 @@ TEST(LargeClusterTest, AFileThatThreeNodesCouldNotCopyIsGivenUpAndTheCheckpointC
                                   "copied to node0001, node0002, node0003"));
 }
 
+TEST_F(CoordinatorTest, HeldCheckpointsOfAJobThatIsNotKnownAreKeptAndToldOnce) {
+  const auto hold = [this](const std::string& incarnation) {
+    streams_["n1"] = std::make_shared<FakeStream>();
+    incarnation_["n1"] = incarnation;
+    v1::WorkerMessage message;
+    message.mutable_register_()->set_protocol_version(1);
+    message.mutable_register_()->set_slots(2);
+    message.mutable_register_()->set_next_sequence(1);
+    for (const int64_t step : {5, 10}) {
+      auto* held = message.mutable_register_()->add_held();
+      held->set_job_id("of-a-newer-state-1");
+      held->set_step(step);
+    }
+    Say("n1", message);
+    v1::WorkerMessage heartbeat;
+    heartbeat.mutable_heartbeat();
+    Say("n1", heartbeat);
+  };
+  hold("i1");
+  EXPECT_EQ(Newest("n1", Body::kDeleteCheckpoint), nullptr);
+  hold("i2");
+  EXPECT_EQ(Newest("n1", Body::kDeleteCheckpoint), nullptr);
+  std::vector<std::string> told;
+  const v1::EventsResponse events = coordinator_->ListEvents({}).value();
+  for (const v1::Event& event : events.events()) {
+    if (event.kind() == "unknown_checkpoints") told.push_back(event.node() + " " + event.message());
+  }
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_THAT(told[0], HasSubstr("n1 files of job of-a-newer-state-1"));
+  EXPECT_THAT(told[0], HasSubstr("(steps 5, 10); they are kept"));
+}
+
 TEST_F(CoordinatorTest, PauseWritesACheckpointFreesTheSlotsAndResumeGoesOn) {
   Register("n1");
   const std::string id = Submit(1);

@@ -499,12 +499,18 @@ void CheckpointCatalogue::OnNodeSettled(const std::string& node,
       deleting.push_back(key);
   }
   for (const Key& key : deleting) SendDeletes(key, node);
-  // What the catalogue does not know is left from a try that was given up while the node was away.
+  // What the catalogue does not know is left from a try that was given up while the node was away. But of a job that is not
+  // known at all nothing is concluded: the state may be an old one, restored from a backup, and the files all there is.
+  std::map<std::string, std::vector<int64_t>> of_unknown_jobs;
   for (const v1::HeldCheckpoint& checkpoint : held) {
     const auto job = ledger_->state().jobs.find(checkpoint.job_id());
     if (Find(checkpoint.job_id(), checkpoint.step()) != nullptr) continue;
+    if (job == ledger_->state().jobs.end()) {
+      of_unknown_jobs[checkpoint.job_id()].push_back(checkpoint.step());
+      continue;
+    }
     // The job may be writing this very step: then the next commit of the job cleans up instead.
-    if (job != ledger_->state().jobs.end() && job->second.job().state() < v1::JOB_STATE_SUCCEEDED &&
+    if (job->second.job().state() < v1::JOB_STATE_SUCCEEDED &&
         checkpoint.step() > job->second.job().last_checkpoint_step()) {
       continue;
     }
@@ -512,6 +518,15 @@ void CheckpointCatalogue::OnNodeSettled(const std::string& node,
     message.mutable_delete_checkpoint()->set_job_id(checkpoint.job_id());
     message.mutable_delete_checkpoint()->set_step(checkpoint.step());
     nodes_->Send(node, std::move(message));
+  }
+  for (const auto& [job_id, steps] : of_unknown_jobs) {
+    if (!told_unknown_.emplace(node, job_id).second) continue;
+    ledger_->AddEvent(
+        "unknown_checkpoints", "", node, 0,
+        absl::StrCat("files of job ", job_id, ", of which this coordinator knows nothing, are in ",
+                     "the node's store (steps ", absl::StrJoin(steps, ", "),
+                     "); they are kept. If nobody needs them, remove the folder of that job from "
+                     "the shards folder of the worker's state"));
   }
   nodes_changed_ = true;
 }

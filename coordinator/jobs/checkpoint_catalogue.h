@@ -126,7 +126,8 @@ class CheckpointCatalogue {
   std::map<Key, std::set<std::string>> deleting_at_;
   std::map<std::string, Metrics> metrics_;
   std::map<Key, std::pair<double, double>> slowest_;  // stall, persist of the unfinished one
-  std::map<std::string, size_t> ring_position_;  // of each node in hostfile order
+  std::map<std::string, size_t> ring_position_;       // of each node in hostfile order
+  std::set<std::pair<std::string, std::string>> told_unknown_;  // node and job, in an event
   bool nodes_changed_ = false;
   absl::Duration asked_again_;
   int64_t copy_visits_ = 0;

@@ -57,8 +57,8 @@ absl::Status SqliteStatus(sqlite3* database, int code, absl::string_view what) {
 
 class SqliteStore : public StateStore {
  public:
-  SqliteStore(std::unique_ptr<FileLock> lock, std::string path)
-      : lock_(std::move(lock)), path_(std::move(path)) {}
+  SqliteStore(std::unique_ptr<FileLock> lock, std::string path, Clock* clock)
+      : lock_(std::move(lock)), path_(std::move(path)), clock_(clock) {}
   ~SqliteStore() override {
     for (auto& [sql, statement] : statements_) sqlite3_finalize(statement);
     sqlite3_close(database_);
@@ -108,7 +108,8 @@ class SqliteStore : public StateStore {
     };
     MT_ASSIGN_OR_RETURN(const std::string epoch, meta("epoch"));
     MT_ASSIGN_OR_RETURN(state.cluster_id, meta("cluster_id"));
-    state.epoch = (epoch.empty() ? 0 : std::stoll(epoch)) + 1;
+    state.epoch = std::max<int64_t>((epoch.empty() ? 0 : std::stoll(epoch)) + 1,
+                                    absl::ToUnixSeconds(clock_->Now()));
     if (state.cluster_id.empty()) state.cluster_id = Random::Real()->Id(12);
     MT_RETURN_IF_ERROR(InTransaction([&]() -> absl::Status {
       MT_RETURN_IF_ERROR(
@@ -282,6 +283,7 @@ class SqliteStore : public StateStore {
 
   std::unique_ptr<FileLock> lock_;
   const std::string path_;
+  Clock* const clock_;
   sqlite3* database_ = nullptr;
   std::map<std::string, sqlite3_stmt*> statements_;
 };
@@ -289,7 +291,8 @@ class SqliteStore : public StateStore {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<StateStore>> OpenSqliteStore(Env* env,
-                                                            const std::string& state_directory) {
+                                                            const std::string& state_directory,
+                                                            Clock* clock) {
   MT_RETURN_IF_ERROR(env->CreateDirectories(state_directory));
   const std::string lock_path = JoinPath(state_directory, "coordinator.lock");
   auto lock = env->Lock(lock_path);
@@ -308,7 +311,7 @@ absl::StatusOr<std::unique_ptr<StateStore>> OpenSqliteStore(Env* env,
     MT_RETURN_IF_ERROR(file->Close());
   }
   auto store = std::make_unique<SqliteStore>(std::move(lock).value(),
-                                             JoinPath(state_directory, "coordinator.db"));
+                                             JoinPath(state_directory, "coordinator.db"), clock);
   MT_RETURN_IF_ERROR(store->Open());
   return store;
 }

@@ -17,7 +17,7 @@
 namespace mt {
 
 struct StoredState {
-  int64_t epoch = 0;       // starts of a coordinator on this state, this one included
+  int64_t epoch = 0;       // of this start: greater than of every earlier one on this state
   std::string cluster_id;  // made at the first start
   int64_t last_event_sequence = 0;
   std::map<std::string, store::JobRecord> jobs;

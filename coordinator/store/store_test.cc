@@ -15,6 +15,13 @@ namespace {
 
 using ::testing::HasSubstr;
 
+class FixedClock : public Clock {
+ public:
+  absl::Time Now() override { return now; }
+  absl::Duration Monotonic() override { return absl::ZeroDuration(); }
+  absl::Time now = absl::FromUnixSeconds(1000);
+};
+
 class SqliteStoreTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -23,11 +30,12 @@ class SqliteStoreTest : public ::testing::Test {
   }
   void TearDown() override { std::filesystem::remove_all(folder_); }
   std::unique_ptr<StateStore> Open() {
-    auto store = OpenSqliteStore(Env::Real(), folder_);
+    auto store = OpenSqliteStore(Env::Real(), folder_, &clock_);
     EXPECT_TRUE(store.ok()) << store.status();
     return store.ok() ? std::move(*store) : nullptr;
   }
   std::string folder_;
+  FixedClock clock_;
 };
 
 StoreBatch OneOfEach() {
@@ -55,18 +63,30 @@ StoreBatch OneOfEach() {
   return batch;
 }
 
+TEST_F(SqliteStoreTest, ARestoredBackupHasAGreaterEpochThanAnyDaemonHasSeen) {
+  const std::string path = folder_ + "/coordinator.db", backup = folder_ + "/backup.db";
+  ASSERT_EQ(Open()->Load()->epoch, 1000);
+  std::filesystem::copy_file(path, backup);
+  for (int i = 1; i <= 5; ++i) ASSERT_EQ(Open()->Load()->epoch, 1000 + i);
+  std::filesystem::copy_file(backup, path, std::filesystem::copy_options::overwrite_existing);
+  clock_.now += absl::Minutes(1);
+  EXPECT_EQ(Open()->Load()->epoch, 1060);
+  clock_.now -= absl::Hours(1);  // a clock that goes back does not take the epoch with it
+  EXPECT_EQ(Open()->Load()->epoch, 1061);
+}
+
 TEST_F(SqliteStoreTest, EverythingComesBackAndTheEpochGrows) {
   {
     auto store = Open();
     const auto state = store->Load();
     ASSERT_TRUE(state.ok()) << state.status();
-    EXPECT_EQ(state->epoch, 1);
+    EXPECT_EQ(state->epoch, 1000);
     ASSERT_TRUE(store->Commit(OneOfEach()).ok());
   }
   auto store = Open();
   auto state = store->Load();
   ASSERT_TRUE(state.ok()) << state.status();
-  EXPECT_EQ(state->epoch, 2);
+  EXPECT_EQ(state->epoch, 1001);  // in the same second
   EXPECT_FALSE(state->cluster_id.empty());
   EXPECT_EQ(state->jobs.at("a-1").order(), 3);
   EXPECT_EQ(state->progress.at("a-1").step(), 7);
