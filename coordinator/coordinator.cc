@@ -17,8 +17,12 @@ class CoordinatorCore : public NodeListener {
  public:
   explicit CoordinatorCore(CoordinatorOptions given)
       : options(std::move(given)),
-        logs(options.env, JoinPath(options.state_directory, "logs")),
-        ledger(LedgerOptionsOf()) {}
+        logs(options.env, JoinPath(options.state_directory, "logs"), options.log_limits),
+        ledger(LedgerOptionsOf()) {
+    logs.SetOnDropped([this](const std::string& job_id, const std::string& message) {
+      ledger.AddEvent("logs_dropped", job_id, "", 0, message);
+    });
+  }
 
   absl::Status Load() {
     std::set<std::string> names;

@@ -49,6 +49,7 @@ struct CoordinatorOptions {
   std::function<absl::StatusOr<v1::RenewCertificate>(const std::string& node,
                                                      absl::Duration lifetime)>
       issue_certificate;
+  LogStore::Limits log_limits;
   CoordinatorTunables tunables;
   // The store is broken: the process must end. Called once, on the loop; nothing is sent afterwards.
   std::function<void(absl::Status)> on_fatal;

@@ -372,6 +372,8 @@ TEST_F(CoordinatorTest, FailedRankStopsAllThenStartsFromTheNewestCheckpoint) {
   EXPECT_EQ(Get(id).failure().rank(), 2);
   EXPECT_EQ(Get(id).failure().cause(), "signal");
   EXPECT_EQ(Get(id).failure().last_lines(0), "the end");
+  for (const auto& rank : disk_->state.attempts.at({id, 1}).ranks())
+    EXPECT_EQ(rank.exit().last_lines_size(), 0);
   EXPECT_EQ(Get(id).attempts_without_progress(), 0);
 }
 
@@ -1165,9 +1167,10 @@ TEST_F(CoordinatorTest, WatchersHearOfDurableChangesAndLogsAreNumbered) {
   Tell("n1", lines);
   EXPECT_EQ(notified, 1);
   EXPECT_EQ(calls, before);
-  const auto chunks = coordinator_->logs().Read(id, {});
-  ASSERT_EQ(chunks->size(), 1u);
-  EXPECT_EQ((*chunks)[0].data(), "hello\n");
+  const auto page = coordinator_->logs().Read(id, {});
+  ASSERT_TRUE(page.ok()) << page.status();
+  ASSERT_EQ(page->chunks.size(), 1u);
+  EXPECT_EQ(page->chunks[0].data(), "hello\n");
 }
 
 TEST_F(CoordinatorTest, GracefulShutdownPausesAndTheNextStartResumes) {

@@ -34,7 +34,7 @@ struct Flags {
   std::string state, endpoint_file, hostfile, listen, advertise,
       metrics_listen = "127.0.0.1:0", bundle, worker, known_hosts, remote_folder;
   std::vector<std::string> ssh_keys;
-  int local_nodes = 0, slots = 1;
+  int local_nodes = 0, slots = 1, job_log_mib = 1024;
   bool insecure = false, ssh_config = false, accept_new_hosts = false;
 };
 
@@ -331,6 +331,7 @@ absl::Status Process::Start() {
   options.state_directory = flags_.state;
   options.version = MT_VERSION;
   options.bundle_digest = bundle_.digest;
+  options.log_limits.job_bytes = static_cast<uint64_t>(flags_.job_log_mib) << 20;
   options.metrics_address = metrics_address_;
   if (ca_ != nullptr) {
     options.issue_certificate =
@@ -451,6 +452,10 @@ int Main(int argc, char** argv) {
   app.add_option("--advertise", flags.advertise,
                  "Host by which workers reach it; default: as the SSH connection sees it");
   app.add_option("--metrics-listen", flags.metrics_listen, "HOST:PORT of /metrics")
+      ->capture_default_str();
+  app.add_option("--job-log-mib", flags.job_log_mib,
+                 "How much is kept of each job's log; its oldest lines go first")
+      ->check(CLI::Range(64, 1 << 20))
       ->capture_default_str();
   app.add_option("--bundle", flags.bundle,
                  "Worker bundle; default ../bundle beside this program's folder");

@@ -132,12 +132,8 @@ class LogStream : public LoopStream<v1::LogChunk> {
     // Who resumes goes on where it was; who begins begins with the newest attempt.
     if (request_.attempt() == 0 && request_.after_sequence() == 0) first_attempt_ = job->attempt();
     filter_.after_sequence = request_.after_sequence();
-    if (request_.tail_lines() > 0) {
-      const absl::StatusOr<int64_t> before = coordinator_->logs().SequenceBeforeTail(
-          request_.job_id(), filter_, request_.tail_lines());
-      if (!before.ok()) return End(before.status());
-      filter_.after_sequence = std::max(filter_.after_sequence, *before);
-    }
+    tail_.lines = request_.tail_lines();
+    tail_.done = request_.tail_lines() <= 0;
     if (!request_.follow()) return;
     subscription_ = coordinator_->logs().Subscribe(request_.job_id(), [this] { Poke(); });
     watch_ = coordinator_->AddWatcher([this](const std::string& job_id) {
@@ -145,7 +141,14 @@ class LogStream : public LoopStream<v1::LogChunk> {
     });
   }
   void Next() override {
-    while (chunks_.empty()) {
+    if (!tail_.done) {
+      const absl::Status status =
+          coordinator_->logs().SearchTail(request_.job_id(), filter_, tail_);
+      if (!status.ok()) return End(status);
+      if (!tail_.done) return GoOnLater();
+      filter_.after_sequence = std::max(filter_.after_sequence, tail_.after_sequence);
+    }
+    if (chunks_.empty()) {
       // Whether it has ended is asked before the read: what came until then is read.
       bool ended = !request_.follow();
       if (!ended) {
@@ -153,21 +156,25 @@ class LogStream : public LoopStream<v1::LogChunk> {
         if (!job.ok()) return End(job.status());
         ended = Coordinator::HasEnded(job->state());
       }
-      absl::StatusOr<std::vector<v1::LogChunk>> read =
-          coordinator_->logs().Read(request_.job_id(), filter_);
-      if (!read.ok()) return End(read.status());
-      if (read->empty()) {
+      absl::StatusOr<LogStore::Page> page = coordinator_->logs().Read(request_.job_id(), filter_);
+      if (!page.ok()) return End(page.status());
+      filter_.after_sequence = page->scanned_to;
+      for (v1::LogChunk& chunk : page->chunks) {
+        if (chunk.attempt() >= first_attempt_) chunks_.push_back(std::move(chunk));
+      }
+      if (chunks_.empty()) {
+        if (!page->at_end) return GoOnLater();
         if (ended) End(absl::OkStatus());
         return;
-      }
-      filter_.after_sequence = read->back().sequence();
-      for (v1::LogChunk& chunk : *read) {
-        if (chunk.attempt() >= first_attempt_) chunks_.push_back(std::move(chunk));
       }
     }
     v1::LogChunk chunk = std::move(chunks_.front());
     chunks_.pop_front();
     Write(std::move(chunk));
+  }
+  // One read is bounded; what else waits on the loop comes before the next one.
+  void GoOnLater() {
+    loop_->Post([self = this->shared_from_this()] { static_cast<LogStream&>(*self).Poke(); });
   }
   void Closed() override {
     if (subscription_ != 0) coordinator_->logs().Unsubscribe(subscription_);
@@ -177,6 +184,7 @@ class LogStream : public LoopStream<v1::LogChunk> {
   Coordinator* const coordinator_;
   const v1::LogsRequest request_;
   LogStore::Filter filter_;
+  LogStore::Tail tail_;
   int first_attempt_ = 0;
   std::deque<v1::LogChunk> chunks_;
   LogStore::SubscriptionId subscription_ = 0;

@@ -206,6 +206,10 @@ void JobManager::OnLogLines(const std::string& node, const v1::WorkerEvent& even
   if (!stored.ok() && log_complaints_.insert(event.job_id()).second) {
     ledger_->AddEvent("logs_lost", event.job_id(), node, event.generation(),
                       absl::StrCat("log lines could not be stored: ", stored.status().message()));
+  } else if (stored.ok() && log_complaints_.erase(event.job_id()) > 0) {
+    ledger_->AddEvent("logs_stored_again", event.job_id(), node, event.generation(),
+                      "log lines are stored again; those that came meanwhile are only in the "
+                      "nodes' own logs");
   }
 }
 

@@ -315,6 +315,10 @@ void JobManager::EndAttempt(const std::string& job_id, int generation) {
     attempt.set_failed(true);
   }
   if (attempt.failed()) *attempt.mutable_failure() = NameCulprit(attempt);
+  // The culprit's last lines are in the failure now. The others' are in the log, and attempts stay in memory.
+  for (RankRecord& rank : *attempt.mutable_ranks()) {
+    if (rank.has_exit()) rank.mutable_exit()->clear_last_lines();
+  }
   ledger_->AddEvent("attempt_ended", job_id, "", generation,
                     attempt.failed() ? attempt.failure().message() : "all ranks have ended");
   std::erase_if(asked_to_pause_, [&](const auto& entry) { return std::get<0>(entry) == job_id; });
