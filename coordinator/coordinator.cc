@@ -384,6 +384,15 @@ absl::Status Coordinator::MarkCheckpointBad(const v1::CheckpointRef& ref,
   return core_->ledger.Flush();
 }
 
+absl::Status Coordinator::MarkCheckpointGood(const v1::CheckpointRef& ref) {
+  MT_ASSIGN_OR_RETURN(const auto* record, FindCheckpoint(*core_, ref));
+  const v1::JobState state = core_->ledger.state().jobs.at(ref.job_id()).job().state();
+  if (state != v1::JOB_STATE_PAUSED && !mt::HasEnded(state)) return absl::OkStatus();
+  core_->checkpoints->MarkGood(ref.job_id(), record->step());
+  core_->Settle();
+  return core_->ledger.Flush();
+}
+
 absl::StatusOr<v1::DatasetFile> Coordinator::FindDatasetFile(const std::string& digest) {
   return core_->jobs->FindDatasetFile(digest);
 }

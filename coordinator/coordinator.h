@@ -140,6 +140,9 @@ class Coordinator : public WorkerStreamHandler {
   std::string ShardsEndpoint(const std::string& node);
   // A verification found that no whole copy of a file is left: later restarts use the checkpoint before it.
   absl::Status MarkCheckpointBad(const v1::CheckpointRef& ref, const std::string& reason);
+  // A verification found every file whole: one that is marked bad is used again, unless its job runs (it may be writing that
+  // very step).
+  absl::Status MarkCheckpointGood(const v1::CheckpointRef& ref);
 
   // A file that a job which has not ended distributes; NOT_FOUND.
   absl::StatusOr<v1::DatasetFile> FindDatasetFile(const std::string& digest);

@@ -713,6 +713,104 @@ TEST_F(CoordinatorTest, BadCheckpointIsMarkedAndTheOneBeforeIsUsed) {
             v1::CheckpointInfo::STATE_BAD);
 }
 
+TEST_F(CoordinatorTest, AJobWhoseCheckpointsAreAllBadIsPausedAndNeverBeginsAgain) {
+  Register("n1");
+  v1::SubmitRequest request = Request(1);
+  request.mutable_spec()->mutable_checkpoint()->set_keep_last(2);
+  const std::string id = coordinator_->Submit(request, "me")->id();
+  Run();
+  for (const int64_t step : {2, 4}) {
+    Step("n1", id, 1, step);
+    Commit("n1", id, 1, step, 0);
+  }
+  Exit("n1", id, 1, 0, [](v1::RankExited& exit) { exit.set_signal(9); });
+  for (int attempt = 2; attempt <= 3; ++attempt) {
+    EXPECT_EQ(Get(id).attempt(), attempt);
+    Exit("n1", id, attempt, 0, [](v1::RankExited& exit) { exit.set_status_code("DATA_LOSS"); });
+  }
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_PAUSED);
+  EXPECT_EQ(Get(id).attempt(), 3);
+  EXPECT_THAT(Get(id).reason(), HasSubstr("none of its checkpoints could be read (step 2, 4)"));
+  EXPECT_THAT(Get(id).reason(), HasSubstr("mtctl checkpoint verify"));
+  v1::JobActionRequest resume;
+  resume.set_job_id(id);
+  EXPECT_EQ(coordinator_->Resume(resume)->state(), v1::JOB_STATE_PAUSED);
+  EXPECT_EQ(Get(id).attempt(), 3);
+  // A verification finds one whole: the job goes on from there.
+  v1::CheckpointRef ref;
+  ref.set_job_id(id);
+  ref.set_step(2);
+  ASSERT_TRUE(coordinator_->MarkCheckpointGood(ref).ok());
+  EXPECT_EQ(Get(id).last_checkpoint_step(), 2);
+  EXPECT_EQ(coordinator_->Resume(resume)->attempt(), 4);
+  Run();
+  EXPECT_EQ(Newest("n1", Body::kStartRanks)->start_ranks().restore().step(), 2);
+}
+
+TEST_F(CoordinatorTest, ABadCheckpointIsKeptUntilKeepLastNewerOnesAre) {
+  Register("n1");
+  v1::SubmitRequest request = Request(1);
+  request.mutable_spec()->mutable_checkpoint()->set_keep_last(2);
+  const std::string id = coordinator_->Submit(request, "me")->id();
+  Run();
+  for (const int64_t step : {1, 2}) {
+    Step("n1", id, 1, step);
+    Commit("n1", id, 1, step, 0);
+  }
+  Exit("n1", id, 1, 0, [](v1::RankExited& exit) { exit.set_signal(9); });
+  Exit("n1", id, 2, 0, [](v1::RankExited& exit) { exit.set_status_code("DATA_LOSS"); });
+  auto state_of_step_2 = [&] {
+    v1::CheckpointRef ref;
+    ref.set_job_id(id);
+    ref.set_step(2);
+    const auto found = coordinator_->GetCheckpoint(ref);
+    return found.ok() ? found->state() : v1::CheckpointInfo::STATE_UNSPECIFIED;
+  };
+  Step("n1", id, 3, 5);
+  Commit("n1", id, 3, 5, 0);
+  EXPECT_EQ(state_of_step_2(), v1::CheckpointInfo::STATE_BAD);
+  Commit("n1", id, 3, 6, 0);
+  EXPECT_NE(state_of_step_2(), v1::CheckpointInfo::STATE_BAD);
+}
+
+TEST_F(CoordinatorTest, AFileThatCannotBeFetchedNowDoesNotMakeItsCheckpointBad) {
+  Register("n1");
+  const std::string id = Submit(1);
+  Step("n1", id, 1, 4);
+  Commit("n1", id, 1, 4, 0);
+  Exit("n1", id, 1, 0, [](v1::RankExited& exit) { exit.set_signal(9); });
+  Exit("n1", id, 2, 0, [](v1::RankExited& exit) {
+    exit.set_exit_code(1);
+    exit.set_status_code("UNAVAILABLE");
+    exit.set_message("checkpoint file rank-0: connection refused");
+  });
+  EXPECT_EQ(Newest("n1", Body::kStartRanks)->start_ranks().restore().step(), 4);
+  EXPECT_EQ(Get(id).attempts_without_progress(), 1);
+  EXPECT_THAT(Get(id).failure().message(), HasSubstr("connection refused"));
+}
+
+TEST_F(CoordinatorTest, HoldersThatAreAwayAreNamedToWhoFetches) {
+  Register("n1");
+  Register("n2");
+  v1::SubmitRequest request = Request(1);
+  request.mutable_spec()->mutable_checkpoint()->clear_path();
+  request.mutable_spec()->mutable_checkpoint()->set_replicas(1);
+  const std::string id = coordinator_->Submit(request, "me")->id();
+  Run();
+  Shard("n1", id, 1, 0, 5, 1);
+  auto fetched = Event(id, 0, -1);
+  fetched.mutable_file_fetched()->set_step(5);
+  fetched.mutable_file_fetched()->set_file("rank-0");
+  fetched.mutable_file_fetched()->set_ok(true);
+  Tell("n2", fetched);
+  ASSERT_EQ(Get(id).last_checkpoint_step(), 5);
+  coordinator_->OnClosed(streams_["n2"], absl::UnavailableError("gone"));
+  Exit("n1", id, 1, 0, [](v1::RankExited& exit) { exit.set_signal(9); });
+  const v1::FileSource& source = Newest("n1", Body::kStartRanks)->start_ranks().sources(0);
+  EXPECT_THAT(source.nodes(), ::testing::ElementsAre("n1"));
+  EXPECT_THAT(source.unreachable_nodes(), ::testing::ElementsAre("n2"));
+}
+
 TEST_F(CoordinatorTest, JobThatEndedWhileTheCoordinatorWasDownEndsRight) {
   Register("n1");
   const std::string id = Submit(1);

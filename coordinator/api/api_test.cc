@@ -430,6 +430,25 @@ TEST_F(ApiCheckpointTest, CorruptFileIsSeenAndNeverSent) {
   EXPECT_EQ(shown->state(), v1::CheckpointInfo::STATE_BAD);
 }
 
+// A folder that is not mounted here says nothing of the checkpoint.
+TEST_F(ApiCheckpointTest, AFolderThatIsNotThereDoesNotMakeTheCheckpointBad) {
+  MT_CHECK_OK(env_->Rename(folder_ + "/shared", folder_ + "/elsewhere"));
+  const auto verified = Call(*checkpoints_, &v1::Checkpoints::Stub::Verify, ref_);
+  ASSERT_TRUE(verified.ok()) << verified.status();
+  EXPECT_FALSE(verified->ok());
+  EXPECT_THAT(verified->files(0).message(), HasSubstr("mount the shared path"));
+  const auto shown = Call(*checkpoints_, &v1::Checkpoints::Stub::Show, ref_);
+  ASSERT_TRUE(shown.ok()) << shown.status();
+  EXPECT_EQ(shown->state(), v1::CheckpointInfo::STATE_COMMITTED);
+  // The file alone is gone: that is a loss.
+  MT_CHECK_OK(env_->Rename(folder_ + "/elsewhere", folder_ + "/shared"));
+  MT_CHECK_OK(
+      WriteFileAtomically(env_, file_.substr(0, file_.rfind('/')) + "/manifest.json", "{}"));
+  MT_CHECK_OK(env_->RemoveFile(file_));
+  EXPECT_EQ(Call(*checkpoints_, &v1::Checkpoints::Stub::Verify, ref_).status().code(),
+            absl::StatusCode::kDataLoss);
+}
+
 TEST_F(ApiTest, ShutdownStopsTheProcess) {
   v1::Cluster::Stub submitter(As(Role::kSubmitter)), operators(As(Role::kOperator));
   EXPECT_EQ(Call(submitter, &v1::Cluster::Stub::Shutdown, v1::ShutdownRequest()).status().code(),

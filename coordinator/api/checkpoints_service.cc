@@ -53,12 +53,17 @@ class CheckpointsService final : public v1::Checkpoints::Service {
         line->set_ok(status.ok());
         line->set_message(std::string(status.message()));
         whole = whole || status.ok();
+        // Only a copy that was looked at can be known to be lost.
         unreachable =
-            unreachable || absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
+            unreachable || !(status.ok() || absl::IsDataLoss(status) || absl::IsNotFound(status));
       }
       if (whole) continue;
       response->set_ok(false);
       if (!unreachable) lost.push_back(file.name());
+    }
+    if (response->ok() && found->info.state() == v1::CheckpointInfo::STATE_BAD) {
+      return ToGrpcStatus(
+          OnLoop<absl::Status>([&] { return coordinator_->MarkCheckpointGood(*request); }));
     }
     if (lost.empty()) return grpc::Status::OK;
     const std::string reason = absl::StrCat("no whole copy is left of ", absl::StrJoin(lost, ", "));
@@ -118,6 +123,7 @@ class CheckpointsService final : public v1::Checkpoints::Service {
     std::string endpoint;  // of a Shards service
     std::string job_id;
     int64_t step = 0;
+    bool reachable = true;
   };
   using Sink = std::function<bool(int64_t offset, std::string data)>;
 
@@ -171,6 +177,8 @@ class CheckpointsService final : public v1::Checkpoints::Service {
         copies.push_back(
             {it->second.nodes(i), "", it->second.endpoints(i), manifest.job_id(), manifest.step()});
       }
+      for (const std::string& node : it->second.unreachable_nodes())
+        copies.push_back({node, "", "", manifest.job_id(), manifest.step(), false});
     }
     return copies;
   }
@@ -178,8 +186,19 @@ class CheckpointsService final : public v1::Checkpoints::Service {
   // Gives the file's bytes from `offset` to `sink` in pieces; stops when it answers false.
   absl::Status ReadCopy(grpc::ServerContext& context, const Copy& copy,
                         const v1::CheckpointFile& file, int64_t offset, const Sink& sink) {
+    if (!copy.reachable)
+      return absl::UnavailableError("it is not connected, so its copy could not be looked at");
     if (!copy.path.empty()) {
-      MT_ASSIGN_OR_RETURN(const auto source, env_->NewRandomAccessFile(copy.path));
+      const auto opened = env_->NewRandomAccessFile(copy.path);
+      if (const std::string folder = copy.path.substr(0, copy.path.rfind('/'));
+          absl::IsNotFound(opened.status()) &&
+          !env_->Stat(JoinPath(folder, "manifest.json")).ok()) {
+        return absl::UnavailableError(
+            absl::StrCat(folder, " has no manifest.json as this machine sees it; ",
+                         "mount the shared path of the checkpoints on the coordinator's machine"));
+      }
+      MT_RETURN_IF_ERROR(opened.status());
+      const auto& source = *opened;
       for (;;) {
         std::string data(kPieceBytes, '\0');
         MT_ASSIGN_OR_RETURN(const size_t count, source->Read(offset, data.size(), data.data()));

@@ -414,9 +414,10 @@ void CheckpointCatalogue::Retain(const std::string& job_id) {
       newer_committed = true;
     } else if (keep <= 0 && IsUnresolved(record.state())) {
       drop.push_back(record.step());  // overtaken: it would be deleted as soon as it were committed
-    } else if (newer_committed && (record.state() == CheckpointRecord::STATE_COLLECTING ||
-                                   record.state() == CheckpointRecord::STATE_BAD)) {
+    } else if (newer_committed && record.state() == CheckpointRecord::STATE_COLLECTING) {
       drop.push_back(record.step());
+    } else if (keep <= 0 && record.state() == CheckpointRecord::STATE_BAD) {
+      drop.push_back(record.step());  // not before: what made it unreadable may pass
     }
   }
   for (const int64_t step : drop)
@@ -642,6 +643,7 @@ absl::StatusOr<std::vector<v1::FileSource>> CheckpointCatalogue::Sources(
     const CheckpointRecord& record) const {
   std::vector<v1::FileSource> sources;
   if (!record.path().empty()) return sources;
+  const std::vector<std::string>& known = nodes_->names();
   for (const v1::CheckpointFile& file : record.manifest().files()) {
     v1::FileSource& source = sources.emplace_back();
     source.set_file(file.name());
@@ -654,6 +656,8 @@ absl::StatusOr<std::vector<v1::FileSource>> CheckpointCatalogue::Sources(
           nodes_->IsReady(node) && !endpoint.empty()) {
         source.add_endpoints(endpoint);
         source.add_nodes(node);
+      } else if (std::find(known.begin(), known.end(), node) != known.end()) {
+        source.add_unreachable_nodes(node);  // one that left the hostfile will never be asked
       }
     }
     if (source.endpoints().empty()) {
@@ -674,15 +678,43 @@ void CheckpointCatalogue::MarkBad(const std::string& job_id, int64_t step,
   record.set_reason(reason);
   ledger_->AddEvent("checkpoint_bad", job_id, "", record.generation(),
                     absl::StrCat("step ", step, ": ", reason));
-  store::JobRecord& job = ledger_->EditJob(job_id);
+  NoteNewest(job_id);
+}
+
+void CheckpointCatalogue::MarkGood(const std::string& job_id, int64_t step) {
+  const CheckpointRecord* found = Find(job_id, step);
+  if (found == nullptr || found->state() != CheckpointRecord::STATE_BAD) return;
+  CheckpointRecord& record = ledger_->EditCheckpoint(job_id, step);
+  record.set_state(CheckpointRecord::STATE_COMMITTED);
+  record.clear_reason();
+  ledger_->AddEvent("checkpoint_good", job_id, "", record.generation(),
+                    absl::StrCat("step ", step, ": every file has a whole copy again"));
+  NoteNewest(job_id);
+}
+
+// What people are shown as the newest follows the rows.
+void CheckpointCatalogue::NoteNewest(const std::string& job_id) {
+  v1::Job& job = *ledger_->EditJob(job_id).mutable_job();
   const CheckpointRecord* newest = NewestCommitted(job_id);
-  job.mutable_job()->set_last_checkpoint_step(newest == nullptr ? -1 : newest->step());
+  job.set_last_checkpoint_step(newest == nullptr ? -1 : newest->step());
   if (newest != nullptr) {
-    *job.mutable_job()->mutable_last_checkpoint_time() = newest->committed();
+    *job.mutable_last_checkpoint_time() = newest->committed();
   } else {
-    job.mutable_job()->clear_last_checkpoint_time();
+    job.clear_last_checkpoint_time();
   }
   Changed(job_id);
+}
+
+std::string CheckpointCatalogue::OnlyBadOnesLeft(const std::string& job_id) const {
+  std::string steps;
+  const auto& all = ledger_->state().checkpoints;
+  for (auto it = all.lower_bound({job_id, INT64_MIN}); it != all.end() && it->first.first == job_id;
+       ++it) {
+    if (it->second.state() == CheckpointRecord::STATE_COMMITTED) return "";
+    if (it->second.state() == CheckpointRecord::STATE_BAD)
+      absl::StrAppend(&steps, steps.empty() ? "" : ", ", it->first.second);
+  }
+  return steps;
 }
 
 v1::CheckpointInfo CheckpointCatalogue::Describe(const CheckpointRecord& record) {

@@ -6,7 +6,7 @@
 // Invariants
 //  - Only shards of the job's present generation count, and a checkpoint is made of one generation's shards alone.
 //  - The COMMITTED row is the commit point; before it nothing restores from the checkpoint, after it no file of it is removed
-//    until a newer one is committed.
+//    until a newer one is committed. A BAD one is kept until keep_last newer ones are.
 //  - What is not complete when its generation has ended will never be; its files are removed, or overwritten when the job comes
 //    by the same step again.
 // Commands that were lost with a stream are issued again from the rows when the node has settled.
@@ -70,9 +70,13 @@ class CheckpointCatalogue {
   const store::CheckpointRecord* Find(const std::string& job_id, int64_t step) const;
   std::vector<const store::CheckpointRecord*> List(
       const std::string& job_id) const;  // newest first; without unfinished ones
-  // Endpoints of each file; UNAVAILABLE names the first file that nobody reachable holds.
+  // Endpoints of each file, and who else holds it but cannot be asked now; UNAVAILABLE names the first file that nobody reachable holds.
   absl::StatusOr<std::vector<v1::FileSource>> Sources(const store::CheckpointRecord& record) const;
   void MarkBad(const std::string& job_id, int64_t step, const std::string& reason);
+  // A bad one was found whole.
+  void MarkGood(const std::string& job_id, int64_t step);
+  // The steps of the job's bad checkpoints if it has no other ones, else "".
+  std::string OnlyBadOnesLeft(const std::string& job_id) const;
   static v1::CheckpointInfo Describe(const store::CheckpointRecord& record);
   Metrics MetricsOf(const std::string& job_id) const;
   // How often a file was looked at to see whether it has its copies: what the copying costs this process.
@@ -109,6 +113,7 @@ class CheckpointCatalogue {
   // `reason`: disk_full | permission | io | verify | node_lost, for the metric; `why` is for people.
   void Fail(const Key& key, const std::string& reason, const std::string& why);
   void Retain(const std::string& job_id);
+  void NoteNewest(const std::string& job_id);
   void StartDeleting(store::CheckpointRecord& record, const std::string& why);
   void SendDeletes(const Key& key, const std::string& only_node);
   bool IsPinned(const Key& key) const;

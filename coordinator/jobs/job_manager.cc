@@ -397,6 +397,7 @@ void JobManager::Judge(const JobRecord& job, const AttemptRecord& attempt) {
     schedule_ = true;
     return;
   }
+  if (PauseIfAllCheckpointsAreBad(id)) return;
   SetReason(id, v1::JOB_STATE_RECOVERING, job.job().reason());
   if (const absl::Status wait = TryStart(id); !wait.ok())
     SetReason(id, v1::JOB_STATE_RECOVERING, std::string(wait.message()));

@@ -10,6 +10,7 @@
 //  - A terminal state is never left. A cancellation that was answered ends in CANCELLED.
 //  - Ranks run only when every node of the attempt has told what its data is and all have told the same
 //    (docs/spec/dataset-distribution.md).
+//  - A job that has had a committed checkpoint never begins again from step 0 by itself.
 //  - Silence is not failure: ranks on a node that is down are given up only when the job stands still or fails anyway, and
 //    only while the coordinator itself can reach at least half of the cluster.
 #pragma once
@@ -131,6 +132,8 @@ class JobManager {
   // job_scheduler.cc
   void Schedule();
   absl::Status TryStart(const std::string& job_id);  // not OK: why it waits
+  // A job all of whose checkpoints are bad would begin again from step 0: it is paused instead. True: it was.
+  bool PauseIfAllCheckpointsAreBad(const std::string& job_id);
   std::vector<FreeNode> FreeNodes(const std::string& for_job) const;
   bool FitsWithoutOthers(const Mesh& mesh) const;
   // job_events.cc

@@ -367,6 +367,7 @@ void JobManager::Schedule() {
   for (const JobRecord* job : queue) {
     const std::string id = job->job().id();
     DigestData(*job);  // also of one that still waits for others
+    if (PauseIfAllCheckpointsAreBad(id)) continue;
     if (!ahead.empty()) {
       SetReason(id, v1::JOB_STATE_QUEUED,
                 absl::StrCat("behind ", ahead, ", which waits for slots"));
@@ -378,6 +379,19 @@ void JobManager::Schedule() {
     const auto mesh = Mesh::FromSpec(job->job().spec().parallel());
     if (absl::IsResourceExhausted(wait) && mesh.ok() && FitsWithoutOthers(*mesh)) ahead = id;
   }
+}
+
+bool JobManager::PauseIfAllCheckpointsAreBad(const std::string& job_id) {
+  const std::string steps = checkpoints_->OnlyBadOnesLeft(job_id);
+  if (steps.empty()) return false;
+  const std::string why = absl::StrCat(
+      "none of its checkpoints could be read (step ", steps, "), and it does not begin again from ",
+      "step 0 by itself; bring the nodes or files back, `mtctl checkpoint verify ", job_id,
+      "@STEP` uses one again that is found whole, then resume it; or submit it anew");
+  ledger_->EditJob(job_id).set_wish(store::WISH_PAUSE);
+  SetReason(job_id, v1::JOB_STATE_PAUSED, why);
+  ledger_->AddEvent("job_paused", job_id, "", Find(job_id)->job().attempt(), why);
+  return true;
 }
 
 // Starts the next generation if everything that it needs is there; changes nothing otherwise.

@@ -149,19 +149,25 @@ class SimCluster::Fetcher : public FileFetcher {
         [this, request = std::move(request), done = std::move(done)] {
           if (VerifyFile(node_->env.get(), request.destination, request.file).ok())
             return done(absl::OkStatus());
-          absl::Status status =
-              absl::UnavailableError("no endpoint could serve " + request.file.name());
+          auto network_cut = [this](const Node& source) {
+            return source.config.name != node_->config.name &&
+                   (cluster_->network_.IsPartitioned(source.config.name) ||
+                    cluster_->network_.IsPartitioned(node_->config.name));
+          };
+          // As the real one says it: lost is what every endpoint was asked for.
+          absl::Status status = absl::DataLossError("no endpoint has " + request.file.name());
+          if (request.endpoints.empty())
+            status = absl::UnavailableError("no node is known to have " + request.file.name());
           for (const std::string& endpoint : request.endpoints) {
             Node& source = *cluster_->by_name_.at(endpoint.substr(0, endpoint.find(':')));
-            if (source.agent == nullptr) continue;
+            if (source.agent == nullptr || network_cut(source)) {
+              status = absl::UnavailableError(endpoint + " cannot be reached");
+              continue;
+            }
             const std::string path = *CheckpointFilePath(
                 source.agent->StoreRoot(""), request.job_id, request.step, request.file.name());
             const auto contents = ReadFile(source.env.get(), path);
-            if (!contents.ok() || Xxh3Hex(*contents) != request.file.xxh3_128()) {
-              if (absl::IsUnavailable(status))
-                status = absl::DataLossError(endpoint + " has no whole " + request.file.name());
-              continue;
-            }
+            if (!contents.ok() || Xxh3Hex(*contents) != request.file.xxh3_128()) continue;
             status = WriteFileAtomically(node_->env.get(), request.destination, *contents);
             if (status.ok()) break;
           }

@@ -114,11 +114,8 @@ class SimRankHost : public RankHost {
         if (ready.ok()) {
           ranks->Loaded(rank, ready.path(), false);
         } else {
-          const bool lost = absl::StartsWith(ready.message(), "DATA_LOSS");
           ranks->Fail(
-              rank,
-              lost ? absl::DataLossError(ready.message()) : absl::UnavailableError(ready.message()),
-              "");
+              rank, absl::Status(static_cast<absl::StatusCode>(ready.code()), ready.message()), "");
         }
       }
     });

@@ -1,6 +1,7 @@
 // What the coordinator can ask of a node. Every command is idempotent.
 #include <algorithm>
 
+#include "absl/strings/str_join.h"
 #include "common/log.h"
 #include "common/proto_time.h"
 #include "worker/agent/agent.h"
@@ -185,7 +186,8 @@ void Agent::NeedFile(const RankId& id, const std::string& name) {
     ready->set_file(name);
     ready->set_ok(status.ok());
     ready->set_path(path);
-    ready->set_message(status.ok() ? "" : status.ToString());
+    ready->set_message(status.ok() ? "" : std::string(status.message()));
+    ready->set_code(static_cast<int32_t>(status.code()));
     host_->Send(id, std::move(message));
   };
   const auto job = jobs_.find(id.job_id);
@@ -202,6 +204,7 @@ void Agent::NeedFile(const RankId& id, const std::string& name) {
     return;
   }
   FetchRequest request{start.restore().job_id(), start.restore().step(), *file, {}, ""};
+  std::string unreachable;
   for (const auto& source : start.sources()) {
     if (source.file() != name) continue;
     request.endpoints.assign(source.endpoints().begin(), source.endpoints().end());
@@ -209,6 +212,7 @@ void Agent::NeedFile(const RankId& id, const std::string& name) {
       request.job_id = source.job_id();
       request.step = source.step();
     }
+    unreachable = absl::StrJoin(source.unreachable_nodes(), ", ");
   }
   const auto folder =
       CheckpointFolder(StoreRoot(""), start.restore().job_id(), start.restore().step());
@@ -218,8 +222,13 @@ void Agent::NeedFile(const RankId& id, const std::string& name) {
     return;
   }
   request.destination = JoinPath(*folder, name);
-  FetchOnce(request,
-            [answer, path = request.destination](absl::Status status) { answer(status, path); });
+  FetchOnce(request, [answer, path = request.destination, unreachable](absl::Status status) {
+    if (absl::IsDataLoss(status) && !unreachable.empty()) {
+      status = absl::UnavailableError(
+          absl::StrCat(status.message(), "; not asked, for they are not connected: ", unreachable));
+    }
+    answer(status, path);
+  });
 }
 
 void Agent::OnRendezvousPut(const RankId& id, v1::RendezvousPut put) {

@@ -702,6 +702,44 @@ TEST_F(AgentTest, NeededFilesAreFetchedOnceForAllRanks) {
   EXPECT_FALSE(host_->sent.back().second.file_ready().ok());
 }
 
+// A rank must learn why a file does not come: only what nobody has is a reason to give the checkpoint up.
+TEST_F(AgentTest, AFileIsLostOnlyIfEveryNodeThatHoldsItWasAsked) {
+  coordinator_.agree = false;
+  v1::CoordinatorMessage message;
+  auto* start = message.mutable_start_ranks();
+  start->set_job_id("job-1");
+  start->set_generation(1);
+  start->add_rank_table()->set_node("n0");
+  start->mutable_restore()->set_job_id("job-1");
+  start->mutable_restore()->set_step(20);
+  for (const char* name : {"shard-r0.safetensors", "shard-r1.safetensors"}) {
+    start->mutable_restore()->add_files()->set_name(name);
+    auto* source = start->add_sources();
+    source->set_file(name);
+    source->add_endpoints("10.0.0.2:7000");
+  }
+  start->mutable_sources(1)->add_unreachable_nodes("n3");
+  Command(std::move(message));
+  LaunchRanks(1);
+  auto code = [&](const char* file, absl::Status fetched) {
+    v1::FromRank need;
+    need.mutable_need_file()->set_file(file);
+    host_->handler_->OnRankMessage(Id(1, 0), need);
+    fetcher_.fetches.back().second(std::move(fetched));
+    const v1::FileReady& ready = host_->sent.back().second.file_ready();
+    EXPECT_FALSE(ready.ok());
+    return static_cast<absl::StatusCode>(ready.code());
+  };
+  const absl::Status corrupt = absl::DataLossError("it is corrupt");
+  EXPECT_EQ(code("shard-r0.safetensors", corrupt), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(code("shard-r1.safetensors", corrupt), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(host_->sent.back().second.file_ready().message(), HasSubstr("n3"));
+  for (const auto& passing : {absl::UnavailableError("x"), absl::ResourceExhaustedError("x"),
+                              absl::DeadlineExceededError("x")}) {
+    EXPECT_EQ(code("shard-r0.safetensors", passing), passing.code());
+  }
+}
+
 TEST_F(AgentTest, ShutdownStopsRanksThenEnds) {
   StartRanks(1, 1);
   v1::CoordinatorMessage message;

@@ -24,8 +24,9 @@ class FileFetcher {
  public:
   virtual ~FileFetcher() = default;
   // `done` runs once, on the agent's EventLoop, never inside Fetch. A destination that is there and
-  // verifies is not transferred again. UNAVAILABLE: no endpoint could serve it; DATA_LOSS: what came did not match size or digest; RESOURCE_EXHAUSTED: this node's
-  // disk is full.
+  // verifies is not transferred again. DATA_LOSS: every endpoint was asked, and each has no such file or one that does not match size
+  // or digest; RESOURCE_EXHAUSTED: this node's disk is full; all else (UNAVAILABLE where there is no better word): some endpoint
+  // could not be asked, or what came could not be stored.
   virtual void Fetch(FetchRequest request, std::function<void(absl::Status)> done) = 0;
 };
 

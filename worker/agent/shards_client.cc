@@ -109,6 +109,7 @@ class ShardsFetcher : public FileFetcher {
     const std::string temporary =
         absl::StrCat(request.destination, ".tmp-fetch-", Random::Real()->Id(8));
     absl::Status last = absl::UnavailableError("no node is known to have it");
+    absl::Status hope;  // of an endpoint that may have a whole copy all the same
     std::string tried;
     for (const std::string& endpoint : request.endpoints) {
       last = FromEndpoint(request, endpoint, temporary);
@@ -118,25 +119,33 @@ class ShardsFetcher : public FileFetcher {
         return env_->SyncDirectory(request.destination.substr(0, request.destination.rfind('/')));
       (void)env_->RemoveFile(temporary);
       absl::StrAppend(&tried, tried.empty() ? "" : "; ", endpoint, ": ", last.message());
+      if (!absl::IsDataLoss(last) && !absl::IsNotFound(last)) hope = last;
       if (absl::IsResourceExhausted(last)) break;  // this node's disk: another source does not help
     }
+    const absl::StatusCode code = !hope.ok()                  ? hope.code()
+                                  : request.endpoints.empty() ? last.code()
+                                                              : absl::StatusCode::kDataLoss;
     return absl::Status(
-        last.code(), absl::StrCat("checkpoint file ", request.file.name(), " of ", request.job_id,
-                                  " step ", request.step, " could not be fetched: ",
-                                  tried.empty() ? last.message() : absl::string_view(tried)));
+        code, absl::StrCat("checkpoint file ", request.file.name(), " of ", request.job_id,
+                           " step ", request.step, " could not be fetched: ",
+                           tried.empty() ? last.message() : absl::string_view(tried)));
   }
 
   absl::Status FromEndpoint(const FetchRequest& request, const std::string& endpoint,
                             const std::string& temporary) {
     MT_ASSIGN_OR_RETURN(const auto channel, NewChannel(env_, endpoint, tls_, kWorkerTargetName));
     const auto stub = v1::Shards::NewStub(channel);
-    MT_ASSIGN_OR_RETURN(const auto file,
-                        env_->NewWritableFile(temporary, Env::WriteMode::kTruncate));
+    const auto created = env_->NewWritableFile(temporary, Env::WriteMode::kTruncate);
+    // That the folder is missing here must not read as if the file were missing there.
+    if (absl::IsNotFound(created.status()))
+      return absl::UnavailableError(created.status().message());
+    MT_RETURN_IF_ERROR(created.status());
+    WritableFile* const file = created->get();
     int64_t offset = 0;
     absl::Status status;
     for (int attempt = 0; attempt < kTriesPerEndpoint; ++attempt) {
       const int64_t before = offset;
-      status = ReadFrom(*stub, request, file.get(), &offset);
+      status = ReadFrom(*stub, request, file, &offset);
       if (status.ok() || !absl::IsUnavailable(status)) break;
       if (offset > before) attempt = 0;  // it moves: the tries count only what brings nothing
     }

@@ -95,6 +95,18 @@ TEST_F(ShardsTest, AnotherDigestOrSizeIsDataLossAndLeavesNothing) {
   EXPECT_TRUE(NothingArrived());
 }
 
+// A whole copy may be where nobody answers.
+TEST_F(ShardsTest, LostIsWhatEveryEndpointWasAskedFor) {
+  v1::CheckpointFile other = file_;
+  other.set_xxh3_128(std::string(32, '0'));
+  EXPECT_TRUE(absl::IsDataLoss(Fetch(other, {endpoint_, endpoint_})));
+  EXPECT_TRUE(absl::IsUnavailable(Fetch(other, {"127.0.0.1:1", endpoint_})));
+  EXPECT_TRUE(absl::IsUnavailable(Fetch(other, {endpoint_, "127.0.0.1:1"})));
+  EXPECT_TRUE(absl::IsUnavailable(Fetch(other, {})));
+  other.set_name("no-such-file");
+  EXPECT_TRUE(absl::IsDataLoss(Fetch(other, {endpoint_})));
+}
+
 TEST_F(ShardsTest, OnlyCheckpointFilesAreServed) {
   for (const char* name : {"../../../secret", "link", "/etc/passwd", ".", "no-such-file"}) {
     // Size and digest are those of the secret, so that only the service can refuse it.

@@ -148,6 +148,17 @@ absl::Status VerifyFile(Env* env, const std::string& path, const v1::CheckpointF
   return absl::OkStatus();
 }
 
+absl::Status VerifyOnlyCopy(Env* env, const std::string& path, const v1::CheckpointFile& file) {
+  const absl::Status status = VerifyFile(env, path, file);
+  if (!absl::IsNotFound(status)) return status;
+  const std::string folder = path.substr(0, path.rfind('/'));
+  if (env->Stat(JoinPath(folder, "manifest.json")).ok())
+    return absl::DataLossError(absl::StrCat(path, " is missing, and its manifest is there"));
+  return absl::UnavailableError(absl::StrCat(
+      status.message(), ": the folder ", folder,
+      " has no manifest.json on this node; is the shared path of the checkpoints mounted here?"));
+}
+
 absl::Status LoadCheckpoint(const v1::CheckpointManifest& manifest,
                             const std::vector<TensorBox>& boxes, const FileResolver& resolver,
                             const LoadOptions& options, LoadStatistics* statistics) {

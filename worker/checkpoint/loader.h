@@ -50,6 +50,9 @@ absl::Status LoadCheckpoint(const v1::CheckpointManifest& manifest,
 
 // Size and digest of one file; DATA_LOSS says which differs and how. NOT_FOUND if it is absent.
 absl::Status VerifyFile(Env* env, const std::string& path, const v1::CheckpointFile& file);
+// The same for a file of a shared folder, of which there is no other copy: one that is missing beside its manifest is DATA_LOSS;
+// without the manifest it is UNAVAILABLE, for then it is this node that does not see the folder.
+absl::Status VerifyOnlyCopy(Env* env, const std::string& path, const v1::CheckpointFile& file);
 
 // The layout-free digest, computed from the files' bytes (WeightsDigest of common/checkpoint
 // computes it from the manifest).

@@ -140,6 +140,17 @@ TEST_F(DamagedCheckpoint, MissingFileIsNotFound) {
   ExpectFailure(absl::StatusCode::kNotFound, "shard-r0.safetensors");
 }
 
+// Of a shared folder: a missing file is lost, a folder that is not mounted is not.
+TEST_F(DamagedCheckpoint, OnlyAMissingFileBesideItsManifestIsLost) {
+  const std::string path = Folder(20) + "/shard-r0.safetensors";
+  EXPECT_TRUE(VerifyOnlyCopy(&env_, path, manifest_.files(0)).ok());
+  ASSERT_TRUE(env_.RemoveFile(path).ok());
+  ASSERT_TRUE(WriteFileAtomically(&env_, Folder(20) + "/manifest.json", "{}").ok());
+  EXPECT_EQ(VerifyOnlyCopy(&env_, path, manifest_.files(0)).code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(VerifyOnlyCopy(&env_, "/not-mounted/shard-r0.safetensors", manifest_.files(0)).code(),
+            absl::StatusCode::kUnavailable);
+}
+
 TEST_F(DamagedCheckpoint, ManifestWithAHoleIsFound) {
   manifest_.mutable_files(0)->mutable_slices()->RemoveLast();
   ExpectFailure(absl::StatusCode::kDataLoss, "elements");

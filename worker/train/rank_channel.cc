@@ -171,8 +171,11 @@ absl::StatusOr<std::string> RankChannel::FetchFile(const std::string& name) {
     return files_.contains(name);
   });  // the daemon's deadline for the phase ends a wait for ever
   const v1::FileReady& ready = files_[name];
-  if (!ready.ok())
-    return absl::DataLossError(absl::StrCat("checkpoint file ", name, ": ", ready.message()));
+  if (!ready.ok()) {
+    const auto code = ready.code() == 0 ? absl::StatusCode::kUnavailable
+                                        : static_cast<absl::StatusCode>(ready.code());
+    return absl::Status(code, absl::StrCat("checkpoint file ", name, ": ", ready.message()));
+  }
   return ready.path();
 }
 

@@ -42,7 +42,8 @@ class RankChannel : public Rendezvous {
   absl::StatusOr<std::string> Get(const std::string& key, absl::Duration timeout) override;
 
   // Local path of a file of the checkpoint to restore that is not where it should be; blocks while
-  // the daemon fetches it.
+  // the daemon fetches it. DATA_LOSS: no whole copy is left anywhere. All else is the daemon's reason why it could not look or
+  // could not store what it found, and says nothing of the checkpoint.
   absl::StatusOr<std::string> FetchFile(const std::string& name);
 
   // Orders from the coordinator, for the next step boundary.

@@ -4,6 +4,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <thread>
+
 #include "worker/agent/rank_frame.h"
 
 namespace mt {
@@ -59,6 +61,46 @@ TEST_F(RankChannelTest, SaysWhichCollectiveTheDeviceIsIn) {
             "waiting: all-reduce 12 of 4 F32 (16 bytes) in the group data (ranks 0,1)");
   channel.SetDeviceWaiting(nullptr);
   EXPECT_EQ(Where(channel), "computing");
+}
+
+// What keeps a file away for a while must not read as if the checkpoint were lost.
+TEST_F(RankChannelTest, WhyAFileDoesNotComeIsToldUnchanged) {
+  for (const auto code : {absl::StatusCode::kUnavailable, absl::StatusCode::kResourceExhausted,
+                          absl::StatusCode::kDataLoss, absl::StatusCode::kOk}) {
+    int ends[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    std::thread daemon([&] {
+      std::string incoming;
+      v1::FromRank asked;
+      char buffer[4096];
+      while (!asked.has_need_file()) {
+        const ssize_t count = read(ends[1], buffer, sizeof(buffer));
+        if (count <= 0) return;
+        incoming.append(buffer, static_cast<size_t>(count));
+        while (!asked.has_need_file() && TakeFrame(&incoming, &asked).value_or(false)) {
+        }
+      }
+      v1::ToRank answer;
+      answer.mutable_file_ready()->set_file(asked.need_file().file());
+      answer.mutable_file_ready()->set_message("why");
+      answer.mutable_file_ready()->set_code(static_cast<int32_t>(code));
+      std::string frame;
+      ASSERT_TRUE(AppendFrame(answer, &frame).ok());
+      (void)!write(ends[1], frame.data(), frame.size());
+    });
+    {
+      RankChannel channel(ends[0]);
+      channel.StartReading([](int) {});
+      const absl::Status status = channel.FetchFile("shard-r0.safetensors").status();
+      // A daemon that gives no code: nothing is known of the file.
+      EXPECT_EQ(status.code(),
+                code == absl::StatusCode::kOk ? absl::StatusCode::kUnavailable : code);
+      EXPECT_EQ(status.message(), "checkpoint file shard-r0.safetensors: why");
+    }
+    daemon.join();
+    close(ends[0]);
+    close(ends[1]);
+  }
 }
 
 }  // namespace

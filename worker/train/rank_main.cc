@@ -321,13 +321,18 @@ absl::StatusOr<std::string> RankRun::Resolve(const v1::CheckpointFile& file, boo
       const std::string path,
       CheckpointFilePath(start_.restore_root(), manifest.job_id(), manifest.step(), file.name()));
   Env* env = Env::Real();
+  if (const auto info = env->Stat(path);
+      !verify_local && info.ok() && static_cast<int64_t>(info->size_bytes) == file.size_bytes()) {
+    return path;
+  }
+  if (!manifest.spec().checkpoint().path().empty()) {
+    MT_RETURN_IF_ERROR(VerifyOnlyCopy(env, path, file));
+    return path;
+  }
   if (verify_local) {
     const absl::Status status = VerifyFile(env, path, file);
     if (status.ok()) return path;
     MT_LOG(Warning) << status.ToString() << "; asking for another copy";
-  } else if (const auto info = env->Stat(path);
-             info.ok() && static_cast<int64_t>(info->size_bytes) == file.size_bytes()) {
-    return path;
   }
   return channel_->FetchFile(file.name());
 }
