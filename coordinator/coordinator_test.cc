@@ -1205,6 +1205,33 @@ TEST_F(CoordinatorTest, PauseWritesACheckpointFreesTheSlotsAndResumeGoesOn) {
   EXPECT_EQ(Get(id).attempts_without_progress(), 0);
 }
 
+// Asked of a daemon that has no ranks yet, a checkpoint is asked for again when they run.
+TEST_F(CoordinatorTest, APauseIsNotForgottenWhenTheDaemonRestartsBeforeTheLaunch) {
+  Register("n1");
+  const std::string id = Submit(1);
+  Checked("n1", id, 1, 0, "f");
+  ASSERT_NE(Newest("n1", Body::kLaunchRanks), nullptr);
+  v1::JobActionRequest action;
+  action.set_job_id(id);
+  ASSERT_TRUE(coordinator_->Pause(action).ok());
+  Run();
+  Register("n1", "i2");  // it died before it obeyed
+  v1::WorkerMessage beat;
+  beat.mutable_heartbeat();
+  Say("n1", beat);
+  Checked("n1", id, 1, 0, "f");
+  for (const bool started : {false, true}) {
+    if (started) {
+      v1::WorkerEvent event = Event(id, 1, 0);
+      event.mutable_rank_started()->set_pid(1);
+      Tell("n1", event);
+    }
+    EXPECT_EQ(streams_["n1"]->sent.back().body_case(), Body::kCheckpointNow) << started;
+    streams_["n1"]->sent.clear();
+    streams_["n1"]->sent.emplace_back();
+  }
+}
+
 TEST_F(CoordinatorTest, CancelIsIdempotentAndFinal) {
   Register("n1");
   const std::string id = Submit(1);

@@ -276,6 +276,7 @@ void JobManager::SendLaunch(const AttemptRecord& attempt, const std::string& nod
   v1::CoordinatorMessage message;
   message.mutable_launch_ranks()->set_job_id(attempt.job_id());
   message.mutable_launch_ranks()->set_generation(attempt.generation());
+  asked_to_pause_.erase({attempt.job_id(), attempt.generation(), node});  // as in SendStart
   nodes_->Send(node, std::move(message));
 }
 

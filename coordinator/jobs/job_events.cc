@@ -75,6 +75,7 @@ void JobManager::OnWorkerEvent(const std::string& node, const v1::WorkerEvent& e
       if (rank.state() == RankRecord::STATE_ASSIGNED) {
         RankRecord& edited = *ledger_->EditAttempt(id, generation).mutable_ranks(event.rank());
         edited.set_state(RankRecord::STATE_STARTED);
+        asked_to_pause_.erase({id, generation, node});  // this rank may have come after the asking
         edited.mutable_placement()->set_pid(event.rank_started().pid());
       }
       break;

@@ -265,6 +265,8 @@ void JobManager::SendStart(const AttemptRecord& attempt, const std::string& node
     }
   }
   AddDatasets(attempt, node, start);
+  // What was asked of the node before, its ranks that come now have not heard.
+  asked_to_pause_.erase({attempt.job_id(), attempt.generation(), node});
   nodes_->Send(
       node, std::move(message),
       [this, id = attempt.job_id(), generation = attempt.generation(), node](absl::Status status) {
