@@ -52,7 +52,8 @@ class CoordinatorCore : public NodeListener {
                             .checkpoints = checkpoints.get(),
                             .logs = &logs,
                             .digester = options.digester,
-                            .down_after = options.tunables.down_after});
+                            .down_after = options.tunables.down_after,
+                            .retry_waits = options.tunables.retry_waits});
     return absl::OkStatus();
   }
 

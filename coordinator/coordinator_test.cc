@@ -90,6 +90,7 @@ class CoordinatorTest : public ::testing::Test {
     options.random = random_.get();
     options.store = store_.get();
     options.digester = &digester_;
+    options.tunables = tunables_;
     for (const char* name : {"n1", "n2"}) {
       if (name != removed_) options.nodes.push_back({.name = name, .slots = 2});
     }
@@ -262,6 +263,7 @@ class CoordinatorTest : public ::testing::Test {
   int issued_ = 0;                                          // certificates
   absl::Time certificate_expiry_ = absl::InfiniteFuture();  // of the streams to come
   std::string removed_;                                     // from the hostfile
+  CoordinatorTunables tunables_;
 };
 
 using Body = v1::CoordinatorMessage;
@@ -378,6 +380,8 @@ TEST_F(CoordinatorTest, FailedRankStopsAllThenStartsFromTheNewestCheckpoint) {
 }
 
 TEST_F(CoordinatorTest, ThreeAttemptsWithoutProgressEndTheJob) {
+  tunables_.retry_waits = {};
+  Restart();
   Register("n1");
   const std::string id = Submit(1);
   for (int attempt = 1; attempt <= 3; ++attempt) {
@@ -391,6 +395,99 @@ TEST_F(CoordinatorTest, ThreeAttemptsWithoutProgressEndTheJob) {
   EXPECT_EQ(Get(id).exit_code(), kExitNoProgress);
   EXPECT_EQ(Get(id).failure().last_lines(0), "no such file");
   EXPECT_EQ(Get(id).attempts_without_progress(), 3);
+}
+
+// A minute without a network must not end a run of weeks.
+TEST_F(CoordinatorTest, AttemptsWithoutProgressWaitLongerEachTime) {
+  Register("n1");
+  const std::string id = Submit(1);
+  Step("n1", id, 1, 4);
+  auto fail = [&](int attempt) {
+    EXPECT_EQ(Get(id).attempt(), attempt);
+    Exit("n1", id, attempt, 0, [](v1::RankExited& exit) {
+      exit.set_exit_code(1);
+      exit.set_status_code("UNAVAILABLE");
+      exit.set_message("network is unreachable");
+    });
+  };
+  auto pass = [&](absl::Duration time) {
+    for (absl::Duration passed; passed < time; passed += absl::Seconds(1)) {
+      v1::WorkerMessage beat;
+      beat.mutable_heartbeat();
+      Say("n1", beat);
+      Run(absl::Milliseconds(900));
+    }
+  };
+  fail(1);
+  fail(2);  // the first restart was at once
+  EXPECT_EQ(Get(id).attempt(), 2);
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_RECOVERING);
+  EXPECT_THAT(Get(id).reason(), HasSubstr("next attempt in 15 s: rank 0 on n1"));
+  EXPECT_THAT(Get(id).reason(), HasSubstr("network is unreachable"));
+  pass(absl::Seconds(10));
+  EXPECT_EQ(Get(id).attempt(), 2);
+  EXPECT_THAT(Get(id).reason(), Not(HasSubstr("next attempt in 15 s"))) << "it counts down";
+  pass(absl::Seconds(6));
+  fail(3);
+  pass(absl::Seconds(50));
+  EXPECT_EQ(Get(id).attempt(), 3);
+  pass(absl::Seconds(12));
+  fail(4);
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_FAILED);
+}
+
+TEST_F(CoordinatorTest, AJobThatWaitsForItsNextAttemptCanBeSteered) {
+  Register("n1");
+  v1::JobActionRequest action;
+  for (const bool cancel : {false, true}) {
+    const std::string id = Submit(1);
+    for (int attempt = 1; attempt <= 2; ++attempt)
+      Exit("n1", id, attempt, 0, [](v1::RankExited& exit) { exit.set_exit_code(7); });
+    ASSERT_THAT(Get(id).reason(), HasSubstr("next attempt in 15 s"));
+    action.set_job_id(id);
+    if (cancel) {
+      ASSERT_TRUE(coordinator_->Cancel(action).ok());
+      EXPECT_EQ(Get(id).state(), v1::JOB_STATE_CANCELLED);
+    } else {
+      ASSERT_TRUE(coordinator_->Pause(action).ok());
+      EXPECT_EQ(Get(id).state(), v1::JOB_STATE_PAUSED);
+    }
+  }
+}
+
+TEST_F(CoordinatorTest, TheWaitEndsWhenANodeOfTheJobChangesAndBeginsAnewWithACoordinator) {
+  Register("n1");
+  const std::string id = Submit(1);
+  for (int attempt = 1; attempt <= 2; ++attempt)
+    Exit("n1", id, attempt, 0, [](v1::RankExited& exit) { exit.set_exit_code(7); });
+  ASSERT_THAT(Get(id).reason(), HasSubstr("next attempt in 15 s"));
+  coordinator_->OnClosed(streams_["n1"], absl::UnavailableError("gone"));
+  Run();
+  EXPECT_THAT(Get(id).reason(), HasSubstr("needs 1 slots"));
+  Register("n1", "i1", {}, sequence_["n1"] + 1);
+  v1::WorkerMessage beat;
+  beat.mutable_heartbeat();
+  Say("n1", beat);
+  EXPECT_EQ(Get(id).attempt(), 3);
+  const std::string other = Submit(1);
+  for (int attempt = 1; attempt <= 2; ++attempt)
+    Exit("n1", other, attempt, 0, [](v1::RankExited& exit) { exit.set_exit_code(7); });
+  ASSERT_THAT(Get(other).reason(), HasSubstr("next attempt in 15 s"));
+  ASSERT_TRUE(coordinator_
+                  ->Cancel([&] {
+                    v1::JobActionRequest action;
+                    action.set_job_id(id);
+                    return action;
+                  }())
+                  .ok());
+  Restart();
+  Register("n1", "i2");
+  Say("n1", beat);
+  for (int second = 0; second < 20; ++second) {
+    Say("n1", beat);
+    Run(absl::Seconds(1));
+  }
+  EXPECT_EQ(Get(other).attempt(), 3);
 }
 
 TEST_F(CoordinatorTest, RefusedDataEndsTheJobAtOnce) {
@@ -657,6 +754,8 @@ TEST_F(CoordinatorTest, PauseBeforeRanksRunStopsThem) {
 }
 
 TEST_F(CoordinatorTest, ProgressResetsTheCountOfAttempts) {
+  tunables_.retry_waits = {};
+  Restart();
   Register("n1");
   const std::string id = Submit(1);
   auto die = [](v1::RankExited& exit) { exit.set_exit_code(7); };

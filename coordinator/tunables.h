@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "absl/time/time.h"
 
@@ -24,6 +25,10 @@ struct CoordinatorTunables {
   absl::Duration restart_grace = absl::Seconds(30);
   // Changes that nobody waits for (progress, logs) are committed together at most this late.
   absl::Duration group_commit = absl::Milliseconds(20);
+  // Before an attempt, after so many attempts in a row without progress (the last one for all more): the first restart is at
+  // once, and a network that is away for a minute does not use up the attempts of a run of weeks.
+  std::vector<absl::Duration> retry_waits = {absl::ZeroDuration(), absl::Seconds(15),
+                                             absl::Minutes(1), absl::Minutes(5)};
   // A full state disk is tried again this often.
   absl::Duration full_disk_retry = absl::Seconds(1);
   // A graceful shutdown waits so long for jobs to write their checkpoints, then ends them anyway.

@@ -400,9 +400,31 @@ void JobManager::Judge(const JobRecord& job, const AttemptRecord& attempt) {
     return;
   }
   if (PauseIfAllCheckpointsAreBad(id)) return;
+  if (const absl::Duration wait = RetryWait(job, attempt); wait > absl::ZeroDuration()) {
+    const int64_t seconds = absl::ToInt64Seconds(absl::Ceil(wait, absl::Seconds(1)));
+    SetReason(id, v1::JOB_STATE_RECOVERING,
+              absl::StrCat("next attempt in ", seconds, " s: ", attempt.failure().message()));
+    return;
+  }
   SetReason(id, v1::JOB_STATE_RECOVERING, job.job().reason());
   if (const absl::Status wait = TryStart(id); !wait.ok())
     SetReason(id, v1::JOB_STATE_RECOVERING, std::string(wait.message()));
+}
+
+absl::Duration JobManager::RetryWait(const JobRecord& job, const AttemptRecord& attempt) {
+  const int fruitless = job.job().attempts_without_progress();
+  if (!attempt.failed() || fruitless == 0 || options_.retry_waits.empty())
+    return absl::ZeroDuration();
+  const absl::Duration now = loop_->clock()->Monotonic();
+  Retry& retry = retries_[job.job().id()];
+  if (retry.generation != attempt.generation()) {
+    // The first restart is at once: of a job that has never come far it follows an attempt without progress.
+    const bool ever = job.furthest_step() > 0 || job.job().last_checkpoint_step() >= 0;
+    const size_t restarts =
+        std::min<size_t>(fruitless - (ever ? 0 : 1), options_.retry_waits.size() - 1);
+    retry = {attempt.generation(), now + options_.retry_waits[restarts]};
+  }
+  return retry.until - now;
 }
 
 void JobManager::End(const std::string& job_id, v1::JobState state, int exit_code,
@@ -418,6 +440,7 @@ void JobManager::End(const std::string& job_id, v1::JobState state, int exit_cod
                                                      : "job_cancelled",
                     job_id, "", job.attempt(), reason);
   digesting_.erase(job_id);
+  retries_.erase(job_id);
   asked_to_pause_.erase(asked_to_pause_.lower_bound({job_id, 0, ""}),
                         asked_to_pause_.lower_bound({job_id, INT32_MAX, ""}));
   schedule_ = true;
@@ -477,6 +500,11 @@ void JobManager::OnNodeSettled(const std::string& node,
 }
 
 void JobManager::OnNodeChanged(const std::string& node) {
+  // What made attempts fail may be over: those that wait for another try do not wait on.
+  for (auto& [id, retry] : retries_) {
+    const AttemptRecord* attempt = Attempt(id);
+    if (attempt != nullptr && NodesOf(*attempt).contains(node)) retry.until = absl::ZeroDuration();
+  }
   for (const auto& [id, job] : ledger_->state().jobs) {
     if (!HasEnded(job.job().state()) && job.job().state() != v1::JOB_STATE_QUEUED)
       touched_.insert(id);

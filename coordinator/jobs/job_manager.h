@@ -55,6 +55,7 @@ class JobManager {
     LogStore* logs = nullptr;
     DatasetDigester* digester = nullptr;  // null: jobs cannot distribute their data
     absl::Duration down_after;
+    std::vector<absl::Duration> retry_waits;  // see CoordinatorTunables; empty: none
   };
   explicit JobManager(Options options);
   ~JobManager() { *alive_ = false; }
@@ -108,6 +109,8 @@ class JobManager {
   void GiveUpLostRanks(const store::JobRecord& job, const store::AttemptRecord& attempt);
   void Judge(const store::JobRecord& job, const store::AttemptRecord& attempt);
   void EndAttempt(const std::string& job_id, int generation);
+  // How long the next attempt still waits because this one, and maybe others before it, failed without progress.
+  absl::Duration RetryWait(const store::JobRecord& job, const store::AttemptRecord& attempt);
   void BeginStop(const std::string& job_id, const std::string& reason);
   void AskForCheckpoint(const store::AttemptRecord& attempt);
   void SendStop(const store::AttemptRecord& attempt, const std::string& node);
@@ -155,6 +158,11 @@ class JobManager {
       asked_to_pause_;  // job, generation, node: on its present stream
   std::map<std::string, absl::Duration> last_progress_;  // monotonic; by job
   std::map<std::string, absl::Duration> failed_at_;      // for recovery_seconds
+  struct Retry {
+    int generation = 0;    // of the attempt that failed
+    absl::Duration until;  // monotonic
+  };
+  std::map<std::string, Retry> retries_;  // by job; not durable: a new coordinator waits anew
   std::map<std::string, Metrics> metrics_;
   DataMetrics data_metrics_;
   struct Digesting {
