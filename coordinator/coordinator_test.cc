@@ -124,7 +124,7 @@ class CoordinatorTest : public ::testing::Test {
     message.set_node(node);
     message.set_incarnation(incarnation);
     message.mutable_register_()->set_protocol_version(1);
-    message.mutable_register_()->set_slots(2);
+    message.mutable_register_()->set_slots(slots_);
     message.mutable_register_()->set_shards_endpoint(node + ":1");
     message.mutable_register_()->set_next_sequence(next_sequence);
     for (const auto& rank : running) *message.mutable_register_()->add_running() = rank;
@@ -264,6 +264,7 @@ class CoordinatorTest : public ::testing::Test {
   absl::Time certificate_expiry_ = absl::InfiniteFuture();  // of the streams to come
   std::string removed_;                                     // from the hostfile
   CoordinatorTunables tunables_;
+  int slots_ = 2;  // of a node that registers
 };
 
 using Body = v1::CoordinatorMessage;
@@ -395,6 +396,74 @@ TEST_F(CoordinatorTest, ThreeAttemptsWithoutProgressEndTheJob) {
   EXPECT_EQ(Get(id).exit_code(), kExitNoProgress);
   EXPECT_EQ(Get(id).failure().last_lines(0), "no such file");
   EXPECT_EQ(Get(id).attempts_without_progress(), 3);
+}
+
+// A node that came back with fewer slots, say because a device died: the job moves to where it fits.
+TEST_F(CoordinatorTest, ANodeThatLostASlotDoesNotEndTheJob) {
+  auto play = [&](const std::string& id, int rounds) {  // n1 as a daemon with one slot
+    for (int round = 0; round < rounds; ++round) {
+      for (const char* node : {"n1", "n2"}) {
+        if (!streams_.contains(node)) continue;
+        for (const auto& command : std::exchange(streams_[node]->sent, {})) {
+          bool refused = false;
+          for (const auto& rank : command.start_ranks().rank_table())
+            refused |= node == std::string("n1") && rank.node() == node && rank.slot() >= 1;
+          if (command.command_id().empty()) continue;
+          v1::WorkerMessage answer;
+          answer.mutable_command_result()->set_command_id(command.command_id());
+          answer.mutable_command_result()->set_code(refused ? 3 : 0);
+          answer.mutable_command_result()->set_message(refused ? "n1 has 1 slots" : "");
+          Say(node, answer);
+        }
+      }
+      for (const auto& [node, stream] : streams_) {
+        v1::WorkerMessage beat;
+        beat.mutable_heartbeat();
+        Say(node, beat);
+      }
+      Run(absl::Seconds(2));
+      if (Coordinator::HasEnded(Get(id).state())) break;
+    }
+  };
+  Register("n1");
+  const std::string id = Submit(2);
+  EXPECT_EQ(Get(id).ranks(1).node(), "n1");
+  slots_ = 1;
+  Register("n1", "i2");
+  play(id, 60);
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_RECOVERING) << "there is no other node yet";
+  EXPECT_EQ(Get(id).attempts_without_progress(), 0);
+  EXPECT_THAT(Get(id).reason(), HasSubstr("needs 2 slots; 1 is free"));
+  slots_ = 2;
+  Register("n2");
+  play(id, 20);
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_STARTING);
+  EXPECT_EQ(Get(id).ranks(0).node(), "n2");
+}
+
+TEST_F(CoordinatorTest, AnAttemptWithoutProgressIsFollowedByOneOnAnotherNode) {
+  Register("n1");
+  Register("n2");
+  const std::string id = Submit(2);
+  auto fail = [&](const std::string& node, int attempt) {
+    Exit(node, id, attempt, 1, [](v1::RankExited& exit) { exit.set_signal(11); });
+    Exit(node, id, attempt, 0, [](v1::RankExited& exit) { exit.set_stopped(true); });
+  };
+  Step("n1", id, 1, 3);
+  fail("n1", 1);
+  EXPECT_EQ(Get(id).ranks(0).node(), "n1") << "it had made progress there";
+  fail("n1", 2);
+  for (int second = 0; second < 16; ++second) {
+    for (const char* node : {"n1", "n2"}) {
+      v1::WorkerMessage beat;
+      beat.mutable_heartbeat();
+      Say(node, beat);
+    }
+    Run(absl::Seconds(1));
+  }
+  EXPECT_EQ(Get(id).attempt(), 3);
+  EXPECT_EQ(Get(id).ranks(0).node(), "n2");
+  EXPECT_EQ(Get(id).ranks(1).node(), "n2");
 }
 
 // A minute without a network must not end a run of weeks.

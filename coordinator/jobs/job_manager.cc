@@ -18,6 +18,8 @@ bool IsOver(const RankRecord& rank) {
   return rank.state() == RankRecord::STATE_EXITED || rank.state() == RankRecord::STATE_LOST;
 }
 
+constexpr absl::Duration kAvoidFor = absl::Hours(1);
+
 bool HasBegun(const RankRecord& rank) { return rank.state() != RankRecord::STATE_ASSIGNED; }
 
 }  // namespace
@@ -281,6 +283,7 @@ void JobManager::SendStart(const AttemptRecord& attempt, const std::string& node
           RankRecord& edited = *ledger_->EditAttempt(id, generation).mutable_ranks(i);
           edited.set_state(RankRecord::STATE_EXITED);
           edited.mutable_exit()->set_exit_code(1);
+          edited.mutable_exit()->set_cause("start");
           edited.mutable_exit()->set_status_code(absl::StatusCodeToString(status.code()));
           edited.mutable_exit()->set_message(
               absl::StrCat("the node did not start it: ", status.message()));
@@ -370,9 +373,13 @@ void JobManager::Judge(const JobRecord& job, const AttemptRecord& attempt) {
       if (progressed) {
         edited.mutable_job()->set_attempts_without_progress(0);
       } else if (!attempt.restore_was_bad() && !attempt.failure().cause().empty()) {
-        // Not counted: a checkpoint that could not be read (the one before is next), and ends that no rank is to blame for.
-        edited.mutable_job()->set_attempts_without_progress(
-            edited.job().attempts_without_progress() + 1);
+        // Not counted: a checkpoint that could not be read (the one before is next), ends that no rank is to blame for, and a
+        // node that refused to start its ranks: nothing of the job was tried.
+        if (attempt.failure().cause() != "start") {
+          edited.mutable_job()->set_attempts_without_progress(
+              edited.job().attempts_without_progress() + 1);
+        }
+        AvoidCulprit(id, attempt.failure());
       }
     }
   }
@@ -411,18 +418,31 @@ void JobManager::Judge(const JobRecord& job, const AttemptRecord& attempt) {
     SetReason(id, v1::JOB_STATE_RECOVERING, std::string(wait.message()));
 }
 
+// A node can be broken in a way that only its ranks see (a dead device): the next attempts do without it if there is room.
+void JobManager::AvoidCulprit(const std::string& job_id, const v1::FailureReport& failure) {
+  if (failure.rank() < 0 || failure.node().empty()) return;
+  const bool known = Avoids(job_id, failure.node());
+  avoided_[{job_id, failure.node()}] = loop_->clock()->Monotonic() + kAvoidFor;
+  if (known) return;
+  ledger_->AddEvent("node_avoided", job_id, failure.node(), failure.attempt(),
+                    absl::StrCat("for an hour this job uses ", failure.node(),
+                                 " only if it fits nowhere else: ", failure.message()));
+}
+
 absl::Duration JobManager::RetryWait(const JobRecord& job, const AttemptRecord& attempt) {
+  const bool refused =
+      attempt.failure().cause() == "start";  // not counted, and not repeated at once
   const int fruitless = job.job().attempts_without_progress();
-  if (!attempt.failed() || fruitless == 0 || options_.retry_waits.empty())
+  if (!attempt.failed() || (fruitless == 0 && !refused) || options_.retry_waits.empty())
     return absl::ZeroDuration();
   const absl::Duration now = loop_->clock()->Monotonic();
   Retry& retry = retries_[job.job().id()];
   if (retry.generation != attempt.generation()) {
     // The first restart is at once: of a job that has never come far it follows an attempt without progress.
     const bool ever = job.furthest_step() > 0 || job.job().last_checkpoint_step() >= 0;
-    const size_t restarts =
-        std::min<size_t>(fruitless - (ever ? 0 : 1), options_.retry_waits.size() - 1);
-    retry = {attempt.generation(), now + options_.retry_waits[restarts]};
+    const int restarts = std::max(fruitless - (ever ? 0 : 1), refused ? 1 : 0);
+    const size_t which = std::min<size_t>(restarts, options_.retry_waits.size() - 1);
+    retry = {attempt.generation(), now + options_.retry_waits[which]};
   }
   return retry.until - now;
 }
@@ -441,6 +461,7 @@ void JobManager::End(const std::string& job_id, v1::JobState state, int exit_cod
                     job_id, "", job.attempt(), reason);
   digesting_.erase(job_id);
   retries_.erase(job_id);
+  std::erase_if(avoided_, [&](const auto& entry) { return entry.first.first == job_id; });
   asked_to_pause_.erase(asked_to_pause_.lower_bound({job_id, 0, ""}),
                         asked_to_pause_.lower_bound({job_id, INT32_MAX, ""}));
   schedule_ = true;

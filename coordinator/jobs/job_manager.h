@@ -17,6 +17,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -111,6 +112,7 @@ class JobManager {
   void EndAttempt(const std::string& job_id, int generation);
   // How long the next attempt still waits because this one, and maybe others before it, failed without progress.
   absl::Duration RetryWait(const store::JobRecord& job, const store::AttemptRecord& attempt);
+  void AvoidCulprit(const std::string& job_id, const v1::FailureReport& failure);
   void BeginStop(const std::string& job_id, const std::string& reason);
   void AskForCheckpoint(const store::AttemptRecord& attempt);
   void SendStop(const store::AttemptRecord& attempt, const std::string& node);
@@ -138,6 +140,11 @@ class JobManager {
   // A job all of whose checkpoints are bad would begin again from step 0: it is paused instead. True: it was.
   bool PauseIfAllCheckpointsAreBad(const std::string& job_id);
   std::vector<FreeNode> FreeNodes(const std::string& for_job) const;
+  // Places for the next attempt: those of `last` if they are all there still, and otherwise wherever it fits, without the nodes that
+  // the job avoids if it can be; none: it does not fit.
+  std::optional<std::vector<v1::RankPlacement>> Place(const std::string& job_id, const Mesh& mesh,
+                                                      const store::AttemptRecord* last);
+  bool Avoids(const std::string& job_id, const std::string& node) const;
   bool FitsWithoutOthers(const Mesh& mesh) const;
   // job_events.cc
   void OnStepReport(const store::JobRecord& job, const v1::WorkerEvent& event);
@@ -163,6 +170,7 @@ class JobManager {
     absl::Duration until;  // monotonic
   };
   std::map<std::string, Retry> retries_;  // by job; not durable: a new coordinator waits anew
+  std::map<std::pair<std::string, std::string>, absl::Duration> avoided_;  // job, node: until then
   std::map<std::string, Metrics> metrics_;
   DataMetrics data_metrics_;
   struct Digesting {

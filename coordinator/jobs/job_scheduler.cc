@@ -345,6 +345,44 @@ std::vector<FreeNode> JobManager::FreeNodes(const std::string& for_job) const {
   return nodes;
 }
 
+bool JobManager::Avoids(const std::string& job_id, const std::string& node) const {
+  const auto until = avoided_.find({job_id, node});
+  return until != avoided_.end() && loop_->clock()->Monotonic() < until->second;
+}
+
+std::optional<std::vector<v1::RankPlacement>> JobManager::Place(const std::string& job_id,
+                                                                const Mesh& mesh,
+                                                                const AttemptRecord* last) {
+  const std::vector<FreeNode> free = FreeNodes(job_id);
+  const bool same =
+      last != nullptr && last->ranks_size() == mesh.world() &&
+      Find(job_id)->job().state() == v1::JOB_STATE_RECOVERING &&
+      std::all_of(last->ranks().begin(), last->ranks().end(), [&](const RankRecord& rank) {
+        const v1::RankPlacement& place = rank.placement();
+        return nodes_->IsPlaceable(place.node()) && place.slot() < nodes_->Slots(place.node());
+      });
+  const auto avoids = [&](const std::string& node) { return Avoids(job_id, node); };
+  std::vector<FreeNode> others;
+  for (const FreeNode& node : free) {
+    if (!avoids(node.name)) others.push_back(node);
+  }
+  if (same) {
+    std::vector<v1::RankPlacement> places;
+    bool good = true;
+    for (const RankRecord& rank : last->ranks()) {
+      places.push_back(rank.placement());
+      good = good && !avoids(rank.placement().node());
+    }
+    if (good) return places;
+    if (auto elsewhere = PlaceRanks(mesh, others); elsewhere.has_value()) return elsewhere;
+    return places;
+  }
+  if (others.size() < free.size()) {
+    if (auto elsewhere = PlaceRanks(mesh, others); elsewhere.has_value()) return elsewhere;
+  }
+  return PlaceRanks(mesh, free);
+}
+
 bool JobManager::FitsWithoutOthers(const Mesh& mesh) const {
   int slots = 0;
   for (const std::string& name : nodes_->names())
@@ -414,30 +452,18 @@ absl::Status JobManager::TryStart(const std::string& job_id) {
   }
   if (restore != nullptr) MT_RETURN_IF_ERROR(checkpoints_->Sources(*restore).status());
 
-  // The same places again if their nodes are there; else wherever it fits.
-  std::optional<std::vector<v1::RankPlacement>> placement;
-  if (last != nullptr && last->ranks_size() == mesh.world() &&
-      job.job().state() == v1::JOB_STATE_RECOVERING &&
-      std::all_of(last->ranks().begin(), last->ranks().end(), [&](const RankRecord& rank) {
-        return nodes_->IsPlaceable(rank.placement().node());
-      })) {
-    placement.emplace();
-    for (const RankRecord& rank : last->ranks()) placement->push_back(rank.placement());
-  } else {
-    const std::vector<FreeNode> free = FreeNodes(job_id);
-    placement = PlaceRanks(mesh, free);
-    if (!placement.has_value()) {
-      size_t slots = 0;
-      for (const FreeNode& node : free) slots += node.slots.size();
-      std::string away;
-      for (const std::string& name : nodes_->names()) {
-        if (!nodes_->IsPlaceable(name))
-          absl::StrAppend(&away, away.empty() ? "; not usable now: " : ", ", name);
-        if (away.size() > 200) break;
-      }
-      return absl::ResourceExhaustedError(absl::StrCat("needs ", mesh.world(), " slots; ", slots,
-                                                       slots == 1 ? " is" : " are", " free", away));
+  std::optional<std::vector<v1::RankPlacement>> placement = Place(job_id, mesh, last);
+  if (!placement.has_value()) {
+    size_t slots = 0;
+    for (const FreeNode& node : FreeNodes(job_id)) slots += node.slots.size();
+    std::string away;
+    for (const std::string& name : nodes_->names()) {
+      if (!nodes_->IsPlaceable(name))
+        absl::StrAppend(&away, away.empty() ? "; not usable now: " : ", ", name);
+      if (away.size() > 200) break;
     }
+    return absl::ResourceExhaustedError(absl::StrCat("needs ", mesh.world(), " slots; ", slots,
+                                                     slots == 1 ? " is" : " are", " free", away));
   }
   const int64_t restore_step =
       restore == nullptr || restore->job_id() != job_id ? -1 : restore->step();
