@@ -300,6 +300,7 @@ void Agent::OnHangTimer() {
 
 void Agent::CheckHangs() {
   const absl::Duration now = loop_->clock()->Monotonic();
+  PardonRanksThatFetch(now);
   for (auto& [id, rank] : ranks_) {
     // Until the first step ranks wait for rendezvous values that come through the coordinator: while it is away nobody hangs.
     if (!registered_ && !rank.hang->has_stepped()) rank.hang->Pardon(now);

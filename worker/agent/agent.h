@@ -146,7 +146,9 @@ class Agent : public RankHandler {
   absl::Status CommitManifest(const v1::CommitManifest& commit);
   absl::Status FetchFiles(const v1::FetchFiles& fetch, const std::string& command_id);
   absl::Status DeleteCheckpoint(const v1::DeleteCheckpoint& command);
-  void FetchOnce(const FetchRequest& request, std::function<void(absl::Status)> done);
+  // `rank`: who waits for it, if a rank does.
+  void FetchOnce(FetchRequest request, const RankId* rank, std::function<void(absl::Status)> done);
+  void PardonRanksThatFetch(absl::Duration now);
   void NeedFile(const RankId& id, const std::string& file);
   void OnRendezvousPut(const RankId& id, v1::RendezvousPut put);
   void OnRendezvousGet(const RankId& id, const std::string& key);
@@ -203,7 +205,13 @@ class Agent : public RankHandler {
 
   std::map<RankId, Rank> ranks_;
   std::map<std::string, Job> jobs_;
-  std::map<std::string, std::vector<std::function<void(absl::Status)>>> fetches_;  // by destination
+  struct FileTransfer {
+    std::vector<std::function<void(absl::Status)>> waiting;
+    std::set<RankId> ranks;  // of those that wait
+    std::shared_ptr<std::atomic<int64_t>> moved = std::make_shared<std::atomic<int64_t>>();
+    int64_t seen = 0;  // of `moved`
+  };
+  std::map<std::string, FileTransfer> fetches_;  // by destination
   bool refused_ = false;  // by a coordinator of another version: ends when no rank is left
   bool ending_ = false;
   bool ended_ = false;

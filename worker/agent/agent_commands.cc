@@ -130,17 +130,34 @@ absl::Status Agent::DeleteCheckpoint(const v1::DeleteCheckpoint& command) {
 }
 
 // One transfer per destination, however many ask for it.
-void Agent::FetchOnce(const FetchRequest& request, std::function<void(absl::Status)> done) {
-  auto& waiting = fetches_[request.destination];
-  waiting.push_back(std::move(done));
-  if (waiting.size() > 1) return;
+void Agent::FetchOnce(FetchRequest request, const RankId* rank,
+                      std::function<void(absl::Status)> done) {
+  FileTransfer& transfer = fetches_[request.destination];
+  transfer.waiting.push_back(std::move(done));
+  if (rank != nullptr) transfer.ranks.insert(*rank);
+  if (transfer.waiting.size() > 1) return;
+  request.moved = transfer.moved;
   fetcher_->Fetch(request,
                   [this, alive = alive_, destination = request.destination](absl::Status status) {
                     if (!*alive) return;
-                    const auto waiting = std::move(fetches_[destination]);
-                    fetches_.erase(destination);
-                    for (const auto& callback : waiting) callback(status);
+                    const auto transfer = fetches_.extract(destination);
+                    for (const auto& callback : transfer.mapped().waiting) callback(status);
                   });
+}
+
+// Who waits for a file does not hang as long as bytes come: of any file, for a transfer may be waiting for the others.
+void Agent::PardonRanksThatFetch(absl::Duration now) {
+  bool moves = false;
+  for (auto& [destination, transfer] : fetches_) {
+    const int64_t moved = transfer.moved->load(std::memory_order_relaxed);
+    if (std::exchange(transfer.seen, moved) != moved) moves = true;
+  }
+  if (!moves) return;
+  for (const auto& [destination, transfer] : fetches_) {
+    for (const RankId& id : transfer.ranks) {
+      if (const auto rank = ranks_.find(id); rank != ranks_.end()) rank->second.hang->Pardon(now);
+    }
+  }
 }
 
 absl::Status Agent::FetchFiles(const v1::FetchFiles& fetch, const std::string& command_id) {
@@ -172,7 +189,7 @@ absl::Status Agent::FetchFiles(const v1::FetchFiles& fetch, const std::string& c
       fetched->set_command_id(command_id);
       Emit(std::move(event));
     };
-    FetchOnce(request, std::move(report));
+    FetchOnce(std::move(request), nullptr, std::move(report));
   }
   return absl::OkStatus();
 }
@@ -222,7 +239,8 @@ void Agent::NeedFile(const RankId& id, const std::string& name) {
     return;
   }
   request.destination = JoinPath(*folder, name);
-  FetchOnce(request, [answer, path = request.destination, unreachable](absl::Status status) {
+  const std::string path = request.destination;
+  FetchOnce(std::move(request), &id, [answer, path, unreachable](absl::Status status) {
     if (absl::IsDataLoss(status) && !unreachable.empty()) {
       status = absl::UnavailableError(
           absl::StrCat(status.message(), "; not asked, for they are not connected: ", unreachable));

@@ -860,5 +860,29 @@ TEST_F(AgentTest, RanksEndWhenTheNodeIsDismissed) {
   EXPECT_EQ(host_->signals.size(), 2u) << "each rank is told to end";
 }
 
+// A spare that brings a large checkpoint over: the start deadline is 30 s.
+TEST_F(AgentTest, RankWhoseFileComesIsNotHung) {
+  v1::CoordinatorMessage start = StartMessage(1, 2, /*with_elsewhere=*/false);
+  start.mutable_start_ranks()->mutable_restore()->set_job_id("job-1");
+  start.mutable_start_ranks()->mutable_restore()->set_step(4);
+  for (const char* name : {"shard-r0.safetensors", "shard-r1.safetensors"})
+    start.mutable_start_ranks()->mutable_restore()->add_files()->set_name(name);
+  Command(start);
+  for (int rank = 0; rank < 2; ++rank) {
+    Progress(1, rank, "load", 4);
+    v1::FromRank need;
+    need.mutable_need_file()->set_file(absl::StrCat("shard-r", rank, ".safetensors"));
+    host_->handler_->OnRankMessage(Id(1, rank), need);
+  }
+  ASSERT_EQ(fetcher_.fetches.size(), 2u);
+  for (int i = 0; i < 20; ++i) {  // the other file waits for this one
+    *fetcher_.fetches[0].first.moved += 1 << 20;
+    Run(absl::Seconds(20));
+  }
+  EXPECT_THAT(coordinator_.EventsOf(v1::WorkerEvent::kRankHung), IsEmpty());
+  Run(absl::Seconds(31));
+  EXPECT_EQ(coordinator_.EventsOf(v1::WorkerEvent::kRankHung).size(), 2u) << "nothing comes any more";
+}
+
 }  // namespace
 }  // namespace mt

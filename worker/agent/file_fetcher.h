@@ -2,7 +2,9 @@
 // service in pieces of at most 1 MiB; the simulation's copies within the simulated cluster.
 #pragma once
 
+#include <atomic>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -18,6 +20,7 @@ struct FetchRequest {
   std::vector<std::string> endpoints;  // Shards services that have it; tried in order
   std::string destination;  // path; written under a temporary name, synced, verified, renamed;
                             // folder exists
+  std::shared_ptr<std::atomic<int64_t>> moved;  // bytes moved for it so far; null: nobody looks
 };
 
 class FileFetcher {

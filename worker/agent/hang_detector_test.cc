@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include "common/metered_env.h"
+#include "common/testing/mem_env.h"
+
 namespace mt {
 namespace {
 
@@ -79,6 +82,37 @@ TEST_F(HangDetectorTest, WhoIsHeardWaitingForPeersIsGivenLonger) {
   }
   EXPECT_TRUE(detector_.IsHung(now_ + absl::Seconds(16)));
   EXPECT_TRUE(detector_.IsHung(now_ + absl::Seconds(30)));  // not heard for long
+}
+
+// Each piece takes nearly as long as a phase may; what the rank says of it is RankChannel's.
+TEST_F(HangDetectorTest, SlowFileIsNoHangAndOneThatStandsStillIs) {
+  MemEnv disk;
+  const auto moved = std::make_shared<std::atomic<int64_t>>(0);
+  MeteredEnv metered(&disk, moved);
+  auto file = *metered.NewWritableFile("/shard", Env::WriteMode::kTruncate);
+  const auto say = [&] {
+    detector_.OnProgress(At(absl::StrCat("finish, ", *moved >> 20, " MiB"), 12), now_);
+  };
+  const std::string piece(4 << 20, 'x');
+  for (int i = 0; i < 10; ++i) {
+    ASSERT_TRUE(file->Append(piece).ok());
+    say();
+    now_ += absl::Seconds(290);
+    EXPECT_FALSE(detector_.IsHung(now_)) << "piece " << i;
+  }
+  std::string back(piece.size(), ' ');
+  const auto reader = *metered.NewRandomAccessFile("/shard");
+  for (int i = 0; i < 10; ++i) {
+    ASSERT_TRUE(reader->Read(i * piece.size(), piece.size(), back.data()).ok());
+    say();
+    now_ += absl::Seconds(290);
+    EXPECT_FALSE(detector_.IsHung(now_)) << "read piece " << i;
+  }
+  for (int second = 0; second < 10; ++second) {
+    say();
+    now_ += absl::Seconds(1);
+  }
+  EXPECT_TRUE(detector_.IsHung(now_)) << "signs of life, but no byte for 300 s";
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 
 #include "common/grpc_status.h"
 #include "common/log.h"
+#include "common/metered_env.h"
 #include "common/random.h"
 #include "mt/v1/worker.grpc.pb.h"
 #include "worker/checkpoint/loader.h"
@@ -105,15 +106,17 @@ class ShardsFetcher : public FileFetcher {
   }
 
   absl::Status Transfer(const FetchRequest& request) {
-    if (VerifyFile(env_, request.destination, request.file).ok()) return absl::OkStatus();
+    MeteredEnv env(env_, request.moved != nullptr ? request.moved
+                                                  : std::make_shared<std::atomic<int64_t>>());
+    if (VerifyFile(&env, request.destination, request.file).ok()) return absl::OkStatus();
     const std::string temporary =
         absl::StrCat(request.destination, ".tmp-fetch-", Random::Real()->Id(8));
     absl::Status last = absl::UnavailableError("no node is known to have it");
     absl::Status hope;  // of an endpoint that may have a whole copy all the same
     std::string tried;
     for (const std::string& endpoint : request.endpoints) {
-      last = FromEndpoint(request, endpoint, temporary);
-      if (last.ok()) last = VerifyFile(env_, temporary, request.file);
+      last = FromEndpoint(&env, request, endpoint, temporary);
+      if (last.ok()) last = VerifyFile(&env, temporary, request.file);
       if (last.ok()) last = env_->Rename(temporary, request.destination);
       if (last.ok())
         return env_->SyncDirectory(request.destination.substr(0, request.destination.rfind('/')));
@@ -131,11 +134,11 @@ class ShardsFetcher : public FileFetcher {
                            tried.empty() ? last.message() : absl::string_view(tried)));
   }
 
-  absl::Status FromEndpoint(const FetchRequest& request, const std::string& endpoint,
+  absl::Status FromEndpoint(Env* env, const FetchRequest& request, const std::string& endpoint,
                             const std::string& temporary) {
     MT_ASSIGN_OR_RETURN(const auto channel, NewChannel(env_, endpoint, tls_, kWorkerTargetName));
     const auto stub = v1::Shards::NewStub(channel);
-    const auto created = env_->NewWritableFile(temporary, Env::WriteMode::kTruncate);
+    const auto created = env->NewWritableFile(temporary, Env::WriteMode::kTruncate);
     // That the folder is missing here must not read as if the file were missing there.
     if (absl::IsNotFound(created.status()))
       return absl::UnavailableError(created.status().message());

@@ -184,6 +184,7 @@ void RankChannel::SetPhase(const std::string& phase, int64_t step) {
     const std::lock_guard lock(mutex_);
     phase_ = phase;
     step_ = step;
+    if (moved_ != nullptr) moved_before_ = moved_->load(std::memory_order_relaxed);
   }
   SendProgress();
 }
@@ -194,10 +195,21 @@ void RankChannel::SendProgress() {
   {
     const std::lock_guard lock(mutex_);
     progress->set_phase(phase_);
+    const int64_t moved =
+        moved_ == nullptr || phase_ == "step"
+            ? 0
+            : (moved_->load(std::memory_order_relaxed) - moved_before_) >> 20;
+    if (moved > 0) progress->set_phase(absl::StrCat(phase_, ", ", moved, " MiB"));
     progress->set_step(step_);
   }
   progress->set_where(Where());
   Send(message);
+}
+
+void RankChannel::CountBytes(std::shared_ptr<const std::atomic<int64_t>> moved) {
+  const std::lock_guard lock(mutex_);
+  moved_ = std::move(moved);
+  moved_before_ = 0;
 }
 
 void RankChannel::EnterCollective(const std::string* group, const char* operation) {

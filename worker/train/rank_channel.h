@@ -55,6 +55,9 @@ class RankChannel : public Rendezvous {
   // as a sign of life, with where() as it is then: "waiting: <operation> <number> of <group>"
   // inside a collective.
   void SetPhase(const std::string& phase, int64_t step);
+  // Bytes of files that this rank has moved so far, by whichever thread. Outside a step a sign of life tells how many they are since
+  // the phase began, as part of the phase ("finish, 12 MiB"): as long as it changes the rank does not hang, however slow its disk is.
+  void CountBytes(std::shared_ptr<const std::atomic<int64_t>> moved);
   void EnterCollective(const std::string* group, const char* operation);
   void LeaveCollective();
   // Device groups are waited for outside their calls: `waiting` says for which, "" if for none. Called by the reading thread until
@@ -78,6 +81,8 @@ class RankChannel : public Rendezvous {
   std::map<std::string, v1::FileReady> files_;
   std::string phase_ = "start";
   int64_t step_ = 0;
+  std::shared_ptr<const std::atomic<int64_t>> moved_;
+  int64_t moved_before_ = 0;  // when the phase began
   std::mutex waiting_mutex_;
   std::function<std::string()> device_waiting_;     // guarded by waiting_mutex_
   std::atomic<const std::string*> group_{nullptr};  // in a collective of this group

@@ -13,6 +13,7 @@
 #include "common/clock.h"
 #include "common/env.h"
 #include "common/log.h"
+#include "common/metered_env.h"
 #include "common/proto_time.h"
 #include "common/spec/data_traits.h"
 #include "common/spec/mesh.h"
@@ -45,7 +46,9 @@ class RankRun {
       : start_(std::move(start)),
         spec_(start_.spec()),
         channel_(channel),
-        started_(Clock::Real()->Monotonic()) {}
+        started_(Clock::Real()->Monotonic()) {
+    channel_->CountBytes(bytes_moved_);
+  }
 
   absl::Status Run() {
     MT_RETURN_IF_ERROR(Connect());
@@ -97,6 +100,10 @@ class RankRun {
   const v1::JobSpec& spec_;
   RankChannel* const channel_;
   const absl::Duration started_;
+  // Checkpoints are read and written through it: a slow disk is no hang.
+  const std::shared_ptr<std::atomic<int64_t>> bytes_moved_ =
+      std::make_shared<std::atomic<int64_t>>();
+  MeteredEnv files_{Env::Real(), bytes_moved_};
   std::optional<Mesh> mesh_;
   RankGroups groups_;
   std::vector<std::unique_ptr<WatchedCommunicator>> watched_;
@@ -261,6 +268,7 @@ absl::Status RankRun::Prepare() {
                                                            : trainer_->InitialiseWeights());
 
   CheckpointWriterOptions writing;
+  writing.env = &files_;
   writing.root = start_.checkpoint_root();
   writing.job_id = start_.job_id();
   writing.generation = start_.generation();
@@ -320,7 +328,7 @@ absl::StatusOr<std::string> RankRun::Resolve(const v1::CheckpointFile& file, boo
   MT_ASSIGN_OR_RETURN(
       const std::string path,
       CheckpointFilePath(start_.restore_root(), manifest.job_id(), manifest.step(), file.name()));
-  Env* env = Env::Real();
+  Env* env = &files_;
   if (const auto info = env->Stat(path);
       !verify_local && info.ok() && static_cast<int64_t>(info->size_bytes) == file.size_bytes()) {
     return path;
@@ -340,6 +348,7 @@ absl::StatusOr<std::string> RankRun::Resolve(const v1::CheckpointFile& file, boo
 absl::Status RankRun::Restore() {
   const v1::CheckpointManifest& manifest = start_.restore();
   LoadOptions options;
+  options.env = &files_;
   const Backend& backend = operations_->backend();
   if (!backend.host_memory()) options.device = &backend.abi();
   const std::vector<TensorBox> targets = trainer_->LoadTargets();
@@ -362,7 +371,7 @@ absl::Status RankRun::Restore() {
 // Step 0 with weights from elsewhere: each rank reads the boxes that it holds.
 absl::Status RankRun::LoadInitial() {
   const Backend& backend = operations_->backend();
-  MT_RETURN_IF_ERROR(LoadInitialCheckpoint(Env::Real(), spec_, trainer_->LoadTargets(),
+  MT_RETURN_IF_ERROR(LoadInitialCheckpoint(&files_, spec_, trainer_->LoadTargets(),
                                            backend.host_memory() ? nullptr : &backend.abi()));
   return trainer_->FinishLoad({});
 }
