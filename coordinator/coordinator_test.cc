@@ -1466,6 +1466,33 @@ TEST_F(CoordinatorTest, WatchersHearOfDurableChangesAndLogsAreNumbered) {
   EXPECT_EQ(page->chunks[0].data(), "hello\n");
 }
 
+TEST_F(CoordinatorTest, LogLinesAreNotStoredWhileTheDiskIsNearlyFullAndThatIsSaidOnce) {
+  Register("n1");
+  const std::string id = Submit(1);
+  const auto say = [&](int64_t offset) {
+    v1::WorkerEvent lines = Event(id, 1, 0);
+    lines.mutable_log_lines()->set_data("line\n");
+    lines.mutable_log_lines()->set_offset(offset);
+    Tell("n1", lines);
+  };
+  say(0);
+  env_.SetCapacity(env_.UsedBytes() + (100 << 20));
+  say(5);
+  say(10);
+  env_.SetCapacity(std::nullopt);
+  say(15);
+  say(20);
+  EXPECT_EQ(coordinator_->logs().LastSequence(id), 3);
+  v1::EventsRequest request;
+  request.set_job_id(id);
+  std::vector<std::string> told;
+  const v1::EventsResponse events = coordinator_->ListEvents(request).value();
+  for (const v1::Event& event : events.events()) {
+    if (event.kind().starts_with("logs_")) told.push_back(event.kind());
+  }
+  EXPECT_THAT(told, ::testing::ElementsAre("logs_lost", "logs_stored_again"));
+}
+
 TEST_F(CoordinatorTest, GracefulShutdownPausesAndTheNextStartResumes) {
   Register("n1");
   const std::string id = Submit(1);

@@ -257,6 +257,38 @@ TEST_F(ApiTest, AbandonedStreamsAreForgotten) {
   EXPECT_TRUE(Call(jobs, &v1::Jobs::Stub::Cancel, Action(logs.job_id())).ok());
 }
 
+TEST_F(ApiTest, LogsOfAQuietRankAreFoundThoughOneReadDoesNotReachThem) {
+  v1::Jobs::Stub jobs(As(Role::kSubmitter));
+  v1::LogsRequest logs;
+  logs.set_job_id(Call(jobs, &v1::Jobs::Stub::Submit, Request())->id());
+  OnLoop([&] {
+    const auto say = [&](int rank, const std::string& data) {
+      v1::LogChunk chunk;
+      chunk.set_rank(rank);
+      chunk.set_data(data);
+      const auto stored = coordinator_->logs().Append(logs.job_id(), chunk, -1);
+      EXPECT_TRUE(stored.ok()) << stored.status();
+    };
+    const std::string loud = std::string((64 << 10) - 1, 'x') + "\n";
+    for (int i = 0; i < 64; ++i) say(7, loud);
+    say(0, "quiet\n");
+    for (int i = 0; i < 64; ++i) say(7, loud);
+  });
+  const auto read = [&] {
+    grpc::ClientContext context;
+    Limit(context);
+    const auto reader = jobs.Logs(&context, logs);
+    v1::LogChunk chunk;
+    std::string text;
+    while (reader->Read(&chunk)) text += chunk.data();
+    EXPECT_TRUE(reader->Finish().ok());
+    return text;
+  };
+  EXPECT_EQ(read(), "quiet\n");
+  logs.set_tail_lines(1);
+  EXPECT_EQ(read(), "quiet\n");
+}
+
 TEST_F(ApiTest, LogsOfARankThatDoesNotExistAreOutOfRange) {
   v1::Jobs::Stub jobs(As(Role::kSubmitter));
   v1::LogsRequest logs;
