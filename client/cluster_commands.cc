@@ -174,7 +174,7 @@ absl::StatusOr<ExitCode> Status(Session* session) {
   }
   const absl::Time now = absl::Now();
   std::map<std::string, int> jobs(status.jobs_by_state().begin(), status.jobs_by_state().end());
-  std::printf("coordinator  %s, up %s, version %s, start %lld of this state\n",
+  std::printf("coordinator  %s, up %s, version %s, epoch %lld\n",
               client->endpoint().address.c_str(), Age(status.started(), now).c_str(),
               Safe(status.version()).c_str(), static_cast<long long>(status.epoch()));
   if (!status.metrics_address().empty())
