@@ -7,6 +7,7 @@
 #include "common/exit_codes.h"
 #include "common/log.h"
 #include "common/proto_time.h"
+#include "worker/agent/rank_frame.h"
 #include "worker/checkpoint/manifest.h"
 
 namespace mt {
@@ -185,6 +186,12 @@ void Agent::Launch(Job& job) {
   if (status.ok()) status = env_->CreateDirectories(log_folder);
   if (status.ok()) status = env_->CreateDirectories(scratch);
   if (status.ok()) status = env_->CreateDirectories(sample_index);
+  std::string restore_file;
+  if (start.restore().ByteSizeLong() > kMaxManifestInFrameBytes) {
+    restore_file = JoinPath(scratch, "restore.pb");
+    if (status.ok())
+      status = WriteFileAtomically(env_, restore_file, start.restore().SerializeAsString());
+  }
   for (const RankId& id : ids) {
     Rank& rank = ranks_[id];
     RankLaunch launch;
@@ -199,7 +206,8 @@ void Agent::Launch(Job& job) {
     *message.mutable_rank_table() = start.rank_table();
     message.set_checkpoint_root(StoreRoot(start.spec().checkpoint().path()));
     if (start.has_restore()) {
-      *message.mutable_restore() = start.restore();
+      if (restore_file.empty()) *message.mutable_restore() = start.restore();
+      message.set_restore_file(restore_file);
       message.set_restore_root(StoreRoot(start.restore().spec().checkpoint().path()));
     }
     int32_t threads = start.spec().runtime().threads_per_rank();

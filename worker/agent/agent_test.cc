@@ -6,6 +6,7 @@
 
 #include "common/testing/mem_env.h"
 #include "common/testing/sim_event_loop.h"
+#include "worker/agent/rank_frame.h"
 #include "worker/agent/testing/fake_coordinator.h"
 
 namespace mt {
@@ -700,6 +701,39 @@ TEST_F(AgentTest, NeededFilesAreFetchedOnceForAllRanks) {
   need.mutable_need_file()->set_file("../../etc/passwd");
   host_->handler_->OnRankMessage(Id(1, 0), need);
   EXPECT_FALSE(host_->sent.back().second.file_ready().ok());
+}
+
+// Written once for all ranks of the node, and gone with them.
+TEST_F(AgentTest, AManifestThatIsTooLargeForAMessageGoesByAFile) {
+  v1::CoordinatorMessage message;
+  auto* start = message.mutable_start_ranks();
+  start->set_job_id("job-1");
+  start->set_generation(1);
+  for (int rank = 0; rank < 2; ++rank) {
+    auto* slot = start->add_rank_table();
+    slot->set_rank(rank);
+    slot->set_slot(rank);
+    slot->set_node("n0");
+  }
+  start->mutable_restore()->set_job_id("job-1");
+  while (start->restore().files_size() < 20)
+    start->mutable_restore()->add_files()->set_name(std::string(1 << 20, 'a'));
+  const std::string manifest = start->restore().SerializeAsString();
+  Command(std::move(message));
+  ASSERT_EQ(host_->spawned.size(), 2u);
+  const std::string path = host_->launches[Id(1, 0)].start.restore_file();
+  for (const auto& [id, launch] : host_->launches) {
+    EXPECT_EQ(launch.start.restore_file(), path);
+    v1::ToRank first;
+    *first.mutable_start() = launch.start;
+    std::string frame;
+    EXPECT_TRUE(AppendFrame(first, &frame).ok());
+    EXPECT_FALSE(launch.start.restore_root().empty());
+  }
+  EXPECT_TRUE(ReadFile(&env_, path).value_or("") == manifest);
+  Exit(1, 0, 9);
+  Exit(1, 1, 9);
+  EXPECT_EQ(ReadFile(&env_, path).status().code(), absl::StatusCode::kNotFound);
 }
 
 // A rank must learn why a file does not come: only what nobody has is a reason to give the checkpoint up.

@@ -13,6 +13,9 @@
 namespace mt {
 
 inline constexpr uint32_t kMaxRankFrameBytes = 16 << 20;
+// A larger manifest of the checkpoint to restore goes by a file (RankStart.restore_file); those of large mixtures of experts have
+// tens of MiB, and every rank of a node reads the same one.
+inline constexpr size_t kMaxManifestInFrameBytes = 1 << 20;
 
 // RESOURCE_EXHAUSTED if it is too large.
 inline absl::Status AppendFrame(const google::protobuf::MessageLite& message, std::string* out) {

@@ -11,6 +11,7 @@
 #include <chrono>
 
 #include "absl/time/time.h"
+#include "common/env.h"
 #include "common/log.h"
 #include "worker/agent/rank_frame.h"
 
@@ -49,7 +50,16 @@ absl::StatusOr<v1::RankStart> RankChannel::ReceiveStart() {
     if (taken) {
       if (!message.has_start())
         return absl::InvalidArgumentError("the first message is not a start message");
-      return std::move(*message.mutable_start());
+      v1::RankStart start = std::move(*message.mutable_start());
+      if (start.restore_file().empty()) return start;
+      MT_ASSIGN_OR_RETURN(const std::string manifest, ReadFile(Env::Real(), start.restore_file()));
+      if (!start.mutable_restore()->ParseFromString(manifest)) {
+        return absl::InternalError(
+            absl::StrCat(start.restore_file(), " (", manifest.size(),
+                         " bytes) is not the manifest that the worker ",
+                         "daemon wrote there; the next attempt writes it anew"));
+      }
+      return start;
     }
     const ssize_t count = read(fd_, buffer, sizeof(buffer));
     if (count < 0 && errno == EINTR) continue;

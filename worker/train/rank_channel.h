@@ -29,7 +29,7 @@ class RankChannel : public Rendezvous {
   RankChannel(const RankChannel&) = delete;
 
   // The first message; blocks. UNAVAILABLE: the daemon is gone. INVALID_ARGUMENT: something else
-  // came.
+  // came. A manifest that came by a file is in `restore`; NOT_FOUND, INTERNAL: that file is gone or no manifest.
   absl::StatusOr<v1::RankStart> ReceiveStart();
   // From here on a thread reads. `on_gone` must not return; `signal` is SIGTERM, or 0 when the
   // daemon is gone.

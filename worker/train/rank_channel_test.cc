@@ -6,6 +6,7 @@
 
 #include <thread>
 
+#include "common/env.h"
 #include "worker/agent/rank_frame.h"
 
 namespace mt {
@@ -127,6 +128,26 @@ TEST_F(RankChannelTest, TellsTheBytesThatMoveInAPhase) {
   }
   EXPECT_EQ(phase, "step");
   EXPECT_EQ(Phase(), "step") << "a write behind the training is not the training's progress";
+}
+
+TEST_F(RankChannelTest, AManifestThatIsTooLargeForAMessageComesByAFile) {
+  v1::CheckpointManifest manifest;
+  manifest.set_job_id("job-1");
+  manifest.set_step(20);
+  while (manifest.files_size() < 20) manifest.add_files()->set_name(std::string(1 << 20, 'a'));
+  const std::string path = absl::StrCat(::testing::TempDir(), "/restore-", getpid(), ".pb");
+  ASSERT_TRUE(WriteFileAtomically(Env::Real(), path, manifest.SerializeAsString()).ok());
+  v1::ToRank first;
+  first.mutable_start()->set_job_id("job-1");
+  first.mutable_start()->set_restore_file(path);
+  std::string frame;
+  ASSERT_TRUE(AppendFrame(first, &frame).ok());
+  ASSERT_EQ(write(ends_[1], frame.data(), frame.size()), static_cast<ssize_t>(frame.size()));
+  RankChannel channel(ends_[0]);
+  const absl::StatusOr<v1::RankStart> start = channel.ReceiveStart();
+  ASSERT_TRUE(start.ok()) << start.status();
+  EXPECT_EQ(start->restore().SerializeAsString(), manifest.SerializeAsString());
+  unlink(path.c_str());
 }
 
 }  // namespace
