@@ -265,6 +265,8 @@ class CoordinatorTest : public ::testing::Test {
   std::string removed_;                                     // from the hostfile
   CoordinatorTunables tunables_;
   int slots_ = 2;  // of a node that registers
+  std::string version_;
+  NodeLauncher* launcher_ = nullptr;
 };
 
 using Body = v1::CoordinatorMessage;
