@@ -81,7 +81,7 @@ struct MetricsSnapshot {
   int64_t store_full_errors = 0;
   int64_t stale_messages = 0;  // of an old incarnation or generation, answered or dropped
   std::map<std::string, absl::Time> certificate_expiry;  // of connected nodes; empty without TLS
-  int64_t node_restarts = 0;   // a known node registered with a new incarnation
+  int64_t node_restarts = 0;  // a known node registered with a new incarnation
   int64_t checkpoint_copy_visits =
       0;  // how often a checkpoint's file was looked at while copies of it were made
   int64_t data_bytes_from_coordinator = 0;  // fetched by nodes

@@ -60,7 +60,7 @@ struct PeerIdentity {
 absl::StatusOr<PeerIdentity> PeerOf(const grpc::AuthContext& context);
 absl::StatusOr<PeerIdentity> ParseCommonName(absl::string_view common_name);
 
-inline constexpr int kMaxMessageBytes =
-    64 << 20;  // rank tables and manifests of large jobs; file pieces stay at 1 MiB
+// Rank tables, and manifests: of a large mixture of experts over many ranks they have some hundred MiB. File pieces stay at 1 MiB.
+inline constexpr int kMaxMessageBytes = 1 << 30;
 
 }  // namespace mt

@@ -26,7 +26,7 @@ namespace mt {
 namespace {
 
 constexpr int kNumThreads = 4;
-constexpr absl::Duration kFirstLook = absl::Seconds(1);  // whether a daemon that was started lives
+constexpr absl::Duration kFirstLook = absl::Seconds(1);   // whether a daemon that was started lives
 constexpr absl::Duration kStopGrace = absl::Seconds(15);  // the daemon's own ranks get ten seconds
 
 // Field 22 of /proc/<pid>/stat, in clock ticks since boot; nothing for a process that is gone or a

@@ -166,13 +166,12 @@ void NodeTable::Register(Node& node, const std::shared_ptr<WorkerStream>& stream
   }
   absl::Status refusal;
   if (registration.protocol_version() != kProtocolVersion) {
-    refusal = absl::FailedPreconditionError(
-        absl::StrCat("worker speaks protocol ", registration.protocol_version(),
-                     ", the coordinator ", kProtocolVersion));
+    refusal = absl::FailedPreconditionError(absl::StrCat("worker speaks protocol ",
+                                                         registration.protocol_version(),
+                                                         ", the coordinator ", kProtocolVersion));
   } else if (!options_.version.empty() && registration.version() != options_.version) {
-    refusal = absl::FailedPreconditionError(
-        absl::StrCat("worker has version ", registration.version(), ", the coordinator ",
-                     options_.version));
+    refusal = absl::FailedPreconditionError(absl::StrCat(
+        "worker has version ", registration.version(), ", the coordinator ", options_.version));
   } else if (!options_.bundle_digest.empty() &&
              registration.bundle_digest() != options_.bundle_digest) {
     refusal = absl::FailedPreconditionError(
@@ -189,8 +188,8 @@ void NodeTable::Register(Node& node, const std::shared_ptr<WorkerStream>& stream
                            " rank(s) run there without this coordinator, and it is replaced when "
                            "they have ended; to end them now: kill the process that daemon.pid in "
                            "the node's folder names (~/.mt/",
-                           options_.ledger->state().cluster_id, "/", name,
-                           " there, or nodes/", name, " in the coordinator's state folder)"));
+                           options_.ledger->state().cluster_id, "/", name, " there, or nodes/",
+                           name, " in the coordinator's state folder)"));
     options_.listener->OnNodeChanged(name);
     Refuse(stream, absl::FailedPreconditionError(node.reason));
     return;

@@ -915,7 +915,8 @@ TEST_F(AgentTest, RankWhoseFileComesIsNotHung) {
   }
   EXPECT_THAT(coordinator_.EventsOf(v1::WorkerEvent::kRankHung), IsEmpty());
   Run(absl::Seconds(31));
-  EXPECT_EQ(coordinator_.EventsOf(v1::WorkerEvent::kRankHung).size(), 2u) << "nothing comes any more";
+  EXPECT_EQ(coordinator_.EventsOf(v1::WorkerEvent::kRankHung).size(), 2u)
+      << "nothing comes any more";
 }
 
 }  // namespace

@@ -12,7 +12,7 @@
 
 namespace mt {
 
-inline constexpr uint32_t kMaxRankFrameBytes = 16 << 20;
+inline constexpr uint32_t kMaxRankFrameBytes = 256 << 20;  // a rank's part of such a manifest
 // A larger manifest of the checkpoint to restore goes by a file (RankStart.restore_file); those of large mixtures of experts have
 // tens of MiB, and every rank of a node reads the same one.
 inline constexpr size_t kMaxManifestInFrameBytes = 1 << 20;

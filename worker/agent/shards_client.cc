@@ -106,8 +106,8 @@ class ShardsFetcher : public FileFetcher {
   }
 
   absl::Status Transfer(const FetchRequest& request) {
-    MeteredEnv env(env_, request.moved != nullptr ? request.moved
-                                                  : std::make_shared<std::atomic<int64_t>>());
+    MeteredEnv env(
+        env_, request.moved != nullptr ? request.moved : std::make_shared<std::atomic<int64_t>>());
     if (VerifyFile(&env, request.destination, request.file).ok()) return absl::OkStatus();
     const std::string temporary =
         absl::StrCat(request.destination, ".tmp-fetch-", Random::Real()->Id(8));

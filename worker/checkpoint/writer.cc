@@ -144,8 +144,7 @@ class ThreadedCheckpointWriter : public CheckpointWriter {
       int generation = 0;
       if (absl::ConsumePrefix(&left, absl::StrCat(name, ".tmp-g")) &&
           absl::SimpleAtoi(left, &generation) && generation < options_.generation) {
-        (void)options_.env->RemoveFile(
-            JoinPath(folder, absl::StrCat(name, ".tmp-g", generation)));
+        (void)options_.env->RemoveFile(JoinPath(folder, absl::StrCat(name, ".tmp-g", generation)));
       }
     }
   }

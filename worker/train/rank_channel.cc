@@ -205,10 +205,9 @@ void RankChannel::SendProgress() {
   {
     const std::lock_guard lock(mutex_);
     progress->set_phase(phase_);
-    const int64_t moved =
-        moved_ == nullptr || phase_ == "step"
-            ? 0
-            : (moved_->load(std::memory_order_relaxed) - moved_before_) >> 20;
+    const int64_t moved = moved_ == nullptr || phase_ == "step"
+                              ? 0
+                              : (moved_->load(std::memory_order_relaxed) - moved_before_) >> 20;
     if (moved > 0) progress->set_phase(absl::StrCat(phase_, ", ", moved, " MiB"));
     progress->set_step(step_);
   }
