@@ -507,6 +507,30 @@ TEST_F(CoordinatorTest, AttemptsWithoutProgressWaitLongerEachTime) {
   EXPECT_EQ(Get(id).state(), v1::JOB_STATE_FAILED);
 }
 
+// Nothing of the job was tried, so it does not fail; but it is not asked for every few seconds for ever.
+TEST_F(CoordinatorTest, AStartThatIsRefusedAgainAndAgainIsAskedForLessAndLess) {
+  Register("n1");
+  const std::string id = Submit(1);
+  for (const int seconds : {15, 60, 300, 300}) {
+    const int attempt = Get(id).attempt();
+    v1::WorkerMessage answer;
+    answer.mutable_command_result()->set_command_id(Newest("n1", Body::kStartRanks)->command_id());
+    answer.mutable_command_result()->set_code(static_cast<int>(absl::StatusCode::kInternal));
+    answer.mutable_command_result()->set_message("the disk does not answer");
+    Say("n1", answer);
+    Run(absl::Milliseconds(100));
+    EXPECT_THAT(Get(id).reason(), HasSubstr(absl::StrCat("next attempt in ", seconds, " s: ")));
+    for (int beat = 0; beat < 400 && Get(id).attempt() == attempt; ++beat) {
+      v1::WorkerMessage alive;
+      alive.mutable_heartbeat();
+      Say("n1", alive);
+      Run(absl::Seconds(1));
+    }
+    ASSERT_EQ(Get(id).attempt(), attempt + 1);
+  }
+  EXPECT_EQ(Get(id).attempts_without_progress(), 0);
+}
+
 TEST_F(CoordinatorTest, AJobThatWaitsForItsNextAttemptCanBeSteered) {
   Register("n1");
   v1::JobActionRequest action;

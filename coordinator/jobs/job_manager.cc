@@ -440,9 +440,10 @@ absl::Duration JobManager::RetryWait(const JobRecord& job, const AttemptRecord& 
   if (retry.generation != attempt.generation()) {
     // The first restart is at once: of a job that has never come far it follows an attempt without progress.
     const bool ever = job.furthest_step() > 0 || job.job().last_checkpoint_step() >= 0;
-    const int restarts = std::max(fruitless - (ever ? 0 : 1), refused ? 1 : 0);
+    const int refusals = refused ? retry.refusals + 1 : 0;
+    const int restarts = std::max(fruitless - (ever ? 0 : 1), refusals);
     const size_t which = std::min<size_t>(restarts, options_.retry_waits.size() - 1);
-    retry = {attempt.generation(), now + options_.retry_waits[which]};
+    retry = {attempt.generation(), now + options_.retry_waits[which], refusals};
   }
   return retry.until - now;
 }

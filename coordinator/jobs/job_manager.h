@@ -168,6 +168,7 @@ class JobManager {
   struct Retry {
     int generation = 0;    // of the attempt that failed
     absl::Duration until;  // monotonic
+    int refusals = 0;      // starts that nodes refused, in a row
   };
   std::map<std::string, Retry> retries_;  // by job; not durable: a new coordinator waits anew
   std::map<std::pair<std::string, std::string>, absl::Duration> avoided_;  // job, node: until then
